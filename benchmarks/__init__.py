@@ -1,0 +1,1 @@
+"""Measurements of mm1_mlx; run from a checkout, not installed."""

@@ -1,0 +1,1 @@
+"""A procedural benchmark: pictures of coloured shapes, with questions and captions."""

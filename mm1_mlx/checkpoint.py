@@ -1,0 +1,397 @@
+"""The one on-disk format: a folder that is either whole or not there.
+
+``config.json``, ``model*.safetensors`` (with an index where there are several), the
+tokenizer's files, and ``manifest.json``: format version, source, size and sha256 of
+every file. The manifest is written last and the folder renamed into place, so a killed
+run leaves nothing that loads. Attribute path = tensor name; no name is translated here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from safetensors import SafetensorError, safe_open
+
+from mm1_mlx.config import MM1Config
+from mm1_mlx.errors import CheckpointError
+from mm1_mlx.models import MM1
+
+FORMAT_VERSION = 1
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+MANIFEST = "manifest.json"
+MAX_JSON_BYTES = 64 << 20
+MAX_SHARD_BYTES = 1_000_000_000
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file.
+
+    Raises:
+        CheckpointError: it is missing, too large or not JSON.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{path} is {size:,} bytes, more than the {MAX_JSON_BYTES:,} allowed"
+            )
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is not valid JSON; get it again") from None
+
+
+def safe_join(root: Path, name: str) -> Path:
+    """``root / name`` for a plain file name out of an untrusted file.
+
+    Raises:
+        CheckpointError: the name could reach outside ``root``.
+    """
+    if not name or name != Path(name).name or "\\" in name or "\0" in name:
+        raise CheckpointError(f"{root}: file name {name!r} is not allowed")
+    path = root / name
+    if path.is_symlink() and root.resolve() not in path.resolve().parents:
+        # Hub snapshots link into their own cache, three folders up at most.
+        blobs = root.resolve().parent.parent / "blobs"
+        if blobs not in path.resolve().parents:
+            raise CheckpointError(f"{path} is a link out of its folder")
+    return path
+
+
+def read_shard(path: Path) -> dict[str, mx.array]:
+    """The tensors of a safetensors file, lazily.
+
+    The strict Rust parser reads the header first: mlx alone accepts overlapping,
+    wrapped and truncated tensors.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or damaged.
+    """
+    check_shard(path)
+    return mx.load(str(path), format="safetensors")  # type: ignore[return-value]
+
+
+def check_shard(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in a safetensors file, from its header.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {
+                name: tuple(file.get_slice(name).get_shape()) for name in file.keys()  # noqa: SIM118
+            }
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or cut off ({_reason(error)}); download or convert it again"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0].removeprefix("Error while deserializing header: ")
+
+
+def model_shapes(config: MM1Config) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the model, without allocating it."""
+    return {name: tuple(x.shape) for name, x in tree_flatten(MM1(config).parameters())}
+
+
+def check_names(
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    where: object,
+) -> None:
+    """Pass only if names and shapes are exactly the model's.
+
+    Raises:
+        CheckpointError: names the tensors that are unknown, missing or misshapen.
+    """
+    unknown = sorted(set(found) - set(expected))
+    missing = sorted(set(expected) - set(found))
+    for names, verb in ((unknown, "unknown"), (missing, "missing")):
+        if names:
+            raise CheckpointError(
+                f"{where}: {len(names)} tensor(s) {verb}, e.g. {names[:5]}; "
+                "config.json and the weights do not belong together"
+            )
+    for name, shape in found.items():
+        if shape != expected[name]:
+            raise CheckpointError(
+                f"{where}: {name} has shape {list(shape)}, "
+                f"config.json says {list(expected[name])}"
+            )
+
+
+def load_config(path: Path) -> MM1Config:
+    """The config of a model folder.
+
+    Raises:
+        CheckpointError: the folder is not there, not finished, or not in our format.
+        ConfigError: its config.json does not describe a model.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"model folder {str(path)!r} does not exist")
+    values = read_json(path / CONFIG)
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind != "mm1":
+        raise CheckpointError(
+            f"{path} is a {kind!r} model, not 'mm1'; convert it with "
+            f"'mm1 convert {path} OUT'"
+        )
+    version = _read_manifest(path).get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version!r}, this program reads "
+            f"{FORMAT_VERSION}; convert it again"
+        )
+    return MM1Config.from_dict(values)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not (path / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{path} has no {MANIFEST}, so it is not a finished model; convert it again"
+        )
+    manifest = read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise CheckpointError(f"{path / MANIFEST} lists no files; convert it again")
+    return manifest
+
+
+def load_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, once every file it lists has the size it says.
+
+    Raises:
+        CheckpointError: a file is missing or has another size.
+    """
+    manifest = _read_manifest(path)
+    for name, record in manifest["files"].items():
+        file = safe_join(path, name)
+        size = file.stat().st_size if file.is_file() else None
+        if not isinstance(record, dict) or size != record.get("bytes"):
+            have = "is missing" if size is None else f"has {size:,} bytes"
+            raise CheckpointError(
+                f"{file} {have}, the manifest says {_bytes(record)}; "
+                "copy or convert the model again"
+            )
+    return manifest
+
+
+def _bytes(record: Any) -> str:
+    size = record.get("bytes") if isinstance(record, dict) else None
+    return f"{size:,}" if isinstance(size, int) else "nothing readable"
+
+
+def verify_digests(path: Path) -> int:
+    """Compare every file with its sha256 in the manifest; the number of files.
+
+    Raises:
+        CheckpointError: names the file whose bytes changed.
+    """
+    files = load_manifest(path)["files"]
+    for name, record in files.items():
+        if _sha256(path / name) != record.get("sha256"):
+            raise CheckpointError(
+                f"{path / name} does not have the sha256 of the manifest; "
+                "copy or convert the model again"
+            )
+    return len(files)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_model(path: Path, dtype: mx.Dtype | None = None) -> MM1:
+    """The model of a folder, its weights in ``dtype`` (as stored if None).
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or does not fit the config.
+        ConfigError: config.json does not describe a model.
+    """
+    config = load_config(path)
+    files = load_manifest(path)["files"]
+    weights: dict[str, mx.array] = {}
+    for name in sorted(files):
+        if name.endswith(".safetensors"):
+            weights.update(read_shard(safe_join(path, name)))
+    model = MM1(config)
+    shapes = {k: tuple(v.shape) for k, v in tree_flatten(model.parameters())}
+    check_names({k: tuple(v.shape) for k, v in weights.items()}, shapes, path)
+    if dtype is not None:
+        weights = {k: v.astype(dtype) for k, v in weights.items()}
+    model.load_weights(list(weights.items()))
+    model.eval()
+    mx.eval(model.parameters())
+    return model
+
+
+class CheckpointWriter:
+    """Writes a model folder that appears only when it is complete.
+
+        with CheckpointWriter(out, config, source={"format": "llava_hf"}) as writer:
+            writer.add("decoder.norm.weight", tensor)
+            writer.add_file("tokenizer.json", path)
+
+    Tensors are held until a shard is full, so memory stays near ``MAX_SHARD_BYTES``.
+
+    Raises:
+        CheckpointError: ``out`` exists and ``overwrite`` is false, or the tensors are
+            not exactly those of the config's model.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        config: MM1Config,
+        source: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        if out.exists() and not overwrite:
+            raise CheckpointError(
+                f"{str(out)!r} already exists; choose another name or pass --overwrite"
+            )
+        if out.exists() and not (out / MANIFEST).is_file():
+            raise CheckpointError(
+                f"{str(out)!r} is not a model folder and will not be overwritten"
+            )
+        self.out = out
+        self.config = config
+        self.source = dict(source)
+        self.folder = out.with_name(f"{out.name}.partial-{os.getpid()}")
+        self.expected = model_shapes(config)
+        self.written: dict[str, tuple[int, ...]] = {}
+        self.shard: dict[str, mx.array] = {}
+        self.shard_bytes = 0
+        self.shards: list[list[str]] = []
+        self.total_bytes = 0
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        return self
+
+    def add(self, name: str, tensor: mx.array) -> None:
+        """Write one tensor of the model.
+
+        Raises:
+            CheckpointError: the model has no such tensor, or another shape.
+        """
+        shape = tuple(tensor.shape)
+        if self.expected.get(name) != shape or name in self.written:
+            raise CheckpointError(
+                f"tensor {name} {list(shape)} does not belong to the model, which "
+                f"expects {self.expected.get(name)}"
+            )
+        if self.shard and self.shard_bytes + tensor.nbytes > MAX_SHARD_BYTES:
+            self._write_shard()
+        self.written[name] = shape
+        self.shard[name] = tensor
+        self.shard_bytes += tensor.nbytes
+        self.total_bytes += tensor.nbytes
+
+    def add_file(self, name: str, content: bytes | Path) -> None:
+        """Write one more file beside the weights: bytes, or a copy of a path."""
+        target = safe_join(self.folder, name)
+        target.write_bytes(
+            content if isinstance(content, bytes) else content.read_bytes()
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write_shard(self) -> None:
+        self.shards.append(sorted(self.shard))
+        path = self.folder / f"shard-{len(self.shards)}"
+        mx.save_safetensors(
+            f"{path}.safetensors", self.shard, metadata={"format": "mlx"}
+        )
+        self.shard, self.shard_bytes = {}, 0
+
+    def _finish(self) -> None:
+        check_names(self.written, self.expected, self.out)
+        self._write_shard()
+        self._name_shards()
+        config = json.dumps(self.config.to_dict(), indent=2)
+        self.add_file(CONFIG, config.encode() + b"\n")
+        for path in self.folder.iterdir():
+            _fsync(path)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "source": self.source,
+            "files": {
+                path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                for path in sorted(self.folder.iterdir())
+            },
+        }
+        self.add_file(MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
+        _fsync(self.folder / MANIFEST)
+        _fsync(self.folder)
+        self._rename()
+
+    def _name_shards(self) -> None:
+        """Give the shards their Hugging Face names, and an index if there are several."""
+        count, weight_map = len(self.shards), {}
+        for i, names in enumerate(self.shards, 1):
+            name = f"model-{i:05}-of-{count:05}.safetensors"
+            name = name if count > 1 else "model.safetensors"
+            (self.folder / f"shard-{i}.safetensors").rename(self.folder / name)
+            weight_map.update(dict.fromkeys(names, name))
+        if count > 1:
+            index = {
+                "metadata": {"total_size": self.total_bytes},
+                "weight_map": weight_map,
+            }
+            self.add_file(INDEX, json.dumps(index, indent=2).encode() + b"\n")
+
+    def _rename(self) -> None:
+        """Put the folder in its place; an old one steps aside first and goes last."""
+        old = self.out.with_name(f"{self.out.name}.old-{os.getpid()}")
+        if self.out.exists():
+            self.out.rename(old)
+        self.folder.rename(self.out)
+        _fsync(self.out.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    """Flush a file or folder to the disk; on macOS past the drive's own cache too."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if hasattr(os, "F_FULLFSYNC"):
+            import fcntl
+
+            fcntl.fcntl(descriptor, os.F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+

@@ -1,0 +1,20 @@
+"""The errors a caller can cause; everything else that is raised is a bug of ours.
+
+A message is one sentence: what is wrong, the value, what was expected, the way out.
+"""
+
+
+class MM1Error(Exception):
+    """Base of every error that a user, a file or a caller can cause."""
+
+
+class ConfigError(MM1Error, ValueError):
+    """A configuration that does not describe a model."""
+
+
+class CheckpointError(MM1Error, ValueError):
+    """A model folder or a source of weights that cannot be used."""
+
+
+class PromptError(MM1Error, ValueError):
+    """Messages or pictures that do not make a prompt."""

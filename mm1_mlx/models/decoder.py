@@ -1,0 +1,127 @@
+"""The language model: tokens [B, T] or embeddings [B, T, D] to logits [B, T, V].
+
+One class for the Llama family by config: Llama, Vicuna, Mistral, Qwen2, Qwen3, and
+MM1's own decoders, whose layer sizes are not published.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
+from mlx_lm.models.rope_utils import initialize_rope
+
+from mm1_mlx.config import DecoderConfig
+from mm1_mlx.models.activation import ACTIVATIONS
+from mm1_mlx.models.moe import SparseMLP
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped queries and rotary positions."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        D, head_dim = config.hidden_size, config.head_dim
+        self.num_heads = config.num_attention_heads
+        self.num_kv_heads = config.num_key_value_heads
+        self.scale = head_dim**-0.5
+        queries, keys = self.num_heads * head_dim, self.num_kv_heads * head_dim
+        self.q_proj = nn.Linear(D, queries, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(D, keys, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(D, keys, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(queries, D, bias=config.o_bias)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
+        self.rope = initialize_rope(
+            head_dim,
+            config.rope_theta,
+            config.rope_interleaved,
+            config.rope_scaling.to_dict() if config.rope_scaling else None,
+            config.max_position_embeddings,
+        )
+
+    def __call__(self, x: mx.array, mask: Any, cache: Any) -> mx.array:
+        B, T, _ = x.shape
+        q = self.q_proj(x).reshape(B, T, self.num_heads, -1)
+        k = self.k_proj(x).reshape(B, T, self.num_kv_heads, -1)
+        v = self.v_proj(x).reshape(B, T, self.num_kv_heads, -1).transpose(0, 2, 1, 3)
+        if "q_norm" in self:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3)
+        if cache is None:
+            q, k = self.rope(q), self.rope(k)
+        else:
+            q, k = self.rope(q, offset=cache.offset), self.rope(k, offset=cache.offset)
+            k, v = cache.update_and_fetch(k, v)
+        x = scaled_dot_product_attention(
+            q, k, v, cache=cache, scale=self.scale, mask=mask
+        )
+        return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(activation(gate(x)) * up(x))."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        D, H, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.gate_proj = nn.Linear(D, H, bias=bias)
+        self.up_proj = nn.Linear(D, H, bias=bias)
+        self.down_proj = nn.Linear(H, D, bias=bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+FEEDFORWARDS = {"dense": MLP, "sparse": SparseMLP}
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        D, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = nn.RMSNorm(D, eps=eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(D, eps=eps)
+        feedforward = "sparse" if config.is_sparse(layer) else "dense"
+        self.mlp = FEEDFORWARDS[feedforward](config)
+
+    def __call__(self, x: mx.array, mask: Any, cache: Any) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Logits [B, T, V] for tokens [B, T], or for embeddings [B, T, D] in their place.
+
+    ``cache`` holds one of mlx-lm's caches per layer and is updated in place.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.sliding_window = config.sliding_window
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Block(config, i) for i in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: list[Any] | None = None,
+        input_embeddings: mx.array | None = None,
+    ) -> mx.array:
+        x = self.embed_tokens(tokens) if input_embeddings is None else input_embeddings
+        caches = cache or [None] * len(self.layers)
+        mask = create_attention_mask(x, caches[0], window_size=self.sliding_window)
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            x = layer(x, mask, layer_cache)
+        x = self.norm(x)
+        if "lm_head" in self:
+            return self.lm_head(x)
+        return self.embed_tokens.as_linear(x)
