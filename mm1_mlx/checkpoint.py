@@ -239,7 +239,8 @@ def load_model(path: Path, dtype: mx.Dtype | None = None) -> MM1:
         weights = {k: v.astype(dtype) for k, v in weights.items()}
     model.load_weights(list(weights.items()))
     model.eval()
-    mx.eval(model.parameters())
+    # Constants too: another thread could not evaluate them on this one's stream.
+    mx.eval(model.state)
     return model
 
 

@@ -16,7 +16,7 @@ from mm1_mlx.config import (
     LinearConfig,
     MLPConfig,
 )
-from mm1_mlx.models.activation import ACTIVATIONS
+from mm1_mlx.models.activation import ACTIVATIONS, sigmoid, silu
 
 
 class LinearConnector(nn.Module):
@@ -108,7 +108,7 @@ class SqueezeExcite(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         means = x.mean(axis=(1, 2), keepdims=True)
-        return x * mx.sigmoid(self.fc2(nn.silu(self.fc1(means))))
+        return x * sigmoid(self.fc2(silu(self.fc1(means))))
 
 
 class Shortcut(nn.Module):
@@ -145,10 +145,10 @@ class Bottleneck(nn.Module):
             self.shortcut = Shortcut(input_size, output_size, eps)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = nn.silu(self.norm1(self.conv1(x)))
-        y = nn.silu(self.norm2(self.conv2(y)))
+        y = silu(self.norm1(self.conv1(x)))
+        y = silu(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(self.se(y)))
-        return nn.silu(y + (self.shortcut(x) if "shortcut" in self else x))
+        return silu(y + (self.shortcut(x) if "shortcut" in self else x))
 
 
 class CAbstractor(nn.Module):
@@ -197,7 +197,7 @@ class CAbstractor(nn.Module):
             x = block(x)
         x = x.reshape(N, -1, x.shape[-1])
         for i, linear in enumerate(self.readout):
-            x = linear(nn.silu(x) if i else x)
+            x = linear(silu(x) if i else x)
         if "eos_tokens" in self:
             eos = mx.broadcast_to(self.eos_tokens, (N, *self.eos_tokens.shape))
             x = mx.concatenate([x, eos], axis=1)

@@ -1,0 +1,175 @@
+"""The embedded model's recipe: its config, its tokenizer and its training batches."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.shapes.draw import draw
+from benchmarks.shapes.questions import caption, questions
+from benchmarks.shapes.scene import Scene, random_scene, split_rng
+from mm1_mlx.config import MM1Config
+from mm1_mlx.image import load_picture
+from mm1_mlx.layout import group_tiles
+from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
+from mm1_mlx.prompt import Turn
+from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
+from mm1_mlx.train.sample import Batch, Sample, build_sample, collate
+from mm1_mlx.train.trainer import TrainConfig
+
+RECIPE = Path(__file__).with_name("recipe.json")
+SPECIALS = ("<pad>", "</s>", "<image>")
+VOCAB_SIZE = 512
+# Share of the questions in lower case, and of the pictures drawn at the model's size.
+LOWER_CASE = 0.15
+NATIVE_SIZE = 0.6
+
+Conversation = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``recipe.json``, read."""
+
+    config: MM1Config
+    train: TrainConfig
+    pictures_per_step: int
+    rows_per_picture: int
+
+
+def load_recipe() -> Recipe:
+    """The committed recipe."""
+    values = json.loads(RECIPE.read_text())
+    return Recipe(
+        config=_config(values["model"]),
+        train=TrainConfig(**values["train"]),
+        pictures_per_step=values["pictures_per_step"],
+        rows_per_picture=values["rows_per_picture"],
+    )
+
+
+def _config(parts: dict[str, dict[str, Any]]) -> MM1Config:
+    vision, decoder = parts["vision"], parts["decoder"]
+    size = vision["image_size"]
+    defaults = {
+        "connector": {
+            "input_size": vision["hidden_size"],
+            "num_features": (size // vision["patch_size"]) ** 2,
+            "output_size": decoder["hidden_size"],
+        },
+        "decoder": {
+            "vocab_size": VOCAB_SIZE,
+            "head_dim": decoder["hidden_size"] // decoder["num_attention_heads"],
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10_000.0,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+        },
+        "image": {"size": size, "mean": list(CLIP_MEAN), "std": list(CLIP_STD)},
+    }
+    sections = {name: defaults.get(name, {}) | part for name, part in parts.items()}
+    prompt = {"template": "llava", "image_token_id": SPECIALS.index("<image>")}
+    return MM1Config.from_dict(sections | {"prompt": prompt})
+
+
+def train_tokenizer(folder: Path, num_scenes: int = 4000) -> None:
+    """Write a byte-level BPE of the generator's own sentences into ``folder``."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_sentences(num_scenes), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>"
+    )
+    fast.save_pretrained(folder)
+
+
+def _sentences(num_scenes: int) -> list[str]:
+    rng = split_rng("train", 0)
+    sentences = []
+    for _ in range(num_scenes):
+        scene = random_scene(rng)
+        pairs = [(q.text, q.answer) for q in questions(scene, rng)]
+        for question, answer in [*pairs, caption(scene, rng)]:
+            turn = f"USER: \n{question} ASSISTANT: {answer}"
+            sentences += [turn, turn.lower()]
+    return sentences
+
+
+class Batches:
+    """The batch of (step, shard): fresh pictures, each with several conversations.
+
+    Even steps ask single questions, odd steps caption and hold longer conversations:
+    rows of like length waste little padding.
+    """
+
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        self.recipe = recipe
+        self.tokenizer = tokenizer
+        self._sample = lru_cache(maxsize=100_000)(self._build)
+
+    def __call__(self, step: int, shard: int) -> Batch:
+        rng = split_rng("train", 1 + (self.recipe.train.seed * 2**32 + step) * 16 + shard)
+        assert self.recipe.config.image is not None
+        pictures, samples, owners = [], [], []
+        for i in range(self.recipe.pictures_per_step):
+            short_side = 96 if rng.random() < NATIVE_SIZE else int(rng.integers(64, 193))
+            scene = random_scene(rng, short_side=short_side)
+            pictures.append(load_picture(draw(scene), self.recipe.config.image))
+            for conversation in self._conversations(scene, rng, single=step % 2 == 0):
+                samples.append(self._sample(conversation))
+                owners.append([i])
+        return collate(
+            samples,
+            owners,
+            group_tiles(pictures),
+            self.recipe.config,
+            self.tokenizer.image_id,
+        )
+
+    def _conversations(
+        self, scene: Scene, rng: np.random.Generator, *, single: bool
+    ) -> list[Conversation]:
+        asked = [(q.text, q.answer) for q in questions(scene, rng)]
+        rng.shuffle(asked)
+        if single:
+            rows = [[pair] for pair in asked[: self.recipe.rows_per_picture]]
+        else:
+            rows = [[caption(scene, rng)], asked[:2]]
+        return [tuple(_vary(pair, rng) for pair in row) for row in rows]
+
+    def _build(self, pairs: Conversation) -> Sample:
+        turns: list[Turn] = []
+        for i, (question, answer) in enumerate(pairs):
+            picture: list[str | None] = [None] if i == 0 else []
+            turns += [("user", [*picture, question]), ("assistant", [answer])]
+        return build_sample(turns, self.recipe.config, self.tokenizer)
+
+
+def _vary(pair: tuple[str, str], rng: np.random.Generator) -> tuple[str, str]:
+    """The pair as people also type it."""
+    question, answer = pair
+    return (question.lower(), answer) if rng.random() < LOWER_CASE else pair
+
+
+def open_tokenizer(folder: Path, config: MM1Config) -> Tokenizer:
+    """The recipe's tokenizer, trained into ``folder`` if it is not there yet."""
+    if not (folder / "tokenizer.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        train_tokenizer(folder)
+    assert config.prompt is not None
+    return load_tokenizer(folder, config.prompt)

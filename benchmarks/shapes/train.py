@@ -1,0 +1,63 @@
+"""Train the embedded model: ``python -m benchmarks.shapes.train runs/tiny``.
+
+A run that was stopped continues from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mm1_mlx.blas import preload_blas
+
+preload_blas()
+
+import mlx.core as mx  # noqa: E402
+from mlx.utils import tree_flatten  # noqa: E402
+
+from benchmarks.shapes.recipe import Batches, load_recipe, open_tokenizer  # noqa: E402
+from mm1_mlx.checkpoint import CheckpointWriter  # noqa: E402
+from mm1_mlx.models import MM1  # noqa: E402
+from mm1_mlx.train.trainer import Trainer  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the run is kept")
+    parser.add_argument("--export", type=Path, help="write the model here and stop")
+    arguments = parser.parse_args()
+    recipe = load_recipe()
+    mx.random.seed(recipe.train.seed)
+    model = MM1(recipe.config)
+    tokenizer = open_tokenizer(arguments.folder, recipe.config)
+    trainer = Trainer(model, Batches(recipe, tokenizer), recipe.train, arguments.folder)
+    if arguments.export:
+        trainer.resume()
+        export(trainer, arguments.folder, arguments.export)
+    else:
+        trainer.run(report)
+
+
+def report(line: dict[str, Any]) -> None:
+    print(" ".join(f"{key} {value:.5g}" for key, value in line.items()), flush=True)
+
+
+def export(trainer: Trainer, folder: Path, out: Path) -> None:
+    """Write the model in half precision, with its tokenizer."""
+    source = {
+        "name": "mm1-tiny",
+        "recipe": "benchmarks/shapes/recipe.json",
+        "steps": trainer.step,
+        "licence": "MIT",
+    }
+    config = trainer.model.config
+    with CheckpointWriter(out, config, source, overwrite=True) as writer:
+        for name, tensor in tree_flatten(trainer.model.parameters()):
+            writer.add(name, tensor.astype(mx.float16))
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            writer.add_file(name, folder / name)
+
+
+if __name__ == "__main__":
+    main()

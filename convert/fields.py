@@ -1,0 +1,132 @@
+"""A foreign config section, read strictly: what is not understood is refused by name.
+
+A field that is ignored may change what the model computes, so every field is either
+read, or listed here as harmless, or switched off.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mm1_mlx.errors import ConfigError
+
+# What transformers writes and inference does not depend on: token ids are read where
+# they are needed, dropouts and initialisers act in training only.
+# fmt: off
+HARMLESS = frozenset({
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash",
+    "_name_or_path", "add_cross_attention", "architectures", "attention_dropout",
+    "attn_implementation", "auto_map", "bad_words_ids", "begin_suppress_tokens",
+    "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id",
+    "diversity_penalty", "do_sample", "dropout", "dtype", "early_stopping",
+    "encoder_no_repeat_ngram_size", "eos_token_id",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
+    "forced_eos_token_id", "id2label", "image_token_id", "image_token_index",
+    "initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder",
+    "label2id", "length_penalty", "max_length", "min_length", "model_type",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+    "num_return_sequences", "output_attentions", "output_hidden_states",
+    "output_scores", "pad_token_id", "prefix", "pretraining_tp", "problem_type",
+    "projection_dim", "remove_invalid_values", "repetition_penalty",
+    "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens",
+    "task_specific_params", "temperature", "tie_encoder_decoder",
+    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
+    "transformers_version", "typical_p", "unk_token_id", "unsloth_fixed",
+    "unsloth_version", "use_bfloat16", "use_cache",
+})
+# fmt: on
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+class Fields:
+    """The fields of one section of a foreign config.json.
+
+    Args:
+        values: the section as parsed.
+        where: what to call it in errors.
+        defaults: values of fields that the writer may leave out.
+    """
+
+    def __init__(
+        self, values: Any, where: str, defaults: Mapping[str, Any] | None = None
+    ) -> None:
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}: expected an object, got {values!r}")
+        self.values = {**(defaults or {}), **values}
+        self.where = where
+        self.seen: set[str] = set()
+
+    def get(self, key: str) -> Any:
+        """The field's value, None if it is absent or null."""
+        self.seen.add(key)
+        return self.values.get(key)
+
+    def require(self, key: str) -> Any:
+        """The field's value.
+
+        Raises:
+            ConfigError: it is absent or null.
+        """
+        value = self.get(key)
+        if value is None:
+            raise ConfigError(f"{self.where}: field {key!r} is missing")
+        return value
+
+    def integer(self, key: str) -> int:
+        """The field's value, a whole number.
+
+        Raises:
+            ConfigError: it is absent or something else.
+        """
+        value = self.require(key)
+        if type(value) is not int:
+            raise ConfigError(f"{self.where}.{key}: expected an integer, got {value!r}")
+        return value
+
+    def activation(self, key: str) -> str:
+        """The field's activation by the name our configs have for it.
+
+        Raises:
+            ConfigError: the activation is not one of ours.
+        """
+        name = self.require(key)
+        if name not in ACTIVATIONS:
+            raise ConfigError(
+                f"{self.where}.{key}: activation {name!r} is not supported; "
+                f"supported: {sorted(ACTIVATIONS)}"
+            )
+        return ACTIVATIONS[name]
+
+    def expect(self, key: str, *allowed: Any) -> None:
+        """Pass only if the field is absent, null or one of the allowed values.
+
+        Raises:
+            ConfigError: it has another value.
+        """
+        value = self.get(key)
+        if value is not None and value not in allowed:
+            raise ConfigError(
+                f"{self.where}.{key}: {value!r} is not supported; supported: "
+                f"{', '.join(repr(v) for v in allowed) or 'leaving it out'}"
+            )
+
+    def finish(self, ignored: Collection[str] = ()) -> None:
+        """Pass only if every field was read, is harmless, or is switched off.
+
+        Raises:
+            ConfigError: names the fields that this program does not know.
+        """
+        known = self.seen | HARMLESS | set(ignored)
+        unknown = sorted(k for k, v in self.values.items() if v and k not in known)
+        if unknown:
+            raise ConfigError(
+                f"{self.where}: field(s) {unknown[:5]} are not known here and may "
+                "change the model; delete them from the source's config.json if not"
+            )

@@ -1,0 +1,158 @@
+"""Honeybee with the C-Abstractor (arXiv 2312.06742), MM1's connector.
+
+https://github.com/kakaobrain/honeybee/blob/68a8d84/honeybee/modeling_honeybee.py
+"""
+
+import math
+
+import mlx.core as mx
+
+from mm1_mlx.config import CAbstractorConfig, ImageConfig, MM1Config
+from mm1_mlx.errors import ConfigError
+from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
+
+from . import clip_hf, llama_hf
+from .fields import Fields
+from .rules import Op, Table, conv, squeeze
+from .source import Source
+from .text import prompt_section
+
+MAX_MLP_DEPTH = 8
+
+
+def patch_rows(target: str) -> Op:
+    """Position embeddings [1, L, C] to [g * g, C].
+
+    Old checkpoints have a first row for the class token, which was never used.
+    """
+
+    def rows(x: mx.array) -> tuple[mx.array, ...]:
+        extra = x.shape[1] - math.isqrt(x.shape[1]) ** 2
+        return (x[0, 1:] if extra == 1 else x.squeeze(0),)
+
+    return Op((target,), rows)
+
+
+def _abstractor(prefix: str) -> Table:
+    table: Table = {
+        f"{prefix}pos_emb": patch_rows("connector.position_embedding"),
+        f"{prefix}eos_tokens": squeeze("connector.eos_tokens", 0),
+        f"{prefix}prenorm.weight": "connector.prenorm.weight",
+        f"{prefix}prenorm.bias": "connector.prenorm.bias",
+    }
+    for stage, target in ((0, "connector.stage1"), (2, "connector.stage2")):
+        # Blocks are counted from 1.
+        table |= _block(f"{prefix}net.{stage}.b{{}}.", f"{target}.{{-1}}.")
+    for i in range(MAX_MLP_DEPTH):
+        # Activations lie between the layers.
+        for leaf in ("weight", "bias"):
+            table[f"{prefix}readout.{2 * i}.{leaf}"] = f"connector.readout.{i}.{leaf}"
+    return table
+
+
+def _block(source: str, target: str) -> Table:
+    """A RegNet bottleneck; its "bn" are LayerNorms."""
+    table: Table = {
+        f"{source}conv1.conv.weight": squeeze(f"{target}conv1.weight", 2, 3),
+        f"{source}conv2.conv.weight": conv(f"{target}conv2.weight"),
+        f"{source}conv3.conv.weight": squeeze(f"{target}conv3.weight", 2, 3),
+        f"{source}downsample.conv.weight": squeeze(
+            f"{target}shortcut.conv.weight", 2, 3
+        ),
+        f"{source}se.fc1.weight": squeeze(f"{target}se.fc1.weight", 2, 3),
+        f"{source}se.fc2.weight": squeeze(f"{target}se.fc2.weight", 2, 3),
+        f"{source}se.fc1.bias": f"{target}se.fc1.bias",
+        f"{source}se.fc2.bias": f"{target}se.fc2.bias",
+    }
+    norms = {f"conv{i}.bn": f"norm{i}" for i in (1, 2, 3)}
+    for theirs, ours in (norms | {"downsample.bn": "shortcut.norm"}).items():
+        for leaf in ("weight", "bias"):
+            table[f"{source}{theirs}.{leaf}"] = f"{target}{ours}.{leaf}"
+    return table
+
+
+RULES: Table = {
+    **clip_hf.rules("vision_model.vision_model."),
+    **_abstractor("abstractor."),
+    **llama_hf.rules("language_model.model.", "language_model."),
+}
+
+
+def detect(source: Source) -> bool:
+    """Whether the source is a Honeybee; its config.json names no model type."""
+    keys = set(source.config)
+    return "vision_config" in keys and bool(
+        keys & {"projector_config", "visual_projector_config"}
+    )
+
+
+def config(source: Source) -> MM1Config:
+    """The whole model.
+
+    Raises:
+        ConfigError: a field is missing, unknown or not supported.
+    """
+    fields = Fields(source.config, "HoneybeeConfig")
+    # The first published checkpoints keep the projector's fields in two places.
+    older = fields.get("visual_projector_config")
+    projector = Fields(
+        older or fields.require("projector_config"),
+        "HoneybeeConfig.projector_config",
+        {"num_query_tokens": fields.get("num_query_tokens")},
+    )
+    encoder = dict(fields.require("vision_config"))
+    encoder_type = encoder.pop("encoder_type", "openai.clip")
+    if encoder_type != "openai.clip":
+        raise ConfigError(
+            f"HoneybeeConfig.vision_config: encoder type {encoder_type!r} is not "
+            "supported; supported: 'openai.clip'"
+        )
+    encoder.pop("pretrained_vision_name_or_path", None)
+    mean = encoder.pop("image_mean", CLIP_MEAN)
+    std = encoder.pop("image_std", CLIP_STD)
+    vision = clip_hf.vision_config(
+        encoder,
+        feature_layer=projector.integer("feature_layer_index"),
+        apply_post_norm=False,
+        drop_cls=True,
+    )
+    text = llama_hf.with_defaults(
+        {"model_type": "llama"} | fields.require("text_config")
+    )
+    decoder = llama_hf.decoder_config(text)
+    language = Fields(fields.get("lm_config") or {}, "HoneybeeConfig.lm_config")
+    language.expect("delta_model_name_or_path")
+    fields.finish(("lm_config", "hidden_size", "is_composition"))
+    return MM1Config(
+        vision=vision,
+        connector=_connector(
+            projector,
+            input_size=vision.hidden_size,
+            num_features=vision.num_features,
+            output_size=decoder.hidden_size,
+        ),
+        decoder=decoder,
+        image=ImageConfig.from_dict(
+            {"size": vision.image_size, "resize": "squash", "mean": mean, "std": std}
+        ),
+        prompt=prompt_section(source, text, "honeybee"),
+    )
+
+
+def _connector(fields: Fields, **sizes: int) -> CAbstractorConfig:
+    fields.expect("projector_type", "c-abs")
+    eos = fields.get("num_eos_tokens") or 0
+    section = CAbstractorConfig.from_dict(
+        {
+            **sizes,
+            "num_image_tokens": fields.integer("num_query_tokens") + eos,
+            "num_eos_tokens": eos,
+            "hidden_size": fields.integer("hidden_size"),
+            "depth": fields.integer("depth"),
+            "mlp_depth": fields.integer("mlp_depth"),
+            "prenorm": bool(fields.get("prenorm")),
+            "position_embedding": bool(fields.get("pos_emb")),
+        }
+    )
+    fields.finish(("encoder_hidden_size", "output_hidden_size"))
+    return section

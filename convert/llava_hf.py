@@ -1,0 +1,143 @@
+"""LLaVA-1.5 as transformers stores it: ``LlavaForConditionalGeneration``.
+
+https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/llava/modeling_llava.py
+
+Names changed over the years: published checkpoints have ``vision_tower.vision_model.``
+and ``language_model.model.``, transformers 4.52 moved everything but the head under
+``model.``, and 5 dropped the inner ``vision_model.``. All of them are read.
+"""
+
+from typing import Any
+
+from mm1_mlx.config import DecoderConfig, MLPConfig, MM1Config, VisionConfig
+from mm1_mlx.errors import ConfigError
+
+from . import clip_hf, llama_hf, qwen_hf
+from .fields import Fields
+from .picture import image_section
+from .rules import Table
+from .source import Source
+from .text import prompt_section
+
+DECODERS = {
+    "llama": llama_hf,
+    "mistral": llama_hf,
+    "qwen2": qwen_hf,
+    "qwen3": qwen_hf,
+}
+# LlavaConfig's; writers leave out what is equal to them.
+DEFAULTS = {
+    "projector_hidden_act": "gelu",
+    "vision_feature_select_strategy": "default",
+    "vision_feature_layer": -2,
+    "multimodal_projector_bias": True,
+}
+
+
+def _rules() -> Table:
+    table = qwen_hf.rules("language_model.model.", "language_model.")
+    table |= qwen_hf.rules("model.language_model.", "")
+    for prefix in ("", "model."):
+        table |= clip_hf.rules(f"{prefix}vision_tower.vision_model.")
+        table |= clip_hf.rules(f"{prefix}vision_tower.")
+        table |= {
+            f"{prefix}multi_modal_projector.{leaf}": f"connector.{leaf}"
+            for leaf in (
+                *("linear_1.weight", "linear_1.bias"),
+                *("linear_2.weight", "linear_2.bias"),
+            )
+        }
+    return table
+
+
+RULES = _rules()
+
+
+def detect(source: Source) -> bool:
+    """Whether the source is LLaVA in transformers' layout, not in LLaVA's own."""
+    config = source.config
+    return config.get("model_type") == "llava" and "mm_vision_tower" not in config
+
+
+def config(source: Source) -> MM1Config:
+    """The whole model.
+
+    Raises:
+        ConfigError: a field is missing, unknown or not supported.
+    """
+    fields = Fields(source.config, "LlavaConfig", DEFAULTS)
+    text = _text_values(fields)
+    decoder = DECODERS[text["model_type"]].decoder_config(text)
+    vision = _vision(fields)
+    connector = _connector(fields, vision, decoder)
+    # The number of image tokens, which follows from the sizes.
+    fields.finish(("image_seq_length", "ignore_index", "image_aspect_ratio"))
+    return MM1Config(
+        vision=vision,
+        connector=connector,
+        decoder=decoder,
+        image=image_section(source, vision.image_size),
+        prompt=prompt_section(source, text, "llava"),
+    )
+
+
+def _text_values(fields: Fields) -> dict[str, Any]:
+    """The decoder's fields, defaults included.
+
+    Raises:
+        ConfigError: the decoder is none of ours.
+    """
+    given = Fields(fields.get("text_config") or {}, "LlavaConfig.text_config")
+    values = {"model_type": "llama"} | given.values
+    kind = values["model_type"]
+    if kind not in DECODERS:
+        raise ConfigError(
+            f"LlavaConfig.text_config: model type {kind!r} is not supported; supported: "
+            f"{sorted(DECODERS)}"
+        )
+    if fields.get("tie_word_embeddings"):
+        values["tie_word_embeddings"] = True
+    return DECODERS[kind].with_defaults(values)
+
+
+def _vision(fields: Fields) -> VisionConfig:
+    values = Fields(fields.require("vision_config"), "LlavaConfig.vision_config").values
+    kind = values.get("model_type", "clip_vision_model")
+    if kind != "clip_vision_model":
+        raise ConfigError(
+            f"LlavaConfig.vision_config: model type {kind!r} is not supported; "
+            "supported: 'clip_vision_model'"
+        )
+    layer, strategy = _features(fields)
+    if layer >= 0:
+        # Hidden states are the embeddings and every block's output.
+        layer -= values.get("num_hidden_layers", 12) + 1
+    return clip_hf.vision_config(
+        values,
+        feature_layer=layer,
+        apply_post_norm=False,
+        drop_cls=strategy == "default",
+    )
+
+
+def _features(fields: Fields) -> tuple[int, str]:
+    fields.expect("vision_feature_select_strategy", "default", "full")
+    return (
+        fields.integer("vision_feature_layer"),
+        fields.require("vision_feature_select_strategy"),
+    )
+
+
+def _connector(
+    fields: Fields, vision: VisionConfig, decoder: DecoderConfig
+) -> MLPConfig:
+    return MLPConfig.from_dict(
+        {
+            "input_size": vision.hidden_size,
+            "num_features": vision.num_features,
+            "hidden_size": decoder.hidden_size,
+            "output_size": decoder.hidden_size,
+            "hidden_act": fields.activation("projector_hidden_act"),
+            "bias": fields.require("multimodal_projector_bias"),
+        }
+    )

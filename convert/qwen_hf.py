@@ -1,0 +1,102 @@
+"""Decoders of Qwen2 and Qwen3: ``Qwen2ForCausalLM``, ``Qwen3ForCausalLM``.
+
+https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/qwen3/modeling_qwen3.py
+"""
+
+from typing import Any
+
+from mm1_mlx.config import DecoderConfig, MM1Config
+from mm1_mlx.errors import ConfigError
+
+from . import llama_hf
+from .fields import Fields
+from .rules import Table
+from .source import Source
+from .text import prompt_section
+
+# Qwen2Config's and Qwen3Config's; writers leave out what is equal to them.
+COMMON = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 22_016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32_768,
+    "rms_norm_eps": 1e-6,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+DEFAULTS = {"qwen2": COMMON, "qwen3": COMMON | {"head_dim": 128}}
+
+
+def rules(model: str, head: str) -> Table:
+    """The decoder's rules, for blocks under ``model`` and the head under ``head``."""
+    table = llama_hf.rules(model, head)
+    for leaf in ("self_attn.q_norm.weight", "self_attn.k_norm.weight"):
+        table[f"{model}layers.{{}}.{leaf}"] = f"decoder.layers.{{}}.{leaf}"
+    return table
+
+
+RULES = rules("model.", "")
+
+
+def detect(source: Source) -> bool:
+    """Whether the source is a Qwen2 or Qwen3 decoder."""
+    return source.config.get("model_type") in tuple(DEFAULTS)
+
+
+def config(source: Source) -> MM1Config:
+    """The decoder alone."""
+    values = source.config
+    return MM1Config(
+        decoder=decoder_config(values),
+        prompt=prompt_section(source, with_defaults(values), "plain"),
+    )
+
+
+def with_defaults(values: Any) -> dict[str, Any]:
+    """The fields with those that the writer left out."""
+    return DEFAULTS[values["model_type"]] | dict(values)
+
+
+def decoder_config(values: Any) -> DecoderConfig:
+    """The decoder of a Qwen2Config or Qwen3Config.
+
+    Raises:
+        ConfigError: a field is missing, unknown or not supported.
+    """
+    kind = values["model_type"]
+    fields = Fields(values, "decoder config", DEFAULTS[kind])
+    if kind == "qwen2":
+        return llama_hf.build(
+            fields, qkv_bias=True, o_bias=False, sliding_window=_window(fields)
+        )
+    bias = bool(fields.get("attention_bias"))
+    return llama_hf.build(
+        fields, qkv_bias=bias, o_bias=bias, qk_norm=True, sliding_window=_window(fields)
+    )
+
+
+def _window(fields: Fields) -> int | None:
+    """The sliding window of all layers, None if none has one.
+
+    Raises:
+        ConfigError: some layers have one and others not.
+    """
+    use, size = fields.get("use_sliding_window"), fields.get("sliding_window")
+    first, layers = fields.integer("max_window_layers"), fields.get("layer_types")
+    if not use or size is None:
+        return None
+    count = fields.integer("num_hidden_layers")
+    kinds = set(layers or ["full_attention"] * min(first, count))
+    if not layers and first < count:
+        kinds.add("sliding_attention")
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"{fields.where}: sliding windows in some layers only (max_window_layers "
+            f"{first} of {count}) are not supported; all layers or none"
+        )
+    return size if kinds == {"sliding_attention"} else None

@@ -1,0 +1,257 @@
+"""Where weights come from: a local folder or a hub repository, one tensor at a time."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import mlx.core as mx
+
+from mm1_mlx.checkpoint import check_shard, read_json, safe_join
+from mm1_mlx.errors import CheckpointError
+
+from . import hub
+from .hub import SourceInfo
+
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+BIN_INDEX = "pytorch_model.bin.index.json"
+FLOATS = {mx.float16, mx.bfloat16, mx.float32}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a shard's header says of a tensor."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+
+class Source:
+    """A foreign checkpoint.
+
+        with Source("llava-hf/llava-1.5-7b-hf") as source:
+            source.json("config.json"), source.tensors, source.read(name)
+
+    Args:
+        name: a folder, or a hub repository, which is downloaded.
+
+    Raises:
+        CheckpointError: there is no such folder or repository, or it cannot be had.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        folder = local_folder(name)
+        if folder is None:
+            self.folder, self.licence = hub.download(name)
+        else:
+            self.folder, self.licence = folder, _licence(folder)
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._scratch:
+            self._scratch.cleanup()
+
+    def file(self, name: str) -> Path | None:
+        """The path of a file, None if there is none of that name."""
+        path = safe_join(self.folder, name)
+        return path if path.is_file() else None
+
+    def json(self, name: str) -> Any:
+        """A JSON file's content, None if there is none of that name."""
+        path = self.file(name)
+        return read_json(path) if path else None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json.
+
+        Raises:
+            CheckpointError: there is none, or it is not an object.
+        """
+        config = self.json("config.json")
+        if config is None:
+            raise CheckpointError(f"{self.name} has no config.json{_what(self.folder)}")
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{self.name}: config.json is not an object")
+        return config
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor of the checkpoint, from the shards' headers.
+
+        Raises:
+            CheckpointError: a shard is missing, damaged, or not allowed.
+        """
+        tensors: dict[str, TensorInfo] = {}
+        for path in self._shards():
+            shapes = check_shard(path)
+            arrays = _load(path)
+            for name, shape in shapes.items():
+                if name in tensors:
+                    raise CheckpointError(
+                        f"{self.name}: tensor {name!r} is there twice"
+                    )
+                tensors[name] = TensorInfo(path, shape, arrays[name].dtype)
+        return tensors
+
+    def read(self, name: str) -> mx.array:
+        """One tensor's values: evaluated, so that its file is closed again.
+
+        Raises:
+            CheckpointError: it is not of a 16- or 32-bit floating-point type.
+        """
+        info = self.tensors[name]
+        if info.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{self.name}: tensor {name!r} holds {info.dtype}, not float16, bfloat16 "
+                "or float32; convert the unquantized checkpoint"
+            )
+        tensor = _load(info.path)[name]
+        mx.eval(tensor)
+        return tensor
+
+    def _shards(self) -> list[Path]:
+        names = weight_files(self.folder)
+        paths = [safe_join(self.folder, name) for name in names]
+        if all(name.endswith(".safetensors") for name in names):
+            return paths
+        self._scratch = tempfile.TemporaryDirectory(prefix="mm1-convert-")
+        return unpickle(paths, Path(self._scratch.name))
+
+
+def _load(path: Path) -> dict[str, mx.array]:
+    try:
+        return mx.load(str(path), format="safetensors")  # type: ignore[return-value]
+    except RuntimeError as error:  # a kind of number that mlx does not have
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of that name, or None where the name can be a hub repository's.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(
+            f"{name} is a file; give the folder of a safetensors checkpoint with its "
+            "config.json, or a hub repository"
+        )
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise CheckpointError(
+            f"{name!r} is neither a folder nor a hub repository such as "
+            "'llava-hf/llava-1.5-7b-hf'"
+        )
+    return None
+
+
+def describe(name: str) -> SourceInfo:
+    """Name, size in bytes and licence of a source, before anything is downloaded.
+
+    Raises:
+        CheckpointError: there is no such folder or repository.
+    """
+    folder = local_folder(name)
+    if folder is None:
+        return hub.describe(name)
+    size = sum(safe_join(folder, n).stat().st_size for n in weight_files(folder))
+    return SourceInfo(name, size, _licence(folder))
+
+
+def _licence(folder: Path) -> str | None:
+    """The licence that the front matter of a model card names."""
+    card = folder / "README.md"
+    text = card.read_text(errors="replace") if card.is_file() else ""
+    front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    licence = (
+        re.search(r"^license: *['\"]?([\w.-]+)", front[1], re.M) if front else None
+    )
+    return licence[1] if licence else None
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of a folder's weight files: safetensors if there are any, else pickles.
+
+    Raises:
+        CheckpointError: there are none, or one that an index lists is missing.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    for index, whole, pattern in (
+        (SAFETENSORS_INDEX, "model.safetensors", r"(?!consolidated).*\.safetensors"),
+        (BIN_INDEX, "pytorch_model.bin", r"pytorch_model.*\.bin|.*\.(pt|pth)"),
+    ):
+        if index in names:
+            return _indexed(folder, index)
+        if whole in names:
+            return [whole]
+        if matches := [name for name in names if re.fullmatch(pattern, name)]:
+            return matches
+    raise CheckpointError(f"{folder} has no safetensors weights{_what(folder)}")
+
+
+def _indexed(folder: Path, index: str) -> list[str]:
+    content = read_json(safe_join(folder, index))
+    weights = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) for name in weights.values()
+    ):
+        raise CheckpointError(f"{folder / index} has no weight_map of file names")
+    names = sorted(set(weights.values()))
+    missing = [name for name in names if not safe_join(folder, name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of {len(names)} weight files, e.g. "
+            f"{missing[:5]}; get it again"
+        )
+    return names
+
+
+def _what(folder: Path) -> str:
+    """What an unknown folder holds instead, for an error."""
+    suffixes = {path.suffix for path in folder.iterdir()}
+    for suffix, kind in ((".gguf", "GGUF"), (".npz", "NumPy"), (".onnx", "ONNX")):
+        if suffix in suffixes:
+            return (
+                f" but {kind} files, which cannot be converted; use the safetensors "
+                "checkpoint they were made from"
+            )
+    return "; give the folder of a Hugging Face checkpoint"
+
+
+def unpickle(paths: list[Path], folder: Path) -> list[Path]:
+    """PyTorch pickles as safetensors files in ``folder``, by a child process.
+
+    torch never enters this process, and ``weights_only`` keeps a pickle from running
+    code in the child.
+
+    Raises:
+        CheckpointError: torch is missing, or a file is not a plain dict of tensors.
+    """
+    # -P: a torch.py in the current folder must not be what is imported.
+    command = [sys.executable, "-P", "-m", "mm1_mlx.convert.torch_bin"]
+    arguments = [*(str(path.resolve()) for path in paths), str(folder)]
+    child = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, check=False
+    )
+    if child.returncode:
+        lines = child.stderr.strip().splitlines() or [f"exit {child.returncode}"]
+        raise CheckpointError(lines[-1])
+    return sorted(folder.iterdir())

@@ -1,0 +1,100 @@
+"""The ``prompt`` section of a config, and the tokenizer files that go with it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from mm1_mlx.config import PromptConfig
+from mm1_mlx.errors import CheckpointError
+
+from .source import Source
+
+Template = Literal["checkpoint", "llava", "vicuna_v1", "honeybee", "plain"]
+
+IMAGE_TOKEN = "<image>"
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+# A template that loops over a message's content takes it as typed parts.
+_LOOPS_OVER_PARTS = re.compile(
+    r"for\s+\w+\s+in\s+(\w+(\.content|\[['\"]content['\"]\])|content\b)"
+)
+
+
+def tokenizer_files(source: Source) -> dict[str, Path]:
+    """The source's tokenizer files by name."""
+    return {name: path for name in FILES if (path := source.file(name))}
+
+
+def prompt_section(
+    source: Source, decoder: Mapping[str, Any], built_in: Template
+) -> PromptConfig:
+    """How the source turns messages into tokens.
+
+    Args:
+        source: where the tokenizer is.
+        decoder: the decoder's fields in the source's config.json.
+        built_in: the template to use where the source brings none.
+    """
+    template = _template(source)
+    parts = template is not None and _LOOPS_OVER_PARTS.search(template) is not None
+    return PromptConfig(
+        template="checkpoint" if template else built_in,
+        image_token=IMAGE_TOKEN,
+        image_token_id=_filler(source, decoder),
+        content="parts" if parts else "string",
+        eos_token_ids=_eos(source, decoder),
+    )
+
+
+def _template(source: Source) -> str | None:
+    """The source's chat template, the default one of several."""
+    if path := source.file("chat_template.jinja"):
+        return path.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        template = (source.json(name) or {}).get("chat_template")
+        if isinstance(template, list):
+            named = {entry["name"]: entry["template"] for entry in template}
+            template = named.get("default")
+        if template:
+            return str(template)
+    return None
+
+
+def _filler(source: Source, decoder: Mapping[str, Any]) -> int:
+    """A token of the vocabulary to stand where pictures go: the source's if it has one."""
+    config = source.config
+    keys = ("pad_token_id", "unk_token_id", "eos_token_id")
+    candidates = [
+        config.get("image_token_index"),
+        config.get("image_token_id"),
+        (source.json("added_tokens.json") or {}).get(IMAGE_TOKEN),
+        *(section.get(key) for key in keys for section in (config, decoder)),
+    ]
+    size = decoder["vocab_size"]
+    fitting = (x for x in candidates if isinstance(x, int) and 0 <= x < size)
+    return next(fitting, 0)
+
+
+def _eos(source: Source, decoder: Mapping[str, Any]) -> tuple[int, ...]:
+    generation = source.json("generation_config.json") or {}
+    for section in (generation, source.config, decoder):
+        eos = section.get("eos_token_id")
+        if eos is not None:
+            ids = tuple(eos) if isinstance(eos, list) else (eos,)
+            if not all(isinstance(token, int) for token in ids):
+                raise CheckpointError(
+                    f"{source.name}: eos_token_id {eos!r} is not a list of token ids"
+                )
+            return ids
+    return ()

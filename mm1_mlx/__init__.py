@@ -1,0 +1,54 @@
+"""Run, assemble and train MM1-type multimodal LLMs with MLX."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mm1_mlx.config import MM1Config
+    from mm1_mlx.errors import MM1Error
+    from mm1_mlx.models import MM1
+    from mm1_mlx.prompt import Prompt
+    from mm1_mlx.runtime import Answer, Piece, Runtime, generate, load, stream
+
+    __version__: str
+
+# Where each public name lives; imported on first use, so that a command's --help and a
+# reader of configs do not pay for the model.
+_HOMES = {
+    "Answer": "runtime",
+    "MM1": "models",
+    "MM1Config": "config",
+    "MM1Error": "errors",
+    "Piece": "runtime",
+    "Prompt": "prompt",
+    "Runtime": "runtime",
+    "generate": "runtime",
+    "load": "runtime",
+    "stream": "runtime",
+}
+
+__all__ = [
+    "MM1",
+    "Answer",
+    "MM1Config",
+    "MM1Error",
+    "Piece",
+    "Prompt",
+    "Runtime",
+    "__version__",
+    "generate",
+    "load",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mm1-mlx")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"mm1_mlx.{_HOMES[name]}"), name)

@@ -1,0 +1,375 @@
+"""Pictures as files, bytes or Pillow images -> normalised tiles [H, W, 3]. No mlx.
+
+Limits are checked on headers, before anything is decoded. Resizing follows the CLIP and
+LLaVA image processors of transformers 5.23 (its Pillow backend), within 1e-6.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import struct
+import threading
+import warnings
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mm1_mlx.config import ImageConfig
+from mm1_mlx.errors import PromptError
+from mm1_mlx.layout import Picture
+
+# A str is a path or a ``data:image/...;base64,...`` URI.
+ImageSource = str | Path | bytes | Image.Image
+
+# Pillow's other readers are rarely needed and have had most of its security holes.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+# What Pillow's readers raise on damaged bytes, beside DecompressionBombError.
+_PILLOW_ERRORS = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+# catch_warnings swaps state of the whole process, so threads must take turns; one
+# decode at a time also bounds the memory.
+_PILLOW_LOCK = threading.Lock()
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Above these, only strips reach an intermediate picture of such a size (in pixels).
+_MAX_ENLARGED = 2**24
+_MAX_SQUARE = 2**27
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may bring, checked before the first picture is decoded."""
+
+    max_pictures: int = 24
+    # Pixels of one picture, of all together, and along one side.
+    max_pixels: int = 64_000_000
+    max_total_pixels: int = 128_000_000
+    max_side: int = 16_384
+    # Encoded bytes of one picture.
+    max_bytes: int = 32 * 2**20
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def load_picture(source: ImageSource, config: ImageConfig) -> Picture:
+    """The picture as one normalised tile [size, size, 3]; see ``load_pictures``."""
+    return load_pictures([source], config)[0]
+
+
+def load_pictures(
+    sources: Sequence[ImageSource], config: ImageConfig, limits: Limits = DEFAULT_LIMITS
+) -> list[Picture]:
+    """The pictures in order, upright, each as one normalised tile [size, size, 3].
+
+    Of an animation the first frame is taken; of a Pillow image the frame it is at.
+
+    Raises:
+        PromptError: a picture cannot be read, or a limit is exceeded.
+    """
+    if len(sources) > limits.max_pictures:
+        raise PromptError(
+            f"{len(sources)} pictures were given, expected at most "
+            f"{limits.max_pictures}; ask about fewer at a time"
+        )
+    opened: deque[tuple[Image.Image, str]] = deque()
+    for number, source in enumerate(sources, start=1):
+        name = _name(source, number)
+        opened.append((_open(source, name, limits), name))
+    total = sum(image.width * image.height for image, _ in opened)
+    if total > limits.max_total_pixels:
+        raise PromptError(
+            f"{len(sources)} pictures have {total} pixels together, expected at most "
+            f"{limits.max_total_pixels}; scale them down or ask about fewer at a time"
+        )
+    # Popped, so that only one decoded picture is held at a time.
+    return [_picture(*opened.popleft(), config) for _ in range(len(opened))]
+
+
+def _name(source: ImageSource, number: int) -> str:
+    """What messages call a picture: its path, or its place among the pictures."""
+    if isinstance(source, Path) or (isinstance(source, str) and not _is_data(source)):
+        text = str(source)
+        return repr(text if len(text) <= 200 else f"{text[:100]}...{text[-50:]}")
+    return f"picture {number}"
+
+
+def _open(source: ImageSource, name: str, limits: Limits) -> Image.Image:
+    """The picture with its header read and its size checked, not yet decoded."""
+    if isinstance(source, Image.Image):
+        image = source
+    else:
+        data = _read(source, name, limits)
+        _check_bytes(len(data), name, limits)
+        formats = _formats(data, name)
+        unreadable = (
+            f"{name} is not a {', '.join(formats)} picture that can be read; "
+            "convert it to PNG or JPEG first"
+        )
+        with _pillow(unreadable, name):
+            image = Image.open(io.BytesIO(data), formats=formats)
+    _check_size(image.size, name, limits)
+    return image
+
+
+def _read(source: str | Path | bytes, name: str, limits: Limits) -> bytes:
+    """The encoded picture; of too long a file one byte more than the limit."""
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Path):
+        return _read_file(source, name, limits)
+    if not isinstance(source, str):
+        raise PromptError(
+            f"{name} is of type {type(source).__name__}, expected a path, a data URI, "
+            "bytes or a Pillow image"
+        )
+    if source[:8].lower().startswith(("http://", "https://")):
+        raise PromptError(
+            f"{name} is a URL, expected a file; download it first and give its path"
+        )
+    if _is_data(source):
+        return _read_data(source, name, limits)
+    return _read_file(Path(source), name, limits)
+
+
+def _is_data(source: str) -> bool:
+    return source[:5].lower() == "data:"
+
+
+def _read_data(source: str, name: str, limits: Limits) -> bytes:
+    head, comma, payload = source.partition(",")
+    kind = head.lower()
+    if not (comma and kind.startswith("data:image/") and kind.endswith(";base64")):
+        raise PromptError(
+            f"{name} is a data URI that starts with {head[:60]!r}, expected "
+            "'data:image/png;base64,' or another image type"
+        )
+    _check_bytes(len(payload) * 3 // 4 - payload.count("=", -2), name, limits)
+    try:
+        return base64.b64decode(payload, validate=True)
+    except ValueError:
+        raise PromptError(
+            f"{name} is a data URI whose base64 is invalid; encode its bytes again "
+            "without line breaks"
+        ) from None
+
+
+def _read_file(path: Path, name: str, limits: Limits) -> bytes:
+    try:
+        # A pipe could block and a device never end.
+        if not path.is_file():
+            found = "is not a regular file" if path.exists() else "was not found"
+            raise PromptError(f"{name} {found}; give the path of a picture file")
+        with path.open("rb") as file:
+            return file.read(limits.max_bytes + 1)
+    except OSError as error:
+        raise PromptError(
+            f"{name} cannot be opened ({error.strerror}); check its path and permissions"
+        ) from None
+
+
+def _formats(data: bytes, name: str) -> tuple[str, ...]:
+    """The Pillow readers that may try the bytes."""
+    brand = data[8:12]
+    if data[4:8] != b"ftyp" or brand not in _AVIF_BRANDS + _HEIC_BRANDS:
+        return FORMATS
+    try:
+        import pillow_heif
+    except ImportError:
+        raise PromptError(
+            f'{name} is a HEIC or AVIF picture; pip install "mm1-mlx[heic]" to read it, '
+            "or convert it to PNG or JPEG first"
+        ) from None
+    if brand in _AVIF_BRANDS:
+        return ("AVIF",)
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
+
+
+@contextmanager
+def _pillow(message: str, name: str) -> Iterator[None]:
+    """Pillow's failures as PromptError(message): its own texts can hold addresses."""
+    with _PILLOW_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except PromptError:
+            raise
+        except Image.DecompressionBombError:
+            raise PromptError(
+                f"{name} has too many pixels to be opened; scale it down"
+            ) from None
+        except _PILLOW_ERRORS:
+            raise PromptError(message) from None
+
+
+def _check_bytes(count: int, name: str, limits: Limits) -> None:
+    if count == 0:
+        raise PromptError(f"{name} is empty (0 bytes); save or download it again")
+    if count > limits.max_bytes:
+        raise PromptError(
+            f"{name} has more than {limits.max_bytes} bytes; scale it down or save it "
+            "as JPEG"
+        )
+
+
+def _check_size(size: tuple[int, int], name: str, limits: Limits) -> None:
+    width, height = size
+    sides_fit = min(size) >= 1 and max(size) <= limits.max_side
+    if not sides_fit or width * height > limits.max_pixels:
+        raise PromptError(
+            f"{name} has {width} x {height} pixels, expected 1 to {limits.max_side} a side "
+            f"and at most {limits.max_pixels} in all; resize it"
+        )
+
+
+def _picture(image: Image.Image, name: str, config: ImageConfig) -> Picture:
+    image = _decode(image, name)
+    tiles = (_normalise(_RESIZE[config.resize](image, config), config),)
+    digest = hashlib.sha256(repr((image.size, [tile.shape for tile in tiles])).encode())
+    for tile in tiles:
+        digest.update(tile.tobytes())
+    return Picture(tiles=tiles, size=image.size, digest=digest.hexdigest())
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    """The picture upright, in mode RGB."""
+    kind = image.format or "Pillow image"
+    damaged = f"{name} is damaged or cut short ({kind}); save or download it again"
+    with _pillow(damaged, name):
+        image.load()
+        # Only now: a PNG may carry its EXIF behind the pixels.
+        turn = _UPRIGHT.get(_orientation(image))
+        rgb = _rgb(image, name)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1..8; 1 where the EXIF is unreadable, as viewers take it."""
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except _PILLOW_ERRORS:
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """The picture in mode RGB.
+
+    | mode | rule |
+    |---|---|
+    | 1, L, P, RGB, RGBX, CMYK, YCbCr, HSV, LAB | Pillow's conversion |
+    | LA, La, PA, RGBA, RGBa, a transparent colour or palette | over white |
+    | I;16 and its byte orders, I | the high byte of 16 bits, as 16-bit RGB is read |
+    | F | 0..255, rounded |
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _grey(image, name).convert("RGB")
+    if image.has_transparency_data:
+        # White, since what is drawn on nothing is mostly drawn for a page: black text
+        # would vanish on black. transformers drops alpha and shows the hidden colours.
+        if image.mode == "La":
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        page = Image.new("RGB", image.size, "white")
+        page.paste(image, mask=image)
+        return page
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey(image: Image.Image, name: str) -> Image.Image:
+    samples = np.asarray(image)
+    low, high, most = samples.min(), samples.max(), 255 if image.mode == "F" else 65535
+    # Written so that NaN fails too.
+    if not (low >= 0 and high <= most):
+        raise PromptError(
+            f"{name} has samples of {low}..{high} in mode {image.mode!r}, expected "
+            f"0..{most}; convert it to RGB first"
+        )
+    grey = np.rint(samples) if image.mode == "F" else samples >> 8
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[samples == transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def _squash(image: Image.Image, config: ImageConfig) -> Image.Image:
+    return image.resize((config.size, config.size), Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, config: ImageConfig) -> Image.Image:
+    """The centre of the picture whose shortest edge has become ``size``."""
+    size, short = config.size, min(image.size)
+    width, height = (int(size * side / short) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    if width * height <= _MAX_ENLARGED:
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        return resized.crop((left, top, left + size, top + size))
+    # The same up to rounding, without enlarging a strip to gigabytes only to cut it.
+    # In two steps to keep Pillow's order: horizontally, then vertically.
+    x, y = image.width / width, image.height / height
+    columns = (left * x, 0.0, (left + size) * x, float(image.height))
+    rows = (0.0, top * y, float(size), (top + size) * y)
+    narrow = image.resize((size, image.height), Image.Resampling.BICUBIC, box=columns)
+    return narrow.resize((size, size), Image.Resampling.BICUBIC, box=rows)
+
+
+def _pad(image: Image.Image, config: ImageConfig) -> Image.Image:
+    """The picture in the middle of a square of the mean colour, resized."""
+    width, height = image.size
+    side = max(image.size)
+    canvas = (side, side)
+    if side * side > _MAX_SQUARE:
+        # The long side first, nearly equal: a strip's square would take a gigabyte.
+        wide = width > height
+        canvas = (config.size, side) if wide else (side, config.size)
+        width, height = (config.size, height) if wide else (width, config.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    red, green, blue = (int(255 * mean) for mean in config.mean)
+    square = Image.new("RGB", canvas, (red, green, blue))
+    square.paste(image, ((canvas[0] - width) // 2, (canvas[1] - height) // 2))
+    return _squash(square, config)
+
+
+_RESIZE = {"squash": _squash, "crop": _crop, "pad": _pad}
+
+
+def _normalise(image: Image.Image, config: ImageConfig) -> NDArray[np.float32]:
+    """Pixels [H, W, 3] of mean 0: (pixel / 255 - mean) / std."""
+    pixels: NDArray[np.float32] = np.array(image, dtype=np.float32)
+    pixels /= 255
+    pixels -= np.array(config.mean, dtype=np.float32)
+    pixels /= np.array(config.std, dtype=np.float32)
+    return pixels

@@ -1,0 +1,295 @@
+"""Messages and pictures to a ``Prompt``: tokens, and the spans that pictures fill.
+
+Every count is checked here, in Python ints, before anything runs on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from mm1_mlx.config import MM1Config, PromptConfig
+from mm1_mlx.errors import ConfigError, PromptError
+from mm1_mlx.image import ImageSource, load_pictures
+from mm1_mlx.layout import Picture, Span, TileGroup, group_tiles
+from mm1_mlx.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+# A role, and its parts: text, or None where a picture stands.
+Turn = tuple[str, list[str | None]]
+
+ROLES = ("system", "user", "assistant")
+
+# The public checkpoints' formats, for tokenizers that bring no template of their own.
+_TURNS = (
+    "{%- for m in messages %}"
+    "{%- if m.role == 'system' %}{{ m.content + ' ' }}"
+    "{%- elif m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}"
+    "{%- else %}{{ 'ASSISTANT: ' + m.content + eos_token }}{% endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The "
+    "assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_HONEYBEE_SYSTEM = (
+    "The following is a conversation between a curious human and AI assistant. The "
+    "assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+TEMPLATES = {
+    # llava-hf/llava-1.5-7b-hf: no system prompt.
+    "llava": _TURNS,
+    # LLaVA, conversation.py, conv_vicuna_v1.
+    "vicuna_v1": "{%- if messages[0].role != 'system' %}{{ '"
+    + _VICUNA_SYSTEM.replace("'", "\\'")
+    + " ' }}{% endif %}"
+    + _TURNS,
+    # Honeybee, pipeline/interface.py.
+    "honeybee": "{%- if messages[0].role != 'system' %}{{ '"
+    + _HONEYBEE_SYSTEM.replace("'", "\\'")
+    + "' }}{% endif %}"
+    "{%- for m in messages %}"
+    "{%- if m.role == 'system' %}{{ m.content }}"
+    "{%- elif m.role == 'user' %}{{ '\nHuman: ' + m.content }}"
+    "{%- else %}{{ '\nAI: ' + m.content + eos_token }}{% endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '\nAI: ' }}{% endif %}",
+    # A base model: the contents and nothing else.
+    "plain": "{%- for m in messages %}{{ m.content }}{% endfor %}",
+}
+# What a built-in template writes between a picture and the text after it.
+_AFTER_IMAGE = {"llava": "\n", "vicuna_v1": "\n", "honeybee": "\nHuman: "}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt ready for the model.
+
+    Attributes:
+        tokens: ids [T]; a picture's positions hold ``PromptConfig.image_token_id``.
+        spans: where the pictures stand, in order.
+        pictures: the pictures, in order.
+    """
+
+    tokens: tuple[int, ...]
+    spans: tuple[Span, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def tiles(self) -> list[TileGroup]:
+        """The pictures' tiles by resolution."""
+        return group_tiles(self.pictures)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Positions filled by pictures."""
+        return sum(span.length for span in self.spans)
+
+    @classmethod
+    def build(
+        cls,
+        messages: str | Sequence[Message],
+        images: Sequence[ImageSource],
+        config: MM1Config,
+        tokenizer: Tokenizer,
+    ) -> Prompt:
+        """The prompt of a conversation that ends where the assistant answers.
+
+        Args:
+            messages: a question, or chat messages whose content is a string or a list of
+                parts (``text``, ``image``, ``image_url``).
+            images: pictures for the parts that bring none; where no part asks for one,
+                they go before the last user message's text.
+            config: the model's config.
+            tokenizer: the model's tokenizer.
+
+        Raises:
+            PromptError: messages and pictures do not fit together or the model.
+        """
+        if config.prompt is None or config.decoder is None:
+            raise ConfigError("the model has no decoder, so it cannot answer")
+        turns, sources = collect(messages, images)
+        if sources and not config.sees:
+            raise PromptError(
+                f"{len(sources)} picture(s) given, but the model takes text only"
+            )
+        pictures = load_pictures(sources, config.image) if config.image else []
+        tokens = encode_turns(turns, config.prompt, tokenizer)
+        return place(tokens, pictures, config, tokenizer.image_id)
+
+
+def collect(
+    messages: str | Sequence[Message], images: Sequence[ImageSource]
+) -> tuple[list[Turn], list[ImageSource]]:
+    """The conversation's turns, and its pictures in order.
+
+    Raises:
+        PromptError: a message is not one, or pictures and places differ in number.
+    """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if not messages:
+        raise PromptError("there are no messages, so there is nothing to answer")
+    given = list(images)
+    sources: list[ImageSource] = []
+    turns = [_read_message(message, given, sources) for message in messages]
+    if given and not any(None in parts for _, parts in turns):
+        users = [parts for role, parts in turns if role == "user"]
+        if not users:
+            raise PromptError("pictures need a user message to stand in")
+        users[-1][:0] = [None] * len(given)
+        sources, given = given, []
+    if given:
+        raise PromptError(
+            f"prompt has {len(sources)} places for pictures but "
+            f"{len(sources) + len(given)} images were given"
+        )
+    return turns, sources
+
+
+def _read_message(
+    message: Message, given: list[ImageSource], sources: list[ImageSource]
+) -> Turn:
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if role not in ROLES:
+        raise PromptError(f"message role {role!r} is not one of {list(ROLES)}")
+    content = message.get("content")
+    if isinstance(content, str):
+        return role, [content]
+    if not isinstance(content, list | tuple):
+        raise PromptError(
+            f"message content must be a string or a list of parts, got {content!r:.80}"
+        )
+    return role, [_read_part(part, given, sources) for part in content]
+
+
+def _read_part(
+    part: Any, given: list[ImageSource], sources: list[ImageSource]
+) -> str | None:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    if kind not in ("image", "image_url"):
+        raise PromptError(
+            f"message part {kind!r} is not one of ['text', 'image', 'image_url']"
+        )
+    source = part.get(kind)
+    if isinstance(source, Mapping):
+        source = source.get("url")
+    if source is None:
+        if not given:
+            raise PromptError(
+                f"prompt has more places for pictures than the {len(sources)} images given"
+            )
+        source = given.pop(0)
+    sources.append(source)
+    return None
+
+
+def render(
+    turns: Sequence[Turn],
+    config: PromptConfig,
+    tokenizer: Tokenizer,
+    *,
+    answer: bool = True,
+) -> str:
+    """The conversation as the template writes it, image tokens in place.
+
+    Templates run in transformers' sandbox.
+
+    Raises:
+        PromptError: the template refuses the conversation.
+    """
+    typed = config.template == "checkpoint" and config.content == "parts"
+    messages = [
+        {
+            "role": role,
+            "content": _typed_parts(parts, tokenizer)
+            if typed
+            else _joined(parts, config, tokenizer),
+        }
+        for role, parts in turns
+    ]
+    try:
+        return tokenizer.hf.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=answer,
+            chat_template=TEMPLATES.get(config.template),
+        )
+    except jinja2.TemplateError as error:
+        raise PromptError(
+            f"the model's chat template refuses this conversation: {error}"
+        ) from None
+
+
+def _typed_parts(
+    parts: list[str | None], tokenizer: Tokenizer
+) -> list[dict[str, str]]:
+    return [
+        {"type": "image"}
+        if part is None
+        else {"type": "text", "text": tokenizer.shield(part)}
+        for part in parts
+    ]
+
+
+def _joined(parts: list[str | None], config: PromptConfig, tokenizer: Tokenizer) -> str:
+    image = tokenizer.image_token + _AFTER_IMAGE.get(config.template, "")
+    return "".join(image if p is None else tokenizer.shield(p) for p in parts)
+
+
+def encode_turns(
+    turns: Sequence[Turn],
+    config: PromptConfig,
+    tokenizer: Tokenizer,
+    *,
+    answer: bool = True,
+) -> list[int]:
+    """Tokens of the rendered conversation, one image token per picture.
+
+    The tokenizer adds its own special tokens where the reference code lets it:
+    text-only chat templates write theirs; processors with pictures leave them to the
+    tokenizer, unless the template wrote the first one already.
+    """
+    text = render(turns, config, tokenizer, answer=answer)
+    bos = tokenizer.hf.bos_token
+    written = bos is not None and text.startswith(bos)
+    chat = config.template == "checkpoint" and config.content == "string"
+    return tokenizer.encode(text, add_special_tokens=not (chat or written))
+
+
+def place(
+    tokens: Sequence[int],
+    pictures: Sequence[Picture],
+    config: MM1Config,
+    image_id: int,
+) -> Prompt:
+    """The prompt in which every image token is widened to its picture's positions.
+
+    Raises:
+        PromptError: the tokens hold more or fewer places than there are pictures.
+    """
+    places = sum(token == image_id for token in tokens)
+    if places != len(pictures):
+        raise PromptError(
+            f"prompt has {places} places for pictures but {len(pictures)} images "
+            "were given"
+        )
+    assert config.prompt is not None
+    filler = config.prompt.image_token_id
+    placed: list[int] = []
+    spans: list[Span] = []
+    for token in tokens:
+        if token != image_id:
+            placed.append(token)
+            continue
+        picture = pictures[len(spans)]
+        length = len(picture.tiles) * config.num_image_tokens
+        spans.append(Span(len(placed), length, "picture", len(spans), picture.digest))
+        placed += [filler] * length
+    return Prompt(tuple(placed), tuple(spans), tuple(pictures))

@@ -1,0 +1,378 @@
+"""From messages and pictures to an answer: ``load``, ``generate``, ``stream``.
+
+The straight line of the package. A ``Runtime`` may be used from several threads: one
+thread of its own runs the model, the others hand it work and wait.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, Unpack
+
+import mlx.core as mx
+from mlx_lm.generate import TextStateMachine, generate_step
+from mlx_lm.sample_utils import make_sampler
+
+from mm1_mlx import hub
+from mm1_mlx.checkpoint import load_config, load_model
+from mm1_mlx.config import MM1Config
+from mm1_mlx.errors import CheckpointError, PromptError
+from mm1_mlx.image import ImageSource
+from mm1_mlx.models import MM1
+from mm1_mlx.prompt import Message, Prompt
+from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
+
+TINY = Path(__file__).with_name("tiny")
+MODEL_VARIABLE = "MM1_MODEL"
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Options(TypedDict, total=False):
+    """What ``stream`` and ``generate`` take by keyword; see ``Settings``."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: Sequence[str]
+    cancel: threading.Event | None
+    progress: Callable[[int, int], None] | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to answer.
+
+    Raises:
+        PromptError: a value is out of its range.
+    """
+
+    max_tokens: int = 256
+    # 0 always takes the likeliest token.
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    # The answer ends before the first of these strings.
+    stop: Sequence[str] = ()
+    # Set from any thread, ends the answer at the next token.
+    cancel: threading.Event | None = None
+    # Called with prompt tokens processed and in all, on the runtime's thread.
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("max_tokens", 1, 1_000_000), ("temperature", 0, 2), ("top_p", 0, 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise PromptError(f"{name} is {value}, expected {low} to {high}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise PromptError(f"stop is {self.stop!r}, expected a list of strings")
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds from the call on; ``encode`` and ``prefill`` are parts of the first token."""
+
+    encode: float
+    first_token: float
+    total: float
+    # Tokens per second after the first.
+    decode_rate: float
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an answer took."""
+
+    prompt_tokens: int
+    image_tokens: int
+    generated_tokens: int
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the answer; the last one carries ``finish_reason`` and ``stats``."""
+
+    text: str
+    token: int | None = None
+    finish_reason: FinishReason | None = None
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    image_tokens: int
+    finish_reason: FinishReason
+    timings: Timings
+
+
+@dataclass
+class Runtime:
+    """A loaded model and what it needs to answer; a context manager.
+
+    Attributes:
+        model: the MM1 module.
+        tokenizer: its tokenizer.
+        config: its config.
+        path: the folder it came from.
+    """
+
+    model: MM1
+    tokenizer: Tokenizer
+    config: MM1Config
+    path: Path
+    _owner: ThreadPoolExecutor = field(repr=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the model go; answers under way are finished first."""
+        self._owner.shutdown()
+
+
+def load(source: str | Path | None = None, dtype: mx.Dtype | None = None) -> Runtime:
+    """A model ready to answer.
+
+    Args:
+        source: a model folder, or a hub repository in this format; by default
+            ``$MM1_MODEL``, else the embedded mm1-tiny.
+        dtype: of the weights; as stored by default, and float32 on a CPU, whose half
+            precision is slow.
+
+    Raises:
+        CheckpointError: there is no such model, or it is damaged.
+        ConfigError: its config.json does not describe a model.
+    """
+    path = find_model(source)
+    if dtype is None and mx.default_device() == mx.cpu:
+        dtype = mx.float32
+    owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mm1")
+    try:
+        return owner.submit(_load, path, dtype, owner).result()
+    except BaseException:
+        owner.shutdown()
+        raise
+
+
+def find_model(source: str | Path | None = None) -> Path:
+    """The folder of a model named as ``load`` takes it.
+
+    Raises:
+        CheckpointError: there is no such folder and no such hub repository.
+    """
+    name = str(source or os.environ.get(MODEL_VARIABLE) or TINY)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if not hub.is_repository_name(name):
+        raise CheckpointError(f"model folder {name!r} does not exist")
+    return hub.download(name)
+
+
+def _load(path: Path, dtype: mx.Dtype | None, owner: ThreadPoolExecutor) -> Runtime:
+    config = load_config(path)
+    if config.decoder is None or config.prompt is None:
+        raise CheckpointError(f"{path} has no decoder, so it cannot answer")
+    tokenizer = load_tokenizer(path, config.prompt)
+    return Runtime(load_model(path, dtype), tokenizer, config, path, owner)
+
+
+def stream(
+    runtime: Runtime,
+    prompt: str | Sequence[Message],
+    images: Sequence[ImageSource] = (),
+    **options: Unpack[Options],
+) -> Iterator[Piece]:
+    """The answer, piece by piece as it is written.
+
+    Args:
+        runtime: from ``load``.
+        prompt: a question, or chat messages with images in place.
+        images: paths, bytes, data URIs or PIL images.
+        options: fields of ``Settings``.
+
+    Raises:
+        PromptError: prompt, pictures and model do not fit together.
+    """
+    settings = Settings(**options)
+    return _consume(runtime, prompt, images, settings)
+
+
+def generate(
+    runtime: Runtime,
+    prompt: str | Sequence[Message],
+    images: Sequence[ImageSource] = (),
+    **options: Unpack[Options],
+) -> Answer:
+    """The whole answer; arguments and errors as for ``stream``."""
+    pieces = list(stream(runtime, prompt, images, **options))
+    stats, reason = pieces[-1].stats, pieces[-1].finish_reason
+    assert stats is not None
+    assert reason is not None
+    return Answer(
+        text="".join(piece.text for piece in pieces),
+        tokens=tuple(piece.token for piece in pieces if piece.token is not None),
+        prompt_tokens=stats.prompt_tokens,
+        image_tokens=stats.image_tokens,
+        finish_reason=reason,
+        timings=stats.timings,
+    )
+
+
+def _consume(
+    runtime: Runtime,
+    prompt: str | Sequence[Message],
+    images: Sequence[ImageSource],
+    settings: Settings,
+) -> Iterator[Piece]:
+    """Run the answer on the owner thread and hand its pieces over.
+
+    A caller that stops listening ends the answer.
+    """
+    pieces: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+    abandoned = threading.Event()
+
+    def work() -> None:
+        try:
+            for piece in _answer(runtime, prompt, images, settings):
+                pieces.put(piece)
+                if abandoned.is_set():
+                    break
+        finally:
+            pieces.put(None)
+
+    job = runtime._owner.submit(work)
+    try:
+        while (piece := pieces.get()) is not None:
+            yield piece
+        job.result()
+    finally:
+        abandoned.set()
+
+
+def _answer(
+    runtime: Runtime,
+    prompt: str | Sequence[Message],
+    images: Sequence[ImageSource],
+    settings: Settings,
+) -> Iterator[Piece]:
+    start = time.perf_counter()
+    built = Prompt.build(prompt, images, runtime.config, runtime.tokenizer)
+    max_tokens = _room(built, runtime.config, settings)
+    embeddings = None
+    if built.spans:
+        image_tokens = runtime.model.encode(built.tiles)
+        mx.eval(image_tokens)
+        tokens = mx.array(built.tokens)
+        embeddings = runtime.model.embed(tokens, image_tokens, built.spans)
+    encoded = time.perf_counter()
+    if settings.seed is not None:
+        mx.random.seed(settings.seed)
+    steps = generate_step(
+        mx.array(built.tokens),
+        runtime.model,
+        max_tokens=max_tokens,
+        sampler=make_sampler(settings.temperature, settings.top_p),
+        prompt_progress_callback=settings.progress,
+        input_embeddings=embeddings,
+    )
+    times = [start, encoded]
+    ids = (_timed(int(token), times) for token, _ in steps)
+    for piece in _pieces(ids, runtime.tokenizer, settings):
+        if piece.finish_reason is None:
+            yield piece
+        else:
+            yield Piece(
+                piece.text, piece.token, piece.finish_reason, _stats(built, times)
+            )
+
+
+def _room(prompt: Prompt, config: MM1Config, settings: Settings) -> int:
+    """How many tokens may be generated before the context is full."""
+    assert config.decoder is not None
+    context = config.decoder.max_position_embeddings
+    if len(prompt.tokens) >= context:
+        raise PromptError(
+            f"prompt has {len(prompt.tokens):,} tokens, {prompt.num_image_tokens:,} of "
+            f"them pictures, but the model's context holds {context:,}"
+        )
+    return min(settings.max_tokens, context - len(prompt.tokens))
+
+
+def _timed(token: int, times: list[float]) -> int:
+    times.append(time.perf_counter())
+    return token
+
+
+def _stats(prompt: Prompt, times: Sequence[float]) -> Stats:
+    start, encoded, *tokens = times
+    seconds = tokens[-1] - tokens[0]
+    return Stats(
+        prompt_tokens=len(prompt.tokens),
+        image_tokens=prompt.num_image_tokens,
+        generated_tokens=len(tokens),
+        timings=Timings(
+            encode=encoded - start,
+            first_token=tokens[0] - start,
+            total=tokens[-1] - start,
+            decode_rate=(len(tokens) - 1) / seconds if seconds else 0.0,
+        ),
+    )
+
+
+def _pieces(
+    ids: Iterator[int], tokenizer: Tokenizer, settings: Settings
+) -> Iterator[Piece]:
+    """Text of token ids, ended by an end token, a stop string or the caller."""
+    detokenizer: Any = tokenizer.hf.detokenizer
+    # Holds back text that may turn out to begin a stop string.
+    machine = TextStateMachine({"normal": [(word, None) for word in settings.stop]})
+    state = machine.make_state()
+    for token in ids:
+        if token in tokenizer.hf.eos_token_ids:
+            detokenizer.finalize()
+            text, reason = detokenizer.last_segment, "stop"
+            break
+        detokenizer.add_token(token)
+        state, text, name = machine.step(state, detokenizer.last_segment)
+        if name is None:
+            yield Piece(text, token, "stop")
+            return
+        yield Piece(text, token)
+        if settings.cancel is not None and settings.cancel.is_set():
+            yield Piece("", None, "cancelled")
+            return
+    else:
+        detokenizer.finalize()
+        text, reason = detokenizer.last_segment, "length"
+    state, text, name = machine.step(state, text)
+    if name is not None:
+        text += machine.flush(state)[1]
+    else:
+        reason = "stop"
+    yield Piece(text, None, reason)

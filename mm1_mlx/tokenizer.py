@@ -1,0 +1,112 @@
+"""Text to tokens of a checkpoint, safe against special tokens typed by a user.
+
+mlx-lm's wrapper around the checkpoint's Hugging Face tokenizer does the work; this file
+loads it silently and keeps a literal "<image>" in somebody's text from becoming a
+picture, or a typed "</s>" from ending a turn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlx_lm import tokenizer_utils
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from tokenizers import AddedToken
+from transformers import PreTrainedConfig
+
+from mm1_mlx.checkpoint import read_json
+from mm1_mlx.config import PromptConfig
+from mm1_mlx.errors import CheckpointError
+
+# Private-use characters that stand for typed special tokens while a template renders.
+_FIRST_STAND_IN = 0xE000
+_LAST_STAND_IN = 0xF8FF
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer, with one token for a picture's place.
+
+    Attributes:
+        hf: mlx-lm's wrapper; ``hf.detokenizer`` streams text, ``hf.eos_token_ids`` end it.
+        image_token: what a template writes where a picture stands.
+        image_id: its token; not always one of the decoder's vocabulary.
+    """
+
+    def __init__(self, hf: TokenizerWrapper, image_token: str) -> None:
+        self.hf = hf
+        self.image_token = image_token
+        specials = {
+            str(token) for token in hf.added_tokens_decoder.values() if token.special
+        }
+        self._add(image_token)
+        self.image_id: int = hf.convert_tokens_to_ids(image_token)
+        # Longest first, so that no special token is cut in two by a shorter one.
+        typed = sorted(specials | {image_token}, key=len, reverse=True)
+        self._stand_ins = {
+            text: chr(_FIRST_STAND_IN + i)
+            for i, text in enumerate(typed[: _LAST_STAND_IN - _FIRST_STAND_IN])
+        }
+        self._private = {ord(c): "\ufffd" for c in self._stand_ins.values()}
+        self._typed: dict[int, list[int]] = {}
+
+    def shield(self, text: str) -> str:
+        """``text`` with every special token in it replaced by a stand-in."""
+        text = text.translate(self._private)
+        for special, stand_in in self._stand_ins.items():
+            if special in text:
+                self._add(stand_in)
+                token = self.hf.convert_tokens_to_ids(stand_in)
+                self._typed[token] = self._spell(special)
+                text = text.replace(special, stand_in)
+        return text
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Tokens of rendered text; stand-ins become the characters they stand for."""
+        tokens = self.hf.encode(text, add_special_tokens=add_special_tokens)
+        if not self._typed:
+            return tokens
+        return [t for token in tokens for t in self._typed.get(token, [token])]
+
+    def _add(self, text: str) -> None:
+        if text not in self.hf.get_vocab():
+            token = AddedToken(text, special=True, normalized=False)
+            self.hf.add_tokens([token], special_tokens=True)
+
+    def _spell(self, special: str) -> list[int]:
+        """A special token's text, character by character, as ordinary tokens."""
+        vocabulary = self.hf.get_vocab()
+        spelled: list[int] = []
+        for c in special:
+            known = vocabulary.get(c)
+            spelled += (
+                self.hf.encode(c, add_special_tokens=False)
+                if known is None
+                else [known]
+            )
+        return spelled
+
+
+def load_tokenizer(path: Path, config: PromptConfig) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    Raises:
+        CheckpointError: its files are missing or damaged.
+    """
+    extra: dict[str, Any] = {
+        # A config of its own: AutoTokenizer warns about a config.json it does not know.
+        "config": PreTrainedConfig(),
+        "trust_remote_code": False,
+    }
+    try:
+        hf = tokenizer_utils.load(path, extra, eos_token_ids=list(config.eos_token_ids))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: the tokenizer cannot be loaded ({reason[:200]}); "
+            "get its files again"
+        ) from None
+    legacy = path / "chat_template.json"
+    if hf.chat_template is None and legacy.is_file():
+        hf.chat_template = read_json(legacy).get("chat_template")
+    return Tokenizer(hf, config.image_token)

@@ -1,0 +1,1 @@
+"""Training on pictures and text with the very model that serves."""

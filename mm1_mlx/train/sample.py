@@ -1,0 +1,115 @@
+"""A conversation as training targets: every assistant turn, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm1_mlx.config import MM1Config
+from mm1_mlx.errors import ConfigError, PromptError
+from mm1_mlx.layout import Span, TileGroup
+from mm1_mlx.prompt import Turn, encode_turns
+from mm1_mlx.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Tokens of a conversation, one image token per picture, and which are learned."""
+
+    tokens: tuple[int, ...]
+    # Whether the token is a target: part of an assistant turn, its end included.
+    learned: tuple[bool, ...]
+
+
+def build_sample(
+    turns: Sequence[Turn], config: MM1Config, tokenizer: Tokenizer
+) -> Sample:
+    """The sample of a conversation.
+
+    A turn's targets are the tokens by which the conversation with the turn exceeds the
+    one that stops where the assistant is about to answer.
+
+    Raises:
+        PromptError: the template or tokenizer rewrites earlier tokens as turns follow.
+    """
+    if config.prompt is None:
+        raise ConfigError("the model has no prompt format, so it cannot be trained")
+    tokens = encode_turns(turns, config.prompt, tokenizer, answer=False)
+    learned = [False] * len(tokens)
+    for i, (role, _) in enumerate(turns):
+        if role != "assistant":
+            continue
+        before = encode_turns(turns[:i], config.prompt, tokenizer)
+        after = encode_turns(turns[: i + 1], config.prompt, tokenizer, answer=False)
+        if tokens[: len(after)] != after or after[: len(before)] != before:
+            raise PromptError(
+                f"turn {i + 1} cannot be told apart: the chat template or tokenizer "
+                "writes earlier turns differently when later ones follow"
+            )
+        learned[len(before) : len(after)] = [True] * (len(after) - len(before))
+    return Sample(tuple(tokens), tuple(learned))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of equal length, padded on the right, and the pictures they refer to."""
+
+    tokens: NDArray[np.int32]  # [B, T]
+    learned: NDArray[np.bool_]  # [B, T]
+    # Positions count through the flattened [B * T]; several rows may share a picture.
+    spans: tuple[Span, ...]
+    tiles: tuple[TileGroup, ...]
+
+
+def collate(
+    samples: Sequence[Sample],
+    pictures: Sequence[Sequence[int]],
+    tiles: Sequence[TileGroup],
+    config: MM1Config,
+    image_id: int,
+) -> Batch:
+    """The batch of several samples.
+
+    Args:
+        samples: one per row.
+        pictures: for every row, the indices of its pictures in ``tiles``.
+        tiles: the pictures, one tile each.
+        config: the model's config.
+        image_id: the token that marks a picture's place.
+    """
+    assert config.prompt is not None
+    K = config.num_image_tokens
+    rows, masks, places = [], [], []
+    for sample in samples:
+        row: list[int] = []
+        mask: list[bool] = []
+        starts = []
+        for token, learned in zip(sample.tokens, sample.learned, strict=True):
+            if token == image_id:
+                starts.append(len(row))
+                row += [config.prompt.image_token_id] * K
+                mask += [False] * K
+            else:
+                row.append(token)
+                mask.append(learned)
+        rows.append(row)
+        masks.append(mask)
+        places.append(starts)
+    T = max(map(len, rows))
+    spans = tuple(
+        Span(b * T + start, K, "picture", picture, "")
+        for b, starts in enumerate(places)
+        for start, picture in zip(starts, pictures[b], strict=True)
+    )
+    return Batch(_pad(rows, T, np.int32), _pad(masks, T, np.bool_), spans, tuple(tiles))
+
+
+def _pad(rows: Sequence[Sequence[Any]], length: int, dtype: Any) -> NDArray[Any]:
+    padded = np.zeros((len(rows), length), dtype)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded

@@ -1,0 +1,204 @@
+"""The training loop: AdamW, warmup and cosine, clipping, checkpoints, several processes.
+
+A batch is a pure function of the step and the shard, so a run that was killed goes
+on from its last checkpoint with the very batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from mm1_mlx.checkpoint import read_shard
+from mm1_mlx.models import MM1
+from mm1_mlx.train.loss import next_token_loss
+from mm1_mlx.train.sample import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What a run is made of: its flags and its record."""
+
+    steps: int = field(metadata={"help": "optimizer steps"})
+    learning_rate: float = field(metadata={"help": "peak of the schedule"})
+    warmup_steps: int = field(default=200, metadata={"help": "linear warmup, in steps"})
+    decay_steps: int = field(
+        default=1000, metadata={"help": "cosine decay at the end, in steps"}
+    )
+    final_fraction: float = field(
+        default=0.1, metadata={"help": "last learning rate, as a share of the peak"}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "decoupled decay"})
+    clip_norm: float = field(default=1.0, metadata={"help": "largest gradient norm"})
+    micro_batches: int = field(
+        default=1, metadata={"help": "batches whose gradients make one step"}
+    )
+    seed: int = field(default=0, metadata={"help": "of initialisation and data"})
+    save_every: int = field(default=200, metadata={"help": "steps per checkpoint"})
+    log_every: int = field(default=20, metadata={"help": "steps per log line"})
+
+
+def learning_rate(config: TrainConfig) -> Callable[[mx.array], mx.array]:
+    """Linear warmup to the peak, the peak, then a cosine to ``final_fraction`` of it.
+
+    Until the decay begins the schedule does not depend on the number of steps, so a run
+    may be lengthened or cut short and still equal one that was planned so.
+    """
+    peak = config.learning_rate
+    start = config.steps - config.decay_steps
+    return optim.join_schedules(
+        [
+            optim.linear_schedule(0.0, peak, config.warmup_steps),
+            lambda _: mx.array(peak),
+            optim.cosine_decay(
+                peak, config.decay_steps, peak * config.final_fraction
+            ),
+        ],
+        [config.warmup_steps, start],
+    )
+
+
+class Trainer:
+    """Trains every parameter of a model on batches.
+
+    Args:
+        model: trained in place.
+        batches: the batch of (step, shard); every micro-batch of every process is a
+            shard of its own.
+        config: the run.
+        folder: where the checkpoint and ``log.jsonl`` are kept.
+    """
+
+    def __init__(
+        self,
+        model: MM1,
+        batches: Callable[[int, int], Batch],
+        config: TrainConfig,
+        folder: Path,
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.config = config
+        self.folder = folder
+        self.step = 0
+        self.group = mx.distributed.init()
+        self.optimizer = optim.AdamW(
+            learning_rate=learning_rate(config),
+            betas=[0.9, 0.95],
+            weight_decay=config.weight_decay,
+            bias_correction=True,
+        )
+        self.optimizer.init(model.trainable_parameters())
+        mx.eval(model.state, self.optimizer.state)
+        parallel = config.micro_batches if mx.default_device() == mx.cpu else 1
+        self._workers = ThreadPoolExecutor(max_workers=parallel)
+        self._tracing = threading.Lock()
+        self._loss_and_grad = nn.value_and_grad(model, next_token_loss)
+
+    def run(self, report: Callable[[dict[str, Any]], None]) -> None:
+        """Train to the last step; ``report`` receives every log line."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.resume()
+        self.model.train()
+        start, first = time.perf_counter(), self.step
+        while self.step < self.config.steps:
+            loss = self.train_step()
+            if self.step % self.config.log_every == 0:
+                seconds = (time.perf_counter() - start) / (self.step - first)
+                self._log(loss, seconds, report)
+            if self.step % self.config.save_every == 0 or self.step >= self.config.steps:
+                self.save()
+
+    def train_step(self) -> float:
+        """One optimizer step; the loss before it, in nats per token.
+
+        The micro-batches' gradients are averaged.
+        """
+        first = self.group.rank() * self.config.micro_batches
+        shards = range(first, first + self.config.micro_batches)
+        losses, grads = zip(*self._workers.map(self._backward, shards), strict=True)
+        mean = tree_map(lambda *g: sum(g) / len(g), *grads)
+        mean = nn.average_gradients(mean)
+        mean, _ = optim.clip_grad_norm(mean, self.config.clip_norm)
+        self.optimizer.update(self.model, mean)
+        mx.eval(self.model.parameters(), self.optimizer.state)
+        self.step += 1
+        return sum(losses) / len(losses)
+
+    def _backward(self, shard: int) -> tuple[float, Any]:
+        """Loss and gradients of one micro-batch, evaluated.
+
+        Runs on a worker thread, whose stream is its own: on a CPU, micro-batches run
+        side by side. Only tracing, which puts tracers into the shared model, must not.
+        """
+        batch = self.batches(self.step, shard)
+        with self._tracing:
+            parameters = self.model.trainable_parameters()
+            (loss, _), grads = self._loss_and_grad(self.model, batch)
+            self.model.update(parameters)
+        mx.eval(loss, grads)
+        return float(loss.item()), grads
+
+    def _log(
+        self, loss: float, seconds: float, report: Callable[[dict[str, Any]], None]
+    ) -> None:
+        if self.group.rank() != 0:
+            return
+        line = {
+            "step": self.step,
+            "loss": round(loss, 5),
+            "learning_rate": float(self.optimizer.learning_rate.item()),
+            "seconds_per_step": round(seconds, 4),
+        }
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        report(line)
+
+    @property
+    def _state_path(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    def save(self) -> None:
+        """Write model, optimizer and step; the old checkpoint stands until it is whole."""
+        if self.group.rank() != 0:
+            return
+        state = {f"model.{k}": v for k, v in tree_flatten(self.model.parameters())}
+        state |= {f"optimizer.{k}": v for k, v in tree_flatten(self.optimizer.state)}
+        partial = self.folder / "state.partial.safetensors"
+        mx.save_safetensors(str(partial), state)
+        record = {"step": self.step, "config": asdict(self.config)}
+        (self.folder / "run.partial.json").write_text(json.dumps(record, indent=2))
+        partial.replace(self._state_path)
+        (self.folder / "run.partial.json").replace(self.folder / "run.json")
+        os.sync()
+
+    def resume(self) -> None:
+        """Continue from the folder's checkpoint, if it has one."""
+        if not self._state_path.is_file():
+            return
+        state = read_shard(self._state_path)
+        model = [
+            (k.removeprefix("model."), v)
+            for k, v in state.items()
+            if k.startswith("model.")
+        ]
+        optimizer = [
+            (k.removeprefix("optimizer."), v)
+            for k, v in state.items()
+            if k.startswith("optimizer.")
+        ]
+        self.model.load_weights(model)
+        self.optimizer.state = tree_unflatten(optimizer)
+        self.step = int(self.optimizer.state["step"].item())

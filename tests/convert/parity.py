@@ -1,0 +1,244 @@
+"""Both sides of a parity test: a re-initialised PyTorch model, and ours converted."""
+
+import ctypes
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+try:  # several times faster matrix products on Linux, where it is installed
+    ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+except OSError:
+    pass
+
+import mlx.core as mx
+from mlx_lm.generate import generate_step
+
+from mm1_mlx.checkpoint import load_model, model_shapes
+from mm1_mlx.convert import Source, detect_format
+from mm1_mlx.convert.compose import possible_shapes
+from mm1_mlx.convert.rules import Op, Rules, Shapes, plan
+from mm1_mlx.layout import Span, TileGroup
+from mm1_mlx.models import MM1
+
+TOLERANCE = 1e-4
+NUM_TOKENS = 32
+MIN_DISTINCT = 8
+
+torch.set_num_threads(1)
+State = dict[str, torch.Tensor]
+# Logits [T, V] of token ids, and of one picture [1, 3, H, W] in their midst.
+Forward = Callable[[list[int], torch.Tensor | None], torch.Tensor]
+
+
+def reinitialise(module: torch.nn.Module, seed: int, embedding: float = 1.0) -> None:
+    """Give every parameter a value that shows when it lands in the wrong place."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = {
+        f"{name}.weight"
+        for name, child in module.named_modules()
+        if isinstance(child, torch.nn.Embedding)
+    }
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            leaf = name.rpartition(".")[2]
+            if name in embeddings or leaf in ("class_embedding", "pos_emb"):
+                parameter.normal_(generator=generator).mul_(embedding)
+            elif parameter.dim() > 1:
+                fan_in = math.prod(parameter.shape[1:])
+                parameter.normal_(std=fan_in**-0.5, generator=generator)
+            else:
+                center = 1.0 if leaf == "weight" else 0.0
+                parameter.uniform_(center - 0.2, center + 0.2, generator=generator)
+
+
+def save(folder: Path, state: State, config: Mapping[str, Any], shards: int = 1) -> Path:
+    """A checkpoint as a hub repository holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    names = sorted(state)
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        file = file if shards > 1 else "model.safetensors"
+        # clone: tied tensors share memory, which safetensors refuses.
+        part = {n: state[n].detach().clone().contiguous() for n in names[i::shards]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    if shards > 1:
+        index = {"metadata": {}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def state_of(model: torch.nn.Module, config: Mapping[str, Any]) -> State:
+    """The model's tensors, the tied head left out as transformers leaves it."""
+    state = dict(model.state_dict())
+    if config.get("tie_word_embeddings"):
+        state.pop("lm_head.weight", None)
+    return state
+
+
+def pictures(size: int, seed: int = 0) -> list[NDArray[np.float32]]:
+    """Two pictures' pixels, [1, H, W, 3]."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((1, size, size, 3)).astype(np.float32) for _ in "ab"]
+
+
+def to_torch(pixels: NDArray[np.float32]) -> torch.Tensor:
+    """[N, H, W, 3] to PyTorch's [N, 3, H, W]."""
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, with a run of image placeholders where a picture stands."""
+
+    tokens: list[int]
+    span: Span | None
+
+    @classmethod
+    def make(cls, vocabulary: int, image_tokens: int = 0, image_id: int = 0) -> "Prompt":
+        rng = np.random.default_rng(1)
+        before, after = (rng.integers(3, vocabulary - 3, n).tolist() for n in (3, 4))
+        before = [t for t in before if t != image_id]
+        span = Span(len(before), image_tokens, "picture", 0, "") if image_tokens else None
+        return cls(before + [image_id] * image_tokens + after, span)
+
+
+def embed(model: MM1, prompt: Prompt, pixels: NDArray[np.float32] | None) -> mx.array:
+    """Our embeddings [T, D] of the prompt."""
+    tokens = mx.array(prompt.tokens)
+    if pixels is None:
+        return model.embed(tokens, [], [])
+    assert prompt.span is not None
+    image_tokens = model.encode([TileGroup(pixels, ((0, 0),))])
+    return model.embed(tokens, image_tokens, [prompt.span])
+
+
+def our_logits(
+    model: MM1, prompt: Prompt, pixels: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """Our logits [T, V] of the prompt."""
+    embeddings = embed(model, prompt, pixels)
+    return np.array(model(mx.array(prompt.tokens)[None], None, embeddings[None])[0])
+
+
+def our_greedy(
+    model: MM1, prompt: Prompt, pixels: NDArray[np.float32] | None
+) -> list[int]:
+    """Our greedy continuation, by mlx-lm's loop."""
+    steps = generate_step(
+        mx.array(prompt.tokens),
+        model,
+        max_tokens=NUM_TOKENS,
+        input_embeddings=embed(model, prompt, pixels),
+    )
+    return [int(token) for token, _ in steps]
+
+
+def reference_greedy(
+    forward: Forward, prompt: Prompt, pixels: torch.Tensor | None
+) -> list[int]:
+    """The reference's greedy continuation, the whole prompt again for every token."""
+    tokens = list(prompt.tokens)
+    for _ in range(NUM_TOKENS):
+        tokens.append(int(forward(tokens, pixels)[-1].argmax()))
+    return tokens[len(prompt.tokens) :]
+
+
+def difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    """Largest difference over the largest value of the reference."""
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def check_parity(
+    out: Path, forward: Forward, prompt: Prompt, inputs: list[NDArray[np.float32] | None]
+) -> float:
+    """Assert equal logits and greedy tokens; the largest relative difference.
+
+    With several inputs, which must be pictures, their tokens must differ.
+    """
+    model = load_model(out)
+    worst, continuations = 0.0, []
+    for pixels in inputs:
+        given = None if pixels is None else to_torch(pixels)
+        expected = forward(prompt.tokens, given).numpy()
+        worst = max(worst, difference(our_logits(model, prompt, pixels), expected))
+        tokens = reference_greedy(forward, prompt, given)
+        assert our_greedy(model, prompt, pixels) == tokens
+        assert len(tokens) == NUM_TOKENS
+        assert len(set(tokens)) >= MIN_DISTINCT
+        continuations.append(tuple(tokens))
+    assert worst <= TOLERANCE
+    assert len(set(continuations)) == len(inputs)
+    return worst
+
+
+def swapped_rules(rules: Rules, known: Shapes, wanted: Shapes) -> list[Rules]:
+    """The table with every two targets of one shape exchanged, one pair at a time.
+
+    A pair of targets that the model does not have, such as the final norm's, is left out.
+    """
+    by_shape: dict[tuple[Any, ...], list[tuple[str, bool]]] = {}
+    for pattern, rule in rules.items():
+        if rule is not None:
+            target = _as_op(rule).targets[0]
+            first = re.sub(r"\{(-1)?\}", "0", target)
+            if first in known:
+                # Targets with and without a layer number cannot change places.
+                key = (known[first], target.count("{"))
+                by_shape.setdefault(key, []).append((pattern, first in wanted))
+    return [
+        {**rules, a: _aim(rules[a], rules[b]), b: _aim(rules[b], rules[a])}
+        for group in by_shape.values()
+        for (a, built), (b, also_built) in itertools.combinations(group, 2)
+        if built or also_built
+    ]
+
+
+def _aim(rule: str | Op | None, other: str | Op | None) -> Op:
+    """The first rule's operation, with the second one's target."""
+    op, target = _as_op(rule), _as_op(other).targets[0]
+    # Sources that count from 1 go on doing so.
+    number = "{-1}" if "{-1}" in op.targets[0] else "{}"
+    return replace(op, targets=(re.sub(r"\{(-1)?\}", number, target),))
+
+
+def _as_op(rule: str | Op | None) -> Op:
+    return rule if isinstance(rule, Op) else Op((str(rule),), lambda x: (x,))
+
+
+def undetected_swaps(
+    folder: Path, out: Path, logits: Callable[[MM1], NDArray[np.float32]]
+) -> tuple[int, list[set[str]]]:
+    """Number of swapped tables, and the pairs of sources whose swap goes unnoticed."""
+    model = load_model(out)
+    expected = logits(model)
+    with Source(str(folder)) as source:
+        tensors = {name: source.read(name) for name in source.tensors}
+        rules = detect_format(source).RULES
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted, known = model_shapes(model.config), possible_shapes(model.config)
+    # Only the rows that this layout uses, so that the many plans are quick.
+    names = [re.sub(r"\d+", "{}", name) for name in found]
+    used = {p: r for p, r in rules.items() if re.sub(r"\d+", "{}", p) in names}
+    tables = swapped_rules(used, known, wanted)
+    unnoticed = []
+    for table in tables:
+        steps = plan(table, found, wanted, known).steps
+        pairs = [pair for step in steps for pair in step(tensors.__getitem__)]
+        model.load_weights(pairs)
+        if difference(logits(model), expected) <= TOLERANCE:
+            unnoticed.append({str(table[p]) for p in used if table[p] != used[p]})
+    return len(tables), unnoticed
