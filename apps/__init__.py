@@ -1,0 +1,1 @@
+"""The ``mm1`` command: one module per verb."""

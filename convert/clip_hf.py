@@ -109,8 +109,8 @@ def vision_config(values: Any, **chosen: Any) -> VisionConfig:
             **chosen,
         }
     )
-    # Sizes of the text half, which old configs repeat here.
-    fields.finish(("vocab_size", "max_position_embeddings"))
+    # What only the text half has, and old configs repeat here.
+    fields.finish(("vocab_size", "max_position_embeddings", "tie_word_embeddings"))
     return section
 
 

@@ -35,6 +35,12 @@ def detect_format(source: Source) -> Format:
     Raises:
         CheckpointError: it is none that this program knows.
     """
+    for key in ("quantization_config", "quantization"):
+        if source.config.get(key):
+            raise CheckpointError(
+                f"{source.name} is quantized ({key} in config.json); convert the "
+                "checkpoint that it was made from"
+            )
     for format in FORMATS:
         if format.detect(source):
             return format

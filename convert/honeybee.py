@@ -4,11 +4,11 @@ https://github.com/kakaobrain/honeybee/blob/68a8d84/honeybee/modeling_honeybee.p
 """
 
 import math
+from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.config import CAbstractorConfig, ImageConfig, MM1Config
-from mm1_mlx.errors import ConfigError
+from mm1_mlx.config import CAbstractorConfig, ImageConfig, MM1Config, VisionConfig
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 
 from . import clip_hf, llama_hf
@@ -18,6 +18,8 @@ from .source import Source
 from .text import prompt_section
 
 MAX_MLP_DEPTH = 8
+# The language model's name, its width, and defaults of all configs.
+IGNORED = ("lm_config", "hidden_size", "is_composition", "tie_word_embeddings")
 
 
 def patch_rows(target: str) -> Op:
@@ -93,50 +95,69 @@ def config(source: Source) -> MM1Config:
         ConfigError: a field is missing, unknown or not supported.
     """
     fields = Fields(source.config, "HoneybeeConfig")
-    # The first published checkpoints keep the projector's fields in two places.
+    projector = _projector(fields)
+    vision, image = _vision(fields, projector.integer("feature_layer_index"))
+    text = llama_hf.with_defaults({"model_type": "llama"} | _text(fields))
+    decoder = llama_hf.decoder_config(text)
+    connector = _connector(
+        projector,
+        input_size=vision.hidden_size,
+        num_features=vision.num_features,
+        output_size=decoder.hidden_size,
+    )
+    fields.finish(IGNORED)
+    return MM1Config(
+        vision=vision,
+        connector=connector,
+        decoder=decoder,
+        image=image,
+        prompt=prompt_section(source, text, "honeybee"),
+    )
+
+
+def _projector(fields: Fields) -> Fields:
+    """The projector's fields; the first checkpoints keep them in two places."""
     older = fields.get("visual_projector_config")
-    projector = Fields(
+    return Fields(
         older or fields.require("projector_config"),
         "HoneybeeConfig.projector_config",
         {"num_query_tokens": fields.get("num_query_tokens")},
     )
-    encoder = dict(fields.require("vision_config"))
-    encoder_type = encoder.pop("encoder_type", "openai.clip")
-    if encoder_type != "openai.clip":
-        raise ConfigError(
-            f"HoneybeeConfig.vision_config: encoder type {encoder_type!r} is not "
-            "supported; supported: 'openai.clip'"
-        )
-    encoder.pop("pretrained_vision_name_or_path", None)
-    mean = encoder.pop("image_mean", CLIP_MEAN)
-    std = encoder.pop("image_std", CLIP_STD)
+
+
+def _vision(fields: Fields, feature_layer: int) -> tuple[VisionConfig, ImageConfig]:
+    """The encoder, and how pictures are made for it: squashed."""
+    given = Fields(
+        fields.require("vision_config"),
+        "HoneybeeConfig.vision_config",
+        {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+    )
+    given.expect("encoder_type", "openai.clip")
+    ours = ("encoder_type", "image_mean", "image_std", "pretrained_vision_name_or_path")
+    encoder = {key: x for key, x in given.values.items() if key not in ours}
+    # The sections' own model type, which is empty, hides the encoder's.
+    encoder["model_type"] = encoder.get("model_type") or "clip_vision_model"
     vision = clip_hf.vision_config(
-        encoder,
-        feature_layer=projector.integer("feature_layer_index"),
-        apply_post_norm=False,
-        drop_cls=True,
+        encoder, feature_layer=feature_layer, apply_post_norm=False, drop_cls=True
     )
-    text = llama_hf.with_defaults(
-        {"model_type": "llama"} | fields.require("text_config")
+    image = ImageConfig.from_dict(
+        {
+            "size": vision.image_size,
+            "resize": "squash",
+            "mean": given.require("image_mean"),
+            "std": given.require("image_std"),
+        }
     )
-    decoder = llama_hf.decoder_config(text)
+    return vision, image
+
+
+def _text(fields: Fields) -> dict[str, Any]:
+    """The decoder's fields, if the weights are whole."""
     language = Fields(fields.get("lm_config") or {}, "HoneybeeConfig.lm_config")
     language.expect("delta_model_name_or_path")
-    fields.finish(("lm_config", "hidden_size", "is_composition"))
-    return MM1Config(
-        vision=vision,
-        connector=_connector(
-            projector,
-            input_size=vision.hidden_size,
-            num_features=vision.num_features,
-            output_size=decoder.hidden_size,
-        ),
-        decoder=decoder,
-        image=ImageConfig.from_dict(
-            {"size": vision.image_size, "resize": "squash", "mean": mean, "std": std}
-        ),
-        prompt=prompt_section(source, text, "honeybee"),
-    )
+    text = Fields(fields.require("text_config"), "HoneybeeConfig.text_config")
+    text.expect("model_type", "llama")
+    return text.values
 
 
 def _connector(fields: Fields, **sizes: int) -> CAbstractorConfig:
@@ -154,5 +175,11 @@ def _connector(fields: Fields, **sizes: int) -> CAbstractorConfig:
             "position_embedding": bool(fields.get("pos_emb")),
         }
     )
-    fields.finish(("encoder_hidden_size", "output_hidden_size"))
+    # Sizes of the neighbours and a default of all configs.
+    fields.finish(
+        (
+            *("encoder_hidden_size", "output_hidden_size"),
+            "tie_word_embeddings",
+        )
+    )
     return section

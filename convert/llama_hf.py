@@ -123,7 +123,7 @@ def build(fields: Fields, **chosen: Any) -> DecoderConfig:
             **chosen,
         }
     )
-    fields.finish()
+    fields.finish(("max_sequence_length",))  # Llama-1's word for the context
     return section
 
 

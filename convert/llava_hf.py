@@ -32,6 +32,8 @@ DEFAULTS = {
     "vision_feature_layer": -2,
     "multimodal_projector_bias": True,
 }
+# What follows from the parts' sizes, or acts in training or on pictures.
+IGNORED = ("image_seq_length", "vocab_size", "ignore_index", "image_aspect_ratio")
 
 
 def _rules() -> Table:
@@ -70,8 +72,7 @@ def config(source: Source) -> MM1Config:
     decoder = DECODERS[text["model_type"]].decoder_config(text)
     vision = _vision(fields)
     connector = _connector(fields, vision, decoder)
-    # The number of image tokens, which follows from the sizes.
-    fields.finish(("image_seq_length", "ignore_index", "image_aspect_ratio"))
+    fields.finish(IGNORED)
     return MM1Config(
         vision=vision,
         connector=connector,

@@ -11,6 +11,8 @@ from .source import Source
 
 BICUBIC = 3
 HARMLESS = (
+    "_valid_processor_keys",
+    "model_input_names",
     "image_processor_type",
     "feature_extractor_type",
     "processor_class",
@@ -21,7 +23,7 @@ HARMLESS = (
     "disable_grouping",
     "return_tensors",
     "default_to_square",
-    # Extent of a crop or square that was read from ``size`` already.
+    # What the processor tells the tokenizer's side.
     "image_seq_length",
     "patch_size",
 )

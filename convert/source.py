@@ -245,8 +245,9 @@ def unpickle(paths: list[Path], folder: Path) -> list[Path]:
     Raises:
         CheckpointError: torch is missing, or a file is not a plain dict of tensors.
     """
-    # -P: a torch.py in the current folder must not be what is imported.
-    command = [sys.executable, "-P", "-m", "mm1_mlx.convert.torch_bin"]
+    # As a file, so that only torch is imported; -P: never one of the current folder.
+    script = Path(__file__).with_name("torch_bin.py")
+    command = [sys.executable, "-P", str(script)]
     arguments = [*(str(path.resolve()) for path in paths), str(folder)]
     child = subprocess.run(
         [*command, *arguments], capture_output=True, text=True, check=False

@@ -23,7 +23,6 @@ FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "generation_config.json",
 )
 # A template that loops over a message's content takes it as typed parts.
 _LOOPS_OVER_PARTS = re.compile(

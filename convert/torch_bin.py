@@ -1,6 +1,6 @@
-"""PyTorch pickles to safetensors: ``python -m mm1_mlx.convert.torch_bin SRC... DST``.
+"""PyTorch pickles to safetensors: ``python torch_bin.py SRC... DST``.
 
-Runs as a child process, the only place where torch is imported. Every file is loaded
+Run as a child process, the only place where torch is imported. Every file is loaded
 with ``weights_only=True``: a pickle that wants to run code is refused.
 """
 
@@ -48,7 +48,7 @@ def _load(torch: Any, source: str) -> dict[str, Any]:
             "damaged; use a safetensors checkpoint"
         ) from None
     except (RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise SystemExit(f"{source} is damaged ({reason}); get it again") from None
     if not isinstance(tensors, dict) or not all(
         isinstance(tensor, torch.Tensor) for tensor in tensors.values()

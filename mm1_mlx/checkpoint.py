@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from safetensors import SafetensorError, safe_open
 
 from mm1_mlx.config import MM1Config
@@ -93,7 +92,8 @@ def check_shard(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {
-                name: tuple(file.get_slice(name).get_shape()) for name in file.keys()  # noqa: SIM118
+                name: tuple(file.get_slice(name).get_shape())
+                for name in file.keys()  # noqa: SIM118
             }
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
@@ -109,7 +109,7 @@ def _reason(error: Exception) -> str:
 
 def model_shapes(config: MM1Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the model, without allocating it."""
-    return {name: tuple(x.shape) for name, x in tree_flatten(MM1(config).parameters())}
+    return {name: tuple(x.shape) for name, x in MM1(config).tensors().items()}
 
 
 def check_names(
@@ -233,7 +233,7 @@ def load_model(path: Path, dtype: mx.Dtype | None = None) -> MM1:
         if name.endswith(".safetensors"):
             weights.update(read_shard(safe_join(path, name)))
     model = MM1(config)
-    shapes = {k: tuple(v.shape) for k, v in tree_flatten(model.parameters())}
+    shapes = {k: tuple(v.shape) for k, v in model.tensors().items()}
     check_names({k: tuple(v.shape) for k, v in weights.items()}, shapes, path)
     if dtype is not None:
         weights = {k: v.astype(dtype) for k, v in weights.items()}
@@ -394,5 +394,3 @@ def _fsync(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-

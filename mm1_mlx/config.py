@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Final, Literal, Self, TypeVar
 
 from mm1_mlx.errors import ConfigError
 
-MODEL_TYPE = "mm1"
+MODEL_TYPE: Final = "mm1"
 
 # Limits of what a config file may ask for, checked before anything is allocated.
 MAX_LAYERS = 256
@@ -41,7 +42,7 @@ class Section:
         """
         name = cls.__name__
         if not isinstance(values, Mapping):
-            raise ConfigError(f"{name}: expected an object, got {values!r}")
+            raise ConfigError(f"{name}: expected an object, got {values!r:.80}")
         fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         unknown = sorted(set(values) - set(fields))
         if unknown:
@@ -84,31 +85,33 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return _read(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where}: {value!r} is not one of {list(args)}")
+            raise ConfigError(f"{where}: {value!r:.80} is not one of {list(args)}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: expected a list, got {value!r}")
+            raise ConfigError(f"{where}: expected a list, got {value!r:.80}")
         if args[-1] is not Ellipsis and len(value) != len(args):
-            raise ConfigError(f"{where}: expected {len(args)} values, got {value!r}")
+            raise ConfigError(f"{where}: expected {len(args)} values, got {value!r:.80}")
         return tuple(_read(args[0], item, where) for item in value)
     if issubclass(hint, Section):
         return value if isinstance(value, hint) else hint.from_dict(value)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) in (int, float):
+        if not abs(value) <= sys.float_info.max:
+            raise ConfigError(f"{where}: expected a finite number, got {value!r:.80}")
         return float(value)
     if type(value) is not hint:
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r:.80}")
     return value
 
 
 def _read_kind(sections: list[type[Section]], value: Any, where: str) -> Section:
     """The union member whose ``kind`` the value names."""
-    if isinstance(value, tuple(sections)):
+    if isinstance(value, Section) and type(value) in sections:
         return value
     kinds = {typing.get_args(typing.get_type_hints(s)["kind"])[0]: s for s in sections}
     kind = value.get("kind") if isinstance(value, Mapping) else None
-    if kind not in kinds:
-        raise ConfigError(f"{where}: kind {kind!r} is not one of {sorted(kinds)}")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigError(f"{where}: kind {kind!r:.80} is not one of {sorted(kinds)}")
     return kinds[kind].from_dict(value)
 
 
@@ -123,6 +126,14 @@ def _check_sizes(section: Section, limit: int, *names: str) -> None:
         _require(
             1 <= value <= limit,
             f"{type(section).__name__}.{name}: {value} is outside 1..{limit}",
+        )
+
+
+def _check_positive(section: Section, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        _require(
+            value > 0, f"{type(section).__name__}.{name}: {value} is not positive"
         )
 
 
@@ -152,6 +163,7 @@ class VisionConfig(Section):
         _check_sizes(self, 8 * MAX_HIDDEN_SIZE, "intermediate_size")
         _check_sizes(self, MAX_LAYERS, "num_hidden_layers")
         _check_sizes(self, self.hidden_size, "num_attention_heads")
+        _check_positive(self, "layer_norm_eps")
         _require(
             self.image_size % self.patch_size == 0,
             f"VisionConfig: image_size {self.image_size} is not a multiple of "
@@ -234,6 +246,10 @@ class MLPConfig(_ConnectorSizes):
     hidden_act: Activation = "gelu"
     bias: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sizes(self, 8 * MAX_HIDDEN_SIZE, "hidden_size")
+
     @property
     def num_image_tokens(self) -> int:
         """Image tokens of one tile."""
@@ -250,6 +266,7 @@ class AveragePoolConfig(_ConnectorSizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_sizes(self, MAX_HIDDEN_SIZE, "num_image_tokens")
         _check_square(self)
 
 
@@ -269,11 +286,13 @@ class CAbstractorConfig(_ConnectorSizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_sizes(self, MAX_HIDDEN_SIZE, "hidden_size")
+        _check_sizes(self, MAX_HIDDEN_SIZE, "hidden_size", "num_image_tokens")
         _check_sizes(self, MAX_LAYERS, "depth", "mlp_depth")
+        _check_positive(self, "layer_norm_eps")
         _require(
             0 <= self.num_eos_tokens <= MAX_HIDDEN_SIZE,
-            f"CAbstractorConfig.num_eos_tokens: {self.num_eos_tokens} is negative",
+            f"CAbstractorConfig.num_eos_tokens: {self.num_eos_tokens} is outside "
+            f"0..{MAX_HIDDEN_SIZE}",
         )
         pooled = self.num_image_tokens - self.num_eos_tokens
         for name, value in (("num_features", self.num_features), ("pooled", pooled)):
@@ -295,6 +314,16 @@ class RopeScaling(Section):
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        _check_positive(
+            self, "factor", "low_freq_factor", "original_max_position_embeddings"
+        )
+        _require(
+            self.high_freq_factor > self.low_freq_factor,
+            f"RopeScaling.high_freq_factor: {self.high_freq_factor} is not above "
+            f"low_freq_factor {self.low_freq_factor}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,10 +394,16 @@ class DecoderConfig(Section):
             self.head_dim % 2 == 0,
             f"DecoderConfig.head_dim: {self.head_dim} is odd and cannot be rotated",
         )
-        _require(
-            self.sliding_window is None or self.sliding_window > 0,
-            f"DecoderConfig.sliding_window: {self.sliding_window} is not positive",
-        )
+        _check_positive(self, "rms_norm_eps", "rope_theta", "max_position_embeddings")
+        if self.sliding_window is not None:
+            _check_positive(self, "sliding_window")
+        if self.moe is not None:
+            _require(
+                self.hidden_act == "silu",
+                f"DecoderConfig: experts are SwiGLU; hidden_act {self.hidden_act!r} "
+                "is not supported with moe",
+            )
+            _require(not self.mlp_bias, "DecoderConfig.mlp_bias: experts have no biases")
 
     def is_sparse(self, layer: int) -> bool:
         """Whether the layer's feed-forward part routes to experts."""
@@ -407,6 +442,9 @@ class PromptConfig(Section):
     # Whether the checkpoint's template takes content as typed parts or as one string.
     content: Literal["parts", "string"] = "string"
     eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.image_token != "", "PromptConfig.image_token is empty")
 
 
 @dataclass(frozen=True, kw_only=True)

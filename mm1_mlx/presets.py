@@ -93,10 +93,6 @@ PRESETS: dict[str, MM1Config] = {
     "mm1-3b": _mm1(VIT_H_14_378, _3B),
     "mm1-7b": _mm1(VIT_H_14_378, _7B),
     "mm1-30b": _mm1(VIT_H_14_378, _30B),
-    "mm1-3b-moe": _mm1(
-        VIT_H_14_378, _3B, MoEConfig(num_experts=64, every=2, offset=1)
-    ),
-    "mm1-7b-moe": _mm1(
-        VIT_H_14_378, _7B, MoEConfig(num_experts=32, every=4, offset=3)
-    ),
+    "mm1-3b-moe": _mm1(VIT_H_14_378, _3B, MoEConfig(num_experts=64, every=2, offset=1)),
+    "mm1-7b-moe": _mm1(VIT_H_14_378, _7B, MoEConfig(num_experts=32, every=4, offset=3)),
 }

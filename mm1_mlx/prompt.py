@@ -227,9 +227,7 @@ def render(
         ) from None
 
 
-def _typed_parts(
-    parts: list[str | None], tokenizer: Tokenizer
-) -> list[dict[str, str]]:
+def _typed_parts(parts: list[str | None], tokenizer: Tokenizer) -> list[dict[str, str]]:
     return [
         {"type": "image"}
         if part is None

@@ -11,7 +11,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +28,7 @@ from mm1_mlx.image import ImageSource
 from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Message, Prompt
 from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
+from mm1_mlx.worker import Worker
 
 TINY = Path(__file__).with_name("tiny")
 MODEL_VARIABLE = "MM1_MODEL"
@@ -137,7 +137,7 @@ class Runtime:
     tokenizer: Tokenizer
     config: MM1Config
     path: Path
-    _owner: ThreadPoolExecutor = field(repr=False)
+    _worker: Worker = field(repr=False)
 
     def __enter__(self) -> Self:
         return self
@@ -152,7 +152,7 @@ class Runtime:
 
     def close(self) -> None:
         """Let the model go; answers under way are finished first."""
-        self._owner.shutdown()
+        self._worker.close()
 
 
 def load(source: str | Path | None = None, dtype: mx.Dtype | None = None) -> Runtime:
@@ -171,11 +171,11 @@ def load(source: str | Path | None = None, dtype: mx.Dtype | None = None) -> Run
     path = find_model(source)
     if dtype is None and mx.default_device() == mx.cpu:
         dtype = mx.float32
-    owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mm1")
+    worker = Worker()
     try:
-        return owner.submit(_load, path, dtype, owner).result()
+        return worker.submit(_load, path, dtype, worker).result()
     except BaseException:
-        owner.shutdown()
+        worker.close()
         raise
 
 
@@ -189,17 +189,19 @@ def find_model(source: str | Path | None = None) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if not hub.is_repository_name(name):
+    if not hub.is_repository(name):
         raise CheckpointError(f"model folder {name!r} does not exist")
-    return hub.download(name)
+    folder, _ = hub.download(name)
+    return folder
 
 
-def _load(path: Path, dtype: mx.Dtype | None, owner: ThreadPoolExecutor) -> Runtime:
+def _load(path: Path, dtype: mx.Dtype | None, worker: Worker) -> Runtime:
     config = load_config(path)
     if config.decoder is None or config.prompt is None:
         raise CheckpointError(f"{path} has no decoder, so it cannot answer")
+    model = load_model(path, dtype)
     tokenizer = load_tokenizer(path, config.prompt)
-    return Runtime(load_model(path, dtype), tokenizer, config, path, owner)
+    return Runtime(model, tokenizer, config, path, worker)
 
 
 def stream(
@@ -250,7 +252,7 @@ def _consume(
     images: Sequence[ImageSource],
     settings: Settings,
 ) -> Iterator[Piece]:
-    """Run the answer on the owner thread and hand its pieces over.
+    """Run the answer on the runtime's thread and hand its pieces over.
 
     A caller that stops listening ends the answer.
     """
@@ -266,7 +268,7 @@ def _consume(
         finally:
             pieces.put(None)
 
-    job = runtime._owner.submit(work)
+    job = runtime._worker.submit(work)
     try:
         while (piece := pieces.get()) is not None:
             yield piece
@@ -350,6 +352,7 @@ def _pieces(
 ) -> Iterator[Piece]:
     """Text of token ids, ended by an end token, a stop string or the caller."""
     detokenizer: Any = tokenizer.hf.detokenizer
+    reason: FinishReason
     # Holds back text that may turn out to begin a stop string.
     machine = TextStateMachine({"normal": [(word, None) for word in settings.stop]})
     state = machine.make_state()

@@ -35,8 +35,24 @@ def outline(shape: str, form: float) -> NDArray[np.float64]:
         return _polar(np.tile([1, 0.36 + 0.12 * form], 5), -math.pi / 2)
     if shape == "cross":
         a, b = 1.0, 0.25 + 0.15 * form
-        return _fit(np.array([(b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a),
-                              (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b), (-b, -a)]))
+        return _fit(
+            np.array(
+                [
+                    (b, -a),
+                    (b, -b),
+                    (a, -b),
+                    (a, b),
+                    (b, b),
+                    (b, a),
+                    (-b, a),
+                    (-b, b),
+                    (-a, b),
+                    (-a, -b),
+                    (-b, -b),
+                    (-b, -a),
+                ]
+            )
+        )
     return _heart(form)
 
 
@@ -75,7 +91,10 @@ def _draw_background(background: Background, width: int, height: int) -> Image.I
 
 
 def _draw_object(image: Image.Image, item: Object) -> None:
-    left, top = math.floor(item.x - item.radius) - 1, math.floor(item.y - item.radius) - 1
+    left, top = (
+        math.floor(item.x - item.radius) - 1,
+        math.floor(item.y - item.radius) - 1,
+    )
     side = 2 * math.ceil(item.radius) + 4
     radius = item.radius * SUPERSAMPLE
     centre = ((item.x - left) * SUPERSAMPLE, (item.y - top) * SUPERSAMPLE)
@@ -110,7 +129,9 @@ def _stroke(mask: Mask, points: Points, width: float) -> None:
     ImageDraw.Draw(mask).line(closed, fill=255, width=round(width), joint="curve")
 
 
-def _hatch(body: Mask, item: Object, centre: tuple[float, float], radius: float) -> Mask:
+def _hatch(
+    body: Mask, item: Object, centre: tuple[float, float], radius: float
+) -> Mask:
     """``body`` where stripes or dots about its centre cover it."""
     pattern = _blank(body.width)
     pen = ImageDraw.Draw(pattern)

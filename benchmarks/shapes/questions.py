@@ -184,7 +184,9 @@ def ask_exists(scene: Scene, rng: np.random.Generator) -> Question:
         thing = _name_that(answer, scene, rng, SHAPES, lambda o: o.shape)
         phrase = _article(thing)
     else:
-        pair = _present_pair(scene, rng) if answer == "yes" else _absent_pair(scene, rng)
+        pair = (
+            _present_pair(scene, rng) if answer == "yes" else _absent_pair(scene, rng)
+        )
         phrase = _article(" ".join(pair))
     text = pick(rng, EXISTS_TEXTS).format(thing=phrase)
     return Question("exists", text, answer, YES_NO)
@@ -304,7 +306,9 @@ def _absent_pair(
 
 
 def _relations(scene: Scene) -> list[tuple[Object, Object, str]]:
-    named = [o for o in scene.objects if [p.pair for p in scene.objects].count(o.pair) == 1]
+    named = [
+        o for o in scene.objects if [p.pair for p in scene.objects].count(o.pair) == 1
+    ]
     focus = _focus(scene)
     found = []
     for a in named:

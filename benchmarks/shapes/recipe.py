@@ -123,11 +123,15 @@ class Batches:
         self._sample = lru_cache(maxsize=100_000)(self._build)
 
     def __call__(self, step: int, shard: int) -> Batch:
-        rng = split_rng("train", 1 + (self.recipe.train.seed * 2**32 + step) * 16 + shard)
+        rng = split_rng(
+            "train", 1 + (self.recipe.train.seed * 2**32 + step) * 16 + shard
+        )
         assert self.recipe.config.image is not None
         pictures, samples, owners = [], [], []
         for i in range(self.recipe.pictures_per_step):
-            short_side = 96 if rng.random() < NATIVE_SIZE else int(rng.integers(64, 193))
+            short_side = (
+                96 if rng.random() < NATIVE_SIZE else int(rng.integers(64, 193))
+            )
             scene = random_scene(rng, short_side=short_side)
             pictures.append(load_picture(draw(scene), self.recipe.config.image))
             for conversation in self._conversations(scene, rng, single=step % 2 == 0):

@@ -159,7 +159,9 @@ def random_rgb(rng: np.random.Generator, colour: str) -> RGB:
     if rng.random() < NAMED_SHARE:
         return pick(rng, named)
     low, high = pick(rng, boxes)
-    r, g, b = (a + int(rng.random() * (z - a + 1)) for a, z in zip(low, high, strict=True))
+    r, g, b = (
+        a + int(rng.random() * (z - a + 1)) for a, z in zip(low, high, strict=True)
+    )
     return r, g, b
 
 

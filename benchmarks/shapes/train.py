@@ -14,8 +14,8 @@ from mm1_mlx.blas import preload_blas
 preload_blas()
 
 import mlx.core as mx  # noqa: E402
-from mlx.utils import tree_flatten  # noqa: E402
 
+from benchmarks.shapes.pictures import shipped_pictures  # noqa: E402
 from benchmarks.shapes.recipe import Batches, load_recipe, open_tokenizer  # noqa: E402
 from mm1_mlx.checkpoint import CheckpointWriter  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
@@ -44,7 +44,7 @@ def report(line: dict[str, Any]) -> None:
 
 
 def export(trainer: Trainer, folder: Path, out: Path) -> None:
-    """Write the model in half precision, with its tokenizer."""
+    """Write the model in half precision, with its tokenizer and two pictures."""
     source = {
         "name": "mm1-tiny",
         "recipe": "benchmarks/shapes/recipe.json",
@@ -53,10 +53,12 @@ def export(trainer: Trainer, folder: Path, out: Path) -> None:
     }
     config = trainer.model.config
     with CheckpointWriter(out, config, source, overwrite=True) as writer:
-        for name, tensor in tree_flatten(trainer.model.parameters()):
+        for name, tensor in trainer.model.tensors().items():
             writer.add(name, tensor.astype(mx.float16))
         for name in ("tokenizer.json", "tokenizer_config.json"):
             writer.add_file(name, folder / name)
+        for name, content in shipped_pictures().items():
+            writer.add_file(name, content)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ def sigmoid(x: mx.array) -> mx.array:
 
 
 def silu(x: mx.array) -> mx.array:
-    """x * sigmoid(x)."""
+    """X * sigmoid(x)."""
     return x * sigmoid(x)
 
 
 def quick_gelu(x: mx.array) -> mx.array:
-    """x * sigmoid(1.702 x), OpenAI CLIP's activation."""
+    """X * sigmoid(1.702 x), OpenAI CLIP's activation."""
     return x * sigmoid(1.702 * x)
 
 

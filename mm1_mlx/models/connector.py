@@ -5,6 +5,7 @@ features as a square grid in raster order.
 """
 
 import math
+from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -170,17 +171,13 @@ class CAbstractor(nn.Module):
             )
         self.grid_size = math.isqrt(config.num_features)
         widths = [C, *[hidden] * config.depth]
-        self.stage1 = [
-            Bottleneck(a, b, eps) for a, b in zip(widths, widths[1:], strict=False)
-        ]
+        self.stage1 = [Bottleneck(a, b, eps) for a, b in pairwise(widths)]
         self._pooling = pooling_matrix(
             self.grid_size, math.isqrt(pooled - config.num_eos_tokens)
         )
         self.stage2 = [Bottleneck(hidden, hidden, eps) for _ in range(config.depth)]
         widths = [hidden, *[D] * config.mlp_depth]
-        self.readout = [
-            nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)
-        ]
+        self.readout = [nn.Linear(a, b) for a, b in pairwise(widths)]
         if config.num_eos_tokens:
             self.eos_tokens = mx.random.normal((config.num_eos_tokens, D), scale=0.02)
 

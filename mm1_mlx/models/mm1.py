@@ -5,11 +5,12 @@ mlx-lm's ``generate_step``, caches and samplers drive it unchanged; a picture en
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 
 from mm1_mlx.config import MM1Config
@@ -33,7 +34,7 @@ class MM1(nn.Module):
             self.vision = ENCODERS[config.vision.kind](config.vision)
         if config.connector:
             # The table's classes each take their own config; the kind pairs them.
-            self.connector = CONNECTORS[config.connector.kind](config.connector)  # type: ignore[operator]
+            self.connector = CONNECTORS[config.connector.kind](config.connector)
         if config.decoder:
             self.decoder = Decoder(config.decoder)
 
@@ -46,9 +47,13 @@ class MM1(nn.Module):
         return self.decoder(inputs, cache, input_embeddings)
 
     @property
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> Sequence[nn.Module]:
         """The decoder's blocks: one cache each."""
         return self.decoder.layers
+
+    def tensors(self) -> dict[str, mx.array]:
+        """Every weight by its path, which is its name on disk."""
+        return dict(cast(list[tuple[str, mx.array]], tree_flatten(self.parameters())))
 
     def make_cache(self) -> list[Any]:
         """An empty key-value cache per decoder block."""

@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from mm1_mlx.checkpoint import read_shard
 from mm1_mlx.models import MM1
 from mm1_mlx.train.loss import next_token_loss
 from mm1_mlx.train.sample import Batch
+from mm1_mlx.worker import Worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,7 @@ def learning_rate(config: TrainConfig) -> Callable[[mx.array], mx.array]:
         [
             optim.linear_schedule(0.0, peak, config.warmup_steps),
             lambda _: mx.array(peak),
-            optim.cosine_decay(
-                peak, config.decay_steps, peak * config.final_fraction
-            ),
+            optim.cosine_decay(peak, config.decay_steps, peak * config.final_fraction),
         ],
         [config.warmup_steps, start],
     )
@@ -103,7 +101,7 @@ class Trainer:
         self.optimizer.init(model.trainable_parameters())
         mx.eval(model.state, self.optimizer.state)
         parallel = config.micro_batches if mx.default_device() == mx.cpu else 1
-        self._workers = ThreadPoolExecutor(max_workers=parallel)
+        self._workers = [Worker() for _ in range(parallel)]
         self._tracing = threading.Lock()
         self._loss_and_grad = nn.value_and_grad(model, next_token_loss)
 
@@ -118,7 +116,10 @@ class Trainer:
             if self.step % self.config.log_every == 0:
                 seconds = (time.perf_counter() - start) / (self.step - first)
                 self._log(loss, seconds, report)
-            if self.step % self.config.save_every == 0 or self.step >= self.config.steps:
+            if (
+                self.step % self.config.save_every == 0
+                or self.step >= self.config.steps
+            ):
                 self.save()
 
     def train_step(self) -> float:
@@ -128,7 +129,11 @@ class Trainer:
         """
         first = self.group.rank() * self.config.micro_batches
         shards = range(first, first + self.config.micro_batches)
-        losses, grads = zip(*self._workers.map(self._backward, shards), strict=True)
+        pending = [
+            self._workers[i % len(self._workers)].submit(self._backward, shard)
+            for i, shard in enumerate(shards)
+        ]
+        losses, grads = zip(*(p.result() for p in pending), strict=True)
         mean = tree_map(lambda *g: sum(g) / len(g), *grads)
         mean = nn.average_gradients(mean)
         mean, _ = optim.clip_grad_norm(mean, self.config.clip_norm)
@@ -174,8 +179,9 @@ class Trainer:
         """Write model, optimizer and step; the old checkpoint stands until it is whole."""
         if self.group.rank() != 0:
             return
-        state = {f"model.{k}": v for k, v in tree_flatten(self.model.parameters())}
-        state |= {f"optimizer.{k}": v for k, v in tree_flatten(self.optimizer.state)}
+        state = {f"model.{k}": v for k, v in self.model.tensors().items()}
+        optimizer: Any = tree_flatten(self.optimizer.state)
+        state |= {f"optimizer.{k}": v for k, v in optimizer}
         partial = self.folder / "state.partial.safetensors"
         mx.save_safetensors(str(partial), state)
         record = {"step": self.step, "config": asdict(self.config)}

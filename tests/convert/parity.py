@@ -1,6 +1,5 @@
 """Both sides of a parity test: a re-initialised PyTorch model, and ours converted."""
 
-import ctypes
 import itertools
 import json
 import math
@@ -10,18 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import torch
+from mlx_lm.generate import generate_step
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-
-try:  # several times faster matrix products on Linux, where it is installed
-    ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
-except OSError:
-    pass
-
-import mlx.core as mx
-from mlx_lm.generate import generate_step
 
 from mm1_mlx.checkpoint import load_model, model_shapes
 from mm1_mlx.convert import Source, detect_format
@@ -61,7 +54,9 @@ def reinitialise(module: torch.nn.Module, seed: int, embedding: float = 1.0) -> 
                 parameter.uniform_(center - 0.2, center + 0.2, generator=generator)
 
 
-def save(folder: Path, state: State, config: Mapping[str, Any], shards: int = 1) -> Path:
+def save(
+    folder: Path, state: State, config: Mapping[str, Any], shards: int = 1
+) -> Path:
     """A checkpoint as a hub repository holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -107,11 +102,15 @@ class Prompt:
     span: Span | None
 
     @classmethod
-    def make(cls, vocabulary: int, image_tokens: int = 0, image_id: int = 0) -> "Prompt":
+    def make(
+        cls, vocabulary: int, image_tokens: int = 0, image_id: int = 0
+    ) -> "Prompt":
         rng = np.random.default_rng(1)
         before, after = (rng.integers(3, vocabulary - 3, n).tolist() for n in (3, 4))
         before = [t for t in before if t != image_id]
-        span = Span(len(before), image_tokens, "picture", 0, "") if image_tokens else None
+        span = (
+            Span(len(before), image_tokens, "picture", 0, "") if image_tokens else None
+        )
         return cls(before + [image_id] * image_tokens + after, span)
 
 
@@ -163,7 +162,10 @@ def difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
 
 
 def check_parity(
-    out: Path, forward: Forward, prompt: Prompt, inputs: list[NDArray[np.float32] | None]
+    out: Path,
+    forward: Forward,
+    prompt: Prompt,
+    inputs: list[NDArray[np.float32] | None],
 ) -> float:
     """Assert equal logits and greedy tokens; the largest relative difference.
 

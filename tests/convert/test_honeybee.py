@@ -241,7 +241,7 @@ def test_every_swap_of_two_rules_is_noticed(tmp_path: Path) -> None:
     count, unnoticed = undetected_swaps(
         folder, tmp_path / "out", lambda m: our_logits(m, prompt, pixels)
     )
-    assert count > 500
+    assert count > 450
     assert unnoticed == []
 
 
@@ -261,7 +261,10 @@ def test_oracle_and_ours_have_the_published_number_of_parameters(
     with torch.device("meta"):
         oracle = CAbstractor(patches, inputs, outputs, 144)
     ours = CAbstractorConfig(
-        input_size=inputs, num_features=patches, output_size=outputs, num_image_tokens=144
+        input_size=inputs,
+        num_features=patches,
+        output_size=outputs,
+        num_image_tokens=144,
     )
     assert sum(p.numel() for p in oracle.parameters()) == parameters
     shapes = model_shapes(MM1Config(connector=ours)).values()

@@ -43,7 +43,9 @@ CLASSES = {
 }
 
 
-def decoder(kind: str, width: int, heads: int, keys: int, **fields: Any) -> dict[str, Any]:
+def decoder(
+    kind: str, width: int, heads: int, keys: int, **fields: Any
+) -> dict[str, Any]:
     return {
         "model_type": kind,
         "vocab_size": VOCABULARY,
@@ -125,7 +127,13 @@ CASES = {
     "qwen3, tied, wide heads, biases": (
         0,
         decoder(
-            "qwen3", 32, 2, 1, head_dim=24, tie_word_embeddings=True, attention_bias=True
+            "qwen3",
+            32,
+            2,
+            1,
+            head_dim=24,
+            tie_word_embeddings=True,
+            attention_bias=True,
         ),
     ),
 }
@@ -155,9 +163,7 @@ def test_logits_and_greedy_tokens_equal_transformers(name: str, tmp_path: Path) 
     model = reference(config, seed)
     save(tmp_path / "in", state_of(model, config), config)
     convert(str(tmp_path / "in"), tmp_path / "out")
-    check_parity(
-        tmp_path / "out", forward_of(model), Prompt.make(VOCABULARY), [None]
-    )
+    check_parity(tmp_path / "out", forward_of(model), Prompt.make(VOCABULARY), [None])
 
 
 def test_a_folder_that_transformers_saved_converts(tmp_path: Path) -> None:

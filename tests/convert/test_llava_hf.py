@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -38,7 +37,9 @@ SEEDS = {
 }
 
 
-def llava(text: dict[str, Any], vision: dict[str, Any], **fields: Any) -> dict[str, Any]:
+def llava(
+    text: dict[str, Any], vision: dict[str, Any], **fields: Any
+) -> dict[str, Any]:
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
@@ -220,7 +221,10 @@ def test_every_key_layout_gives_the_same_model(layout: str, tmp_path: Path) -> N
     save(tmp_path / "in", state, EQUAL, shards=3)
     convert(str(tmp_path / "in"), tmp_path / "out")
     check_parity(
-        tmp_path / "out", forward_of(model), prompt_of(tmp_path / "out"), pictures(28)[:1]
+        tmp_path / "out",
+        forward_of(model),
+        prompt_of(tmp_path / "out"),
+        pictures(28)[:1],
     )
 
 

@@ -1,0 +1,58 @@
+# make demo   ask the embedded model about two pictures
+# make test   every test but the drills
+# make lint   formatter, linter, spelling, types
+# make drill  the long tests
+# make wheel  build wheel and sdist, install the wheel elsewhere and ask it
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PICTURES := mm1_mlx/tiny
+
+.PHONY: demo test lint drill wheel clean
+
+demo: $(VENV)/demo
+	@echo "Two pictures: $(CURDIR)/$(PICTURES)/red-star.png"
+	@echo "              $(CURDIR)/$(PICTURES)/four-shapes.png"
+	$(BIN)/mm1 generate -v -i $(PICTURES)/red-star.png -p "What colour is the star?"
+	$(BIN)/mm1 generate -v -i $(PICTURES)/four-shapes.png -p "How many shapes are there?"
+	$(BIN)/mm1 generate -v -i $(PICTURES)/four-shapes.png -p "Is there a purple heart?"
+	$(BIN)/mm1 generate -v -i $(PICTURES)/four-shapes.png -p "Describe the picture."
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+drill: $(VENV)/test
+	$(BIN)/python -m pytest -m drill
+
+lint: $(VENV)/test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+	rm -rf build/types
+	$(BIN)/python -m pip install --quiet --no-deps --target build/types .
+	cd build && MYPYPATH=types ../$(BIN)/mypy -p mm1_mlx --config-file ../pyproject.toml
+
+wheel: $(VENV)/test
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --quiet
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet dist/*.whl
+	cd build && wheel/bin/mm1 generate -v -p "What colour is the star?" \
+	  -i wheel/lib/python*/site-packages/mm1_mlx/tiny/red-star.png
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "mm1-mlx needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/demo: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/test: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@

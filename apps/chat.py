@@ -1,0 +1,171 @@
+"""``mm1 chat``: a conversation about pictures."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+from .common import (
+    MaxTokens,
+    Model,
+    Seed,
+    System,
+    Temperature,
+    TopP,
+    note,
+    open_runtime,
+)
+from .generate import summary
+
+HELP = """\
+/image PATH [PATH ...]  put pictures before the next question
+/clear                  forget the conversation
+/help                   show this
+/exit                   leave (Ctrl-D too)
+Ctrl-C stops an answer."""
+
+
+def chat(
+    model: Model = None,
+    system: System = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+) -> None:
+    """Talk with a model about pictures."""
+    settings = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    with open_runtime(model) as runtime:
+        note(f"{runtime.path.name}: /image PATH shows a picture, /help lists commands")
+        Conversation(runtime, system, settings).run()
+
+
+class Conversation:
+    """The turns so far, and the pictures that wait for the next question."""
+
+    def __init__(
+        self, runtime: Any, system: str | None, settings: dict[str, Any]
+    ) -> None:
+        self.runtime = runtime
+        self.system = system
+        self.settings = settings
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything but the system message."""
+        self.messages: list[dict[str, Any]] = []
+        self.pictures: list[str] = []
+        if self.system:
+            self.messages.append({"role": "system", "content": self.system})
+
+    def run(self) -> None:
+        """Read lines until the end of the input or /exit."""
+        while (line := _read_line()) is not None:
+            line = line.strip()
+            if line in ("/exit", "/quit"):
+                return
+            if line.startswith("/"):
+                self.command(line)
+            elif line:
+                self.ask(line)
+
+    def command(self, line: str) -> None:
+        """Carry out a line that begins with a slash."""
+        name, _, rest = line.partition(" ")
+        if name == "/image":
+            self.add_pictures(rest)
+        elif name == "/clear":
+            self.clear()
+            note("forgotten")
+        elif name == "/help":
+            note(HELP)
+        else:
+            note(f"unknown command {name!r}; /help lists them")
+
+    def add_pictures(self, rest: str) -> None:
+        """Queue the named pictures, each of which must open."""
+        import shlex
+        from pathlib import Path
+
+        from mm1_mlx.errors import PromptError
+        from mm1_mlx.image import load_picture
+
+        try:
+            paths = [str(Path(path).expanduser()) for path in shlex.split(rest)]
+        except ValueError:
+            note("error: a quote is not closed")
+            return
+        if not paths:
+            note("error: /image needs the path of a picture")
+        if self.runtime.config.image is None:
+            note("error: this model takes text only")
+            return
+        for path in paths:
+            try:
+                width, height = load_picture(path, self.runtime.config.image).size
+            except PromptError as error:
+                note(f"error: {error}")
+            else:
+                self.pictures.append(path)
+                note(f"picture {len(self.pictures)}: {path} ({width} x {height})")
+
+    def ask(self, question: str) -> None:
+        """Stream the answer to a question; a stopped or failed one is forgotten."""
+        from mm1_mlx.errors import MM1Error
+
+        parts: list[dict[str, Any]] = [
+            {"type": "image", "image": path} for path in self.pictures
+        ]
+        user = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+        try:
+            answer = self._stream([*self.messages, user])
+        except MM1Error as error:
+            note(f"error: {error}")
+            return
+        self.messages += [user, {"role": "assistant", "content": answer}]
+        self.pictures = []
+
+    def _stream(self, messages: list[dict[str, Any]]) -> str:
+        from mm1_mlx.runtime import stream
+
+        cancel = threading.Event()
+        text, stats = "", None
+        pieces = stream(self.runtime, messages, cancel=cancel, **self.settings)
+        while True:
+            try:
+                piece = next(pieces, None)
+            except KeyboardInterrupt:
+                # The generator ended with the interrupt; what came so far stands.
+                cancel.set()
+                break
+            if piece is None:
+                break
+            new = piece.text if text else piece.text.lstrip()
+            print(new, end="", flush=True)
+            text, stats = text + new, piece.stats
+        print()
+        if stats and sys.stderr.isatty():
+            note(summary(stats))
+        return text
+
+
+def _read_line() -> str | None:
+    """The next line typed, None at the end of the input."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline() or None
+    import readline  # noqa: F401  (gives input() its line editing)
+
+    try:
+        return input("> ")
+    except EOFError:
+        print()
+        return None
+    except KeyboardInterrupt:
+        print()
+        return ""

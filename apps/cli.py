@@ -1,0 +1,50 @@
+"""``mm1``: the command line's entry. Only typer is imported before a command runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .chat import chat
+from .common import guarded
+from .convert import convert
+from .doctor import doctor
+from .generate import generate
+from .inspect import inspect
+
+app = typer.Typer(
+    name="mm1",
+    help="Run, assemble and train MM1-type multimodal LLMs on Apple silicon.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (generate, chat, convert, inspect, doctor):
+    app.command()(command)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from mm1_mlx import __version__
+
+        print(f"mm1-mlx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True,
+                     help="print the version and exit"),
+    ] = False,
+) -> None:  # fmt: skip
+    """Run, assemble and train MM1-type multimodal LLMs on Apple silicon."""
+
+
+def main() -> None:
+    """Run the command line."""
+    guarded(app)

@@ -1,0 +1,94 @@
+"""What the commands share: options, the place where errors end, printing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="model folder or hub repository (default: $MM1_MODEL, else mm1-tiny)",
+        show_default=False,
+    ),
+]
+MaxTokens = Annotated[int, typer.Option(help="longest answer, in tokens", min=1)]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature", "-t", help="0 takes the likeliest token", min=0, max=2
+    ),
+]
+TopP = Annotated[
+    float, typer.Option(help="sample from this share of probability", min=0, max=1)
+]
+Seed = Annotated[int | None, typer.Option(help="of the sampling", show_default=False)]
+System = Annotated[str | None, typer.Option(help="system message", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+def guarded(command: Callable[[], None]) -> None:
+    """Run a command; a user's error is one line on stderr and exit status 1."""
+    from mm1_mlx.errors import MM1Error
+
+    try:
+        command()
+    except MM1Error as error:
+        stop(str(error))
+    except BrokenPipeError:
+        # The reader went away; nothing is left to tell it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        stop(f"{name}{error.strerror or error}")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def stop(message: str) -> None:
+    """Print ``error: message`` and exit with status 1."""
+    note(f"error: {' '.join(message.split())}")
+    raise SystemExit(1)
+
+
+def note(message: str) -> None:
+    """A line for people, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def picture(source: str) -> str | bytes:
+    """A picture named on the command line; ``-`` is read from stdin."""
+    return sys.stdin.buffer.read() if source == "-" else str(Path(source).expanduser())
+
+
+def open_runtime(model: str | None) -> Any:
+    """The runtime of ``--model``, on the fastest BLAS there is."""
+    from mm1_mlx.blas import preload_blas
+
+    preload_blas()
+    from mm1_mlx.runtime import load
+
+    return load(model)
+
+
+def human_bytes(size: float) -> str:
+    """A size in decimal units, as disks and hubs count."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

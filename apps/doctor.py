@@ -1,0 +1,74 @@
+"""``mm1 doctor``: this machine, the libraries, and whether an answer comes out."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import time
+
+from .common import AsJson, human_bytes, print_json
+
+PACKAGES = (
+    "mm1-mlx",
+    "mlx",
+    "mlx-lm",
+    "transformers",
+    "numpy",
+    "pillow",
+    "safetensors",
+)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check the machine, the versions and the embedded model."""
+    from mm1_mlx.blas import preload_blas
+
+    facts = {
+        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        **_versions(),
+        **_device(preload_blas()),
+        "mm1-tiny": _self_test(),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:{width}}  {value}")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in PACKAGES}
+
+
+def _device(blas: str | None) -> dict[str, str]:
+    import mlx.core as mx
+
+    info = mx.device_info()
+    facts = {"device": str(info.get("device_name", mx.default_device()))}
+    if limit := info.get("max_recommended_working_set_size"):
+        facts["GPU memory"] = f"{human_bytes(float(limit))} recommended at most"
+    if sys.platform.startswith("linux"):
+        facts["BLAS"] = blas or (
+            "reference, 50 times slower than OpenBLAS; install it: "
+            "apt install libopenblas0-pthread"
+        )
+        facts["C++ compiler"] = shutil.which("g++") or (
+            "none; mlx compiles some CPU kernels and needs it: apt install g++"
+        )
+    return facts
+
+
+def _self_test() -> str:
+    from mm1_mlx.runtime import TINY, generate, load
+
+    start = time.perf_counter()
+    with load(TINY) as runtime:
+        picture = TINY / "red-star.png"
+        answer = generate(runtime, "What colour is the star?", [picture])
+    seconds = time.perf_counter() - start
+    return f"answers {answer.text.strip()!r} about a red star, {seconds:.1f} s in all"

@@ -1,0 +1,105 @@
+"""``mm1 inspect``: what a model is, from its config alone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from .common import AsJson, human_bytes, print_json
+
+BITS = {"float32": 32.0, "float16": 16.0, "8-bit": 8.5, "4-bit": 4.5}
+
+
+def inspect(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="model folder, hub repository or preset (default: mm1-tiny)"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's parts, parameters, image tokens and bytes."""
+    facts = describe(model)
+    if as_json:
+        print_json(facts)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=facts["name"], show_header=False, title_justify="left")
+    for label, value in _rows(facts):
+        table.add_row(label, value)
+    Console().print(table)
+
+
+def describe(model: str | None) -> dict[str, Any]:
+    """Everything the command shows, as JSON values."""
+    from mm1_mlx.checkpoint import load_config, load_manifest
+    from mm1_mlx.models import MM1
+    from mm1_mlx.presets import PRESETS
+    from mm1_mlx.runtime import find_model
+
+    if model in PRESETS:
+        config, source = PRESETS[str(model)], {"preset": model}
+        name = str(model)
+    else:
+        path = find_model(model)
+        config, source = load_config(path), load_manifest(path)["source"]
+        name = str(path)
+    sizes: dict[str, int] = {}
+    # Built lazily: no weight is allocated.
+    for key, tensor in MM1(config).tensors().items():
+        part = key.partition(".")[0]
+        sizes[part] = sizes.get(part, 0) + tensor.size
+    total = sum(sizes.values())
+    return {
+        "name": name,
+        "config": config.to_dict(),
+        "parameters": sizes | {"total": total, "active": total - idle(config)},
+        "image_tokens": config.num_image_tokens if config.connector else None,
+        "context": config.decoder.max_position_embeddings if config.decoder else None,
+        "bytes": {name: int(total * bits / 8) for name, bits in BITS.items()},
+        "source": source,
+    }
+
+
+def idle(config: Any) -> int:
+    """Parameters of the experts that a token does not pass through."""
+    decoder = config.decoder
+    if decoder is None or decoder.moe is None:
+        return 0
+    sparse = sum(decoder.is_sparse(i) for i in range(decoder.num_hidden_layers))
+    expert = 3 * decoder.hidden_size * decoder.intermediate_size
+    return sparse * expert * (decoder.moe.num_experts - decoder.moe.experts_per_token)
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    config, counts = facts["config"], facts["parameters"]
+    rows = [
+        (part, _part(config[part], counts[part])) for part in counts if part in config
+    ]
+    total = f"{counts['total']:,}"
+    if counts["active"] != counts["total"]:
+        total += f", {counts['active']:,} active per token"
+    rows.append(("parameters", total))
+    if facts["image_tokens"]:
+        image = config["image"]
+        how = f", {image['size']} px, {image['resize']}" if image else ""
+        rows.append(("image tokens", f"{facts['image_tokens']} per picture{how}"))
+    if facts["context"]:
+        rows.append(("context", f"{facts['context']:,} tokens"))
+    sizes = (f"{human_bytes(n)} {name}" for name, n in facts["bytes"].items())
+    rows.append(("weights", ", ".join(sizes)))
+    source = facts["source"]
+    if source.get("needs_training"):
+        rows.append(("needs training", ", ".join(source["needs_training"])))
+    return rows
+
+
+def _part(section: dict[str, Any], count: int) -> str:
+    kind = section.get("kind", "dense" if not section.get("moe") else "sparse")
+    layers = section.get("num_hidden_layers", section.get("depth"))
+    shape = f"{layers} x {section['hidden_size']}, " if layers else ""
+    return f"{kind.replace('_', '-')}, {shape}{count:,} parameters"

@@ -1,0 +1,108 @@
+"""Which source each part of a model comes from, and the config of them together."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mm1_mlx.config import MM1Config
+from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.presets import PRESETS
+
+from .connectors import SPELLINGS, connector_config
+from .formats import Format, detect_format
+from .source import Source
+
+PARTS = MM1Config.PARTS
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A source of parts.
+
+    Attributes:
+        name: as the caller gave it.
+        source: the open checkpoint.
+        format: the format it is in.
+        config: what it holds.
+    """
+
+    name: str
+    source: Source
+    format: Format
+    config: MM1Config
+
+
+# A preset's name has a config, but no weights.
+Origins = dict[str, Origin | MM1Config]
+
+
+def open_origins(
+    chosen: dict[str, str | None], base: str | None, stack: ExitStack
+) -> Origins:
+    """The origin of every part that has one; each source is opened once.
+
+    Args:
+        chosen: the source or preset that was named for a part.
+        base: the source of all other parts.
+        stack: closes the sources.
+
+    Raises:
+        CheckpointError: a source does not have the part it was named for.
+    """
+    opened: Origins = {}
+    origins: Origins = {}
+    for part, name in chosen.items():
+        wanted = name or base
+        if wanted is None:
+            continue
+        if wanted not in opened:
+            opened[wanted] = PRESETS.get(wanted) or _open(wanted, stack)
+        if getattr(config_of(opened[wanted]), part) is not None:
+            origins[part] = opened[wanted]
+        elif name:
+            raise CheckpointError(f"{name} holds no {part}; name another source for it")
+    return origins
+
+
+def _open(name: str, stack: ExitStack) -> Origin:
+    source = stack.enter_context(Source(name))
+    format = detect_format(source)
+    return Origin(name, source, format, format.config(source))
+
+
+def config_of(origin: Origin | MM1Config) -> MM1Config:
+    """The config of a source or of a preset."""
+    return origin.config if isinstance(origin, Origin) else origin
+
+
+def compose(origins: Origins, spec: str | None) -> MM1Config:
+    """The config of the parts together, a new connector between them if asked for.
+
+    Pictures are made as the encoder's source makes them, prompts as the decoder's.
+
+    Raises:
+        ConfigError: a part is missing, or they do not fit.
+    """
+    values: dict[str, Any] = {
+        part: getattr(config_of(origin), part) for part, origin in origins.items()
+    }
+    for part, section in (("vision", "image"), ("decoder", "prompt")):
+        if part in origins:
+            values[section] = getattr(config_of(origins[part]), section)
+    both = "vision" in values and "decoder" in values
+    if spec:
+        if not both:
+            raise ConfigError(
+                f"connector {spec!r} needs a vision part and a decoder to stand between"
+            )
+        # A class token has no place in the grid that connectors pool.
+        values["vision"] = replace(values["vision"], drop_cls=True)
+        values["connector"] = connector_config(
+            spec, values["vision"], values["decoder"]
+        )
+    elif both and "connector" not in values:
+        raise ConfigError(
+            "vision and decoder need a connector between them, one of "
+            f"{', '.join(SPELLINGS)}, or a source of one"
+        )
+    return MM1Config(**values)

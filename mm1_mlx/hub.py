@@ -1,0 +1,130 @@
+"""A hub repository: its size and licence, and a local copy of what conversion reads."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import HfApi, ModelInfo, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from mm1_mlx.errors import CheckpointError
+
+T = TypeVar("T")
+
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+# Never *.py: code that comes with a model is not run, so it is not fetched.
+SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What to tell a user before a source is used."""
+
+    name: str
+    # None where it is not known.
+    bytes: int | None
+    licence: str | None
+
+
+def describe(repository: str) -> SourceInfo:
+    """Name, size of the weights in bytes and licence, from the model card.
+
+    Raises:
+        CheckpointError: there is no such repository, or it cannot be reached.
+    """
+    info = _reach(
+        repository, lambda: HfApi().model_info(repository, files_metadata=True)
+    )
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    size = sum(sizes[name] for name in _weights(info))
+    return SourceInfo(repository, size, _licence(info))
+
+
+def download(repository: str) -> tuple[Path, str | None]:
+    """The folder with the repository's configs, tokenizer and weights, and its licence.
+
+    Without a network a complete earlier download is used.
+
+    Raises:
+        CheckpointError: there is no such repository, or it cannot be reached.
+    """
+    try:
+        info = HfApi().model_info(repository)
+    except (RepositoryNotFoundError, HfHubHTTPError) as error:
+        raise _refusal(repository, error) from None
+    except (HTTPError, OfflineModeIsEnabled):
+        patterns = [*SMALL, "*.safetensors", "pytorch_model*.bin"]
+        return _reach(repository, lambda: _snapshot(repository, None, patterns)), None
+    patterns = [*SMALL, *_weights(info)]
+    folder = _reach(repository, lambda: _snapshot(repository, info.sha, patterns))
+    return folder, _licence(info)
+
+
+def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
+    folder = snapshot_download(
+        repository,
+        revision=revision,
+        allow_patterns=patterns,
+        ignore_patterns=["*/*"],
+        local_files_only=revision is None,
+    )
+    return Path(folder)
+
+
+def _weights(info: ModelInfo) -> list[str]:
+    """The repository's own weight files; consolidated ones are a second copy of them."""
+    names = [f.rfilename for f in info.siblings or () if "/" not in f.rfilename]
+    safetensors = [
+        name
+        for name in names
+        if name.endswith(".safetensors") and not name.startswith("consolidated")
+    ]
+    return safetensors or [
+        name
+        for name in names
+        if name.startswith("pytorch_model") and name.endswith(".bin")
+    ]
+
+
+def _licence(info: ModelInfo) -> str | None:
+    licence = info.card_data.get("license") if info.card_data else None
+    return str(licence) if licence else None
+
+
+def _reach(repository: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except (HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise _refusal(repository, error) from None
+
+
+def _refusal(repository: str, error: Exception) -> CheckpointError:
+    if isinstance(error, GatedRepoError):
+        return CheckpointError(
+            f"{repository} is gated; accept its licence at "
+            f"https://huggingface.co/{repository} and run 'hf auth login'"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return CheckpointError(
+            f"{repository!r} is neither a folder here nor a repository on the hub; check "
+            "the name, or run 'hf auth login' if it is private"
+        )
+    return CheckpointError(
+        f"{repository} cannot be reached on the hub and is not in its local cache; check "
+        "the network, or give a local folder"
+    )
+
+
+def is_repository(name: str) -> bool:
+    """Whether ``name`` is spelled like ``owner/name`` on the hub."""
+    return REPOSITORY.fullmatch(name) is not None

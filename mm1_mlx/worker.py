@@ -1,0 +1,70 @@
+"""A thread of its own for mlx, whose streams belong to the thread that uses them."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
+
+import mlx.core as mx
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Job = Callable[[], None]
+
+
+class Worker:
+    """Runs calls one after another on its thread.
+
+    Not a ``ThreadPoolExecutor``: a thread that used mlx has to give its streams back
+    before it ends, or the process now and then aborts at its exit.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        thread = threading.Thread(
+            target=_run, args=(self._jobs,), name="mm1", daemon=True
+        )
+        thread.start()
+        # Also called when the worker is forgotten, and at the interpreter's exit.
+        self.close = weakref.finalize(self, _close, self._jobs, thread)
+
+    def submit(
+        self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[R]:
+        """The future result of ``call(*args, **kwargs)``.
+
+        Raises:
+            RuntimeError: the worker is closed.
+        """
+        if not self.close.alive:
+            raise RuntimeError("the runtime is closed")
+        future: Future[R] = Future()
+
+        def job() -> None:
+            try:
+                future.set_result(call(*args, **kwargs))
+            except BaseException as error:
+                # Whatever it is, it belongs to the caller who waits for the result.
+                future.set_exception(error)
+
+        self._jobs.put(job)
+        return future
+
+
+def _run(jobs: SimpleQueue[Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
+        # A finished job holds its arguments and result.
+        del job
+    mx.clear_streams()
+
+
+def _close(jobs: SimpleQueue[Job | None], thread: threading.Thread) -> Any:
+    """End the thread after the calls that wait."""
+    jobs.put(None)
+    if thread is not threading.current_thread():
+        thread.join()

@@ -1,0 +1,270 @@
+"""The command line: what it prints, where, and how it fails."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from mm1_mlx.apps.cli import main
+from mm1_mlx.runtime import TINY
+
+STAR = str(TINY / "red-star.png")
+FOUR = str(TINY / "four-shapes.png")
+HELP = Path(__file__).with_name("help")
+COMMANDS = ("", "generate", "chat", "convert", "inspect", "doctor")
+
+
+@pytest.fixture
+def mm1(monkeypatch, capfd):
+    """Run the command; exit status, stdout, stderr."""
+
+    def run(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "argv", ["mm1", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def test_generate_prints_the_answer_alone(mm1):
+    question = "What colour is the star?"
+    assert mm1("generate", "-i", STAR, "-p", question) == (0, "red\n", "")
+
+
+def test_generate_reads_picture_and_prompt_from_stdin(mm1):
+    star = Path(STAR).read_bytes()
+    code, out, _ = mm1("generate", "-i", "-", "-p", "What colour is it?", stdin=star)
+    assert (code, out) == (0, "red\n")
+    code, out, _ = mm1("generate", "-i", STAR, "-p", "-", stdin=b"What colour is it?")
+    assert (code, out) == (0, "red\n")
+
+
+def test_generate_json_is_one_object(mm1):
+    code, out, err = mm1("generate", "--json", "-i", STAR, "-p", "What colour is it?")
+    answer = json.loads(out)
+    assert (code, err) == (0, "")
+    assert answer["text"] == "red"
+    assert answer["image_tokens"] == 16
+    assert answer["finish_reason"] == "stop"
+    assert answer["prompt_tokens"] > 16
+    assert len(answer["tokens"]) >= 1
+    assert set(answer["timings"]) == {"encode", "first_token", "total", "decode_rate"}
+
+
+def test_generate_verbose_times_on_stderr(mm1):
+    _, out, err = mm1("generate", "-v", "-i", STAR, "-p", "What colour is it?")
+    assert out == "red\n"
+    assert "prompt tokens (16 of pictures), first token after" in err
+
+
+def test_chat_keeps_the_conversation(mm1):
+    lines = f"/image {STAR}\nWhat colour is it?\n/clear\n/help\n/nonsense\n/exit\n"
+    code, out, err = mm1("chat", stdin=lines.encode())
+    assert (code, out) == (0, "red\n")
+    assert "picture 1:" in err
+    assert "forgotten" in err
+    assert "/image PATH" in err
+    assert "unknown command '/nonsense'" in err
+
+
+def test_chat_takes_several_pictures_with_spaces_in_their_names(mm1, tmp_path):
+    spaced = shutil.copy(STAR, tmp_path / "my red star.png")
+    lines = f"/image {FOUR} '{spaced}'\nDescribe them.\nAnd again?\n"
+    code, out, err = mm1("chat", stdin=lines.encode())
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert "picture 2:" in err
+
+
+def test_chat_survives_a_picture_that_is_none(mm1, tmp_path):
+    lines = f"/image {tmp_path / 'no.png'}\n/image {STAR}\nWhat colour is it?\n"
+    code, out, err = mm1("chat", stdin=lines.encode())
+    assert (code, out) == (0, "red\n")
+    assert "error:" in err
+
+
+def test_inspect_counts_the_embedded_model(mm1):
+    _, out, _ = mm1("inspect", "--json")
+    facts = json.loads(out)
+    assert facts["image_tokens"] == 16
+    parameters = facts["parameters"]
+    parts = parameters["vision"] + parameters["connector"] + parameters["decoder"]
+    assert parts == parameters["total"] == parameters["active"]
+
+
+def test_inspect_counts_a_preset_without_weights(mm1):
+    _, out, _ = mm1("inspect", "mm1-3b-moe", "--json")
+    parameters = json.loads(out)["parameters"]
+    assert round(parameters["total"] / 1e9) in (64, 65)
+    assert parameters["active"] < 5e9
+    code, out, _ = mm1("inspect", "mm1-7b")
+    assert code == 0
+    assert "144 per picture, 378 px, squash" in out
+
+
+def test_doctor_asks_the_embedded_model(mm1):
+    code, out, _ = mm1("doctor")
+    assert code == 0
+    assert "answers 'red' about a red star" in out
+
+
+def damaged(folder: Path, change) -> Path:
+    shutil.copytree(TINY, folder)
+    change(folder)
+    return folder
+
+
+def cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def add_tensor(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"vision.surprise": tensors["decoder.norm.weight"]}, path)
+    forget_size(folder, path)
+
+
+def forget_size(folder: Path, path: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][path.name]["bytes"] = path.stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def unknown_field(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["vision"]["surprise"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (cut_weights, "the manifest says"),
+        (add_tensor, "1 tensor(s) unknown, e.g. ['vision.surprise']"),
+        (unknown_field, "VisionConfig: unknown field(s) ['surprise']"),
+        (lambda f: (f / "manifest.json").unlink(), "no manifest.json"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "the manifest says"),
+    ],
+)
+def test_damaged_model_is_one_line(mm1, tmp_path, change, match):
+    folder = damaged(tmp_path / "model", change)
+    check_error(mm1("generate", "-m", folder, "-p", "Hello"), match)
+
+
+def test_missing_picture_is_one_line(mm1):
+    check_error(mm1("generate", "-i", "no.png", "-p", "What is it?"), "no.png")
+
+
+def test_file_that_is_no_picture_is_one_line(mm1, tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    result = mm1("generate", "-i", tmp_path / "text.png", "-p", "What is it?")
+    check_error(result, "text.png")
+
+
+def test_too_large_picture_is_one_line(mm1, tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (9000, 9000)).save(path)
+    check_error(mm1("generate", "-i", path, "-p", "What is it?"), "large.png")
+
+
+def test_too_many_pictures_are_one_line(mm1):
+    pictures = ["-i", STAR] * 25
+    check_error(mm1("generate", *pictures, "-p", "What is it?"), "25 pictures")
+
+
+def test_unknown_model_is_one_line(mm1):
+    result = mm1("generate", "-m", "no model", "-p", "Hello")
+    check_error(result, "model folder 'no model' does not exist")
+
+
+def test_foreign_model_is_told_to_be_converted(mm1, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    result = mm1("generate", "-m", tmp_path, "-p", "Hello")
+    check_error(result, f"convert it with 'mm1 convert {tmp_path} OUT'")
+
+
+def test_convert_of_nothing_is_one_line_and_leaves_nothing(mm1, tmp_path):
+    check_error(mm1("convert", tmp_path / "no", tmp_path / "out"), "no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_refuses_to_overwrite(mm1, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    result = mm1("convert", "--preset", "mm1-3b", out)
+    check_error(result, "already exists")
+
+
+def check_error(result, match: str) -> None:
+    code, out, err = result
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert match in err
+
+
+def test_usage_error_is_exit_2(mm1):
+    assert mm1("generate")[0] == 2
+    assert mm1("generate", "-p", "x", "--temperature", "9")[0] == 2
+    assert mm1("convert", "one")[0] == 2
+    assert mm1("nonsense")[0] == 2
+
+
+def test_version(mm1):
+    from mm1_mlx import __version__
+
+    assert mm1("--version") == (0, f"mm1-mlx {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_as_reviewed(command):
+    """To accept a change: MM1_UPDATE_HELP=1 pytest tests/apps, then read the diff."""
+    import os
+
+    environment = {**os.environ, "COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb"}
+    run = subprocess.run(
+        [Path(sys.executable).with_name("mm1"), *command.split(), "--help"],
+        capture_output=True, text=True, env=environment, check=True,
+    )  # fmt: skip
+    text = "\n".join(line.rstrip() for line in run.stdout.strip().splitlines()) + "\n"
+    path = HELP / f"{command or 'mm1'}.txt"
+    if os.environ.get("MM1_UPDATE_HELP"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+    assert run.stderr == ""
+
+
+def fastest(command: list[str], runs: int = 5) -> float:
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+@pytest.mark.slow
+def test_help_is_quick():
+    mm1 = Path(sys.executable).with_name("mm1")
+    empty = fastest([sys.executable, "-c", "pass"])
+    assert fastest([str(mm1), "--help"]) < empty + 0.4
+
+
+@pytest.mark.slow
+def test_first_answer_is_quick():
+    mm1 = Path(sys.executable).with_name("mm1")
+    command = [str(mm1), "generate", "-i", STAR, "-p", "What colour is it?"]
+    assert fastest(command, 2) < 5

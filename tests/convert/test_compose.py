@@ -1,0 +1,327 @@
+"""Parts of several sources make one model, or an error that names what does not fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import sources
+
+from mm1_mlx.checkpoint import load_config, load_manifest, load_model
+from mm1_mlx.config import DecoderConfig, MM1Config, PromptConfig
+from mm1_mlx.convert import Source, convert, detect_format
+from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.layout import TileGroup
+from mm1_mlx.presets import PRESETS
+
+
+def image_tokens(out: Path) -> mx.array:
+    pixels = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
+    return load_model(out).encode([TileGroup(pixels, ((0, 0),))])[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "tokens"),
+    [
+        ("linear", "linear", 16),
+        ("mlp", "mlp", 16),
+        ("average-pool:4", "average_pool", 4),
+        ("c-abstractor:9", "c_abstractor", 9),
+    ],
+)
+def test_an_encoder_and_a_decoder_meet_in_a_new_connector(
+    spec: str, kind: str, tokens: int, tmp_path: Path
+) -> None:
+    vision, decoder = sources.clip(tmp_path / "clip"), sources.llama(tmp_path / "llama")
+    report = convert(
+        None, tmp_path / "out", vision=str(vision), connector=spec, decoder=str(decoder)
+    )
+    assert report.needs_training == ("connector",)
+    assert report.parts == {
+        "vision": (str(vision), "clip_hf"),
+        "decoder": (str(decoder), "llama_hf"),
+    }
+    config = load_config(tmp_path / "out")
+    assert config == report.config
+    assert config.connector is not None
+    assert config.connector.kind == kind
+    assert config.sees
+    assert image_tokens(tmp_path / "out").shape == (tokens, 16)
+    source = load_manifest(tmp_path / "out")["source"]
+    assert source["needs_training"] == ["connector"]
+    assert source["parts"]["vision"]["format"] == "clip_hf"
+    assert source["parts"]["connector"] == {"initialised": True, "seed": 0}
+
+
+def test_new_connectors_are_equal_every_time(tmp_path: Path) -> None:
+    vision, decoder = sources.clip(tmp_path / "clip"), sources.llama(tmp_path / "llama")
+    for out in ("a", "b"):
+        mx.random.normal((3,))
+        convert(
+            None,
+            tmp_path / out,
+            vision=str(vision),
+            connector="c-abstractor:4",
+            decoder=str(decoder),
+        )
+    first, second = (tmp_path / out / "model.safetensors" for out in ("a", "b"))
+    a, b = mx.load(str(first)), mx.load(str(second))
+    assert isinstance(a, dict)
+    assert isinstance(b, dict)
+    assert all(mx.array_equal(a[name], b[name]) for name in a)
+
+
+def test_an_encoder_is_taken_out_of_a_whole_model(tmp_path: Path) -> None:
+    llava, llama = sources.llava(tmp_path / "llava"), sources.llama(tmp_path / "llama")
+    report = convert(
+        None, tmp_path / "out", vision=str(llava), connector="mlp", decoder=str(llama)
+    )
+    assert report.parts["vision"] == (str(llava), "llava_hf")
+    dropped = report.dropped[str(llava)]
+    assert {name.partition(".")[0] for name in dropped} == {
+        "vision_tower",
+        "multi_modal_projector",
+        "language_model",
+    }
+
+
+def test_a_decoder_and_a_connector_are_taken_out_of_a_whole_model(
+    tmp_path: Path,
+) -> None:
+    llava = sources.llava(tmp_path / "llava")
+    convert(str(llava), tmp_path / "whole")
+    clip = sources.clip(tmp_path / "clip")
+    report = convert(str(llava), tmp_path / "out", vision=str(clip), connector="linear")
+    assert report.parts == {
+        "vision": (str(clip), "clip_hf"),
+        "decoder": (str(llava), "llava_hf"),
+    }
+    whole, made = load_model(tmp_path / "whole"), load_model(tmp_path / "out")
+    tokens = mx.array([[3, 4, 5]])
+    assert mx.array_equal(whole(tokens), made(tokens))
+
+
+def test_a_decoder_alone_and_an_encoder_alone_convert(tmp_path: Path) -> None:
+    for kind in (sources.clip, sources.llama):
+        out = tmp_path / f"{kind.__name__}-out"
+        report = convert(str(kind(tmp_path / kind.__name__)), out)
+        assert report.needs_training == ()
+        assert load_model(out)
+
+
+def test_a_preset_s_parts_are_initialised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = DecoderConfig.from_dict(
+        {
+            "vocab_size": 50,
+            "hidden_size": 12,
+            "intermediate_size": 20,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 6,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e4,
+            "max_position_embeddings": 99,
+            "tie_word_embeddings": True,
+        }
+    )
+    preset = MM1Config(decoder=decoder, prompt=PromptConfig(template="plain"))
+    monkeypatch.setitem(PRESETS, "small", preset)
+    clip = sources.clip(tmp_path / "clip")
+    report = convert(
+        None, tmp_path / "out", vision=str(clip), connector="linear", decoder="small"
+    )
+    assert report.needs_training == ("connector", "decoder")
+    assert not report.has_tokenizer
+    assert load_config(tmp_path / "out").decoder == decoder
+    assert image_tokens(tmp_path / "out").shape == (16, 12)
+
+
+@pytest.mark.parametrize(
+    ("connector", "message"),
+    [
+        (
+            "c_abstractor:4",
+            "connector 'c_abstractor:4' is none of linear, mlp, average",
+        ),
+        ("c-abstractor", "'c-abstractor' needs its number of image tokens, e.g."),
+        ("average-pool:x", "'average-pool:x' needs its number of image tokens"),
+        ("mlp:4", "mlp makes one image token of each of the 16 features; leave out"),
+        ("c-abstractor:5", "pooled 5 is not a square number"),
+        (None, "vision and decoder need a connector between them, one of linear"),
+    ],
+)
+def test_connectors_that_make_no_sense_are_refused(
+    connector: str | None, message: str, tmp_path: Path
+) -> None:
+    vision, decoder = sources.clip(tmp_path / "clip"), sources.llama(tmp_path / "llama")
+    with pytest.raises(ConfigError, match=message):
+        convert(
+            None,
+            tmp_path / "out",
+            vision=str(vision),
+            connector=connector,
+            decoder=str(decoder),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_connector_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a vision part and a decoder"):
+        convert(str(sources.llama(tmp_path / "in")), tmp_path / "out", connector="mlp")
+
+
+def test_nothing_named_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least one of"):
+        convert(None, tmp_path / "out")
+
+
+def test_sizes_that_do_not_compose_are_named(tmp_path: Path) -> None:
+    llava = sources.llava(tmp_path / "llava")
+    tensors = {
+        n: mx.zeros((*x.shape[:-1], 8)) for n, x in sources.llama_tensors().items()
+    }
+    config = sources.LLAMA | {"hidden_size": 8}
+    small = sources.write(tmp_path / "small", config, tensors)
+    with pytest.raises(ConfigError, match=r"connector.output_size.*16.*hidden_size.*8"):
+        convert(str(llava), tmp_path / "out", decoder=str(small))
+
+
+def test_a_part_that_a_source_lacks_is_named(tmp_path: Path) -> None:
+    clip = sources.clip(tmp_path / "clip")
+    with pytest.raises(CheckpointError, match="clip holds no decoder; name another"):
+        convert(None, tmp_path / "out", decoder=str(clip))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model_type": "phi3"},
+            "model type 'phi3' .* converts llava_hf, honeybee, clip",
+        ),
+        ({"model_type": "mm1"}, "is converted already; use it as it is"),
+        ({"model_type": ["llama"]}, "is not one this program converts"),
+        ({}, "model type None"),
+    ],
+)
+def test_unknown_model_types_are_named(
+    config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = sources.write(tmp_path / "in", config, {})
+    with pytest.raises(CheckpointError, match=message):
+        convert(str(folder), tmp_path / "out")
+
+
+def test_every_format_is_detected(tmp_path: Path) -> None:
+    for config, name in (
+        (sources.LLAVA, "llava_hf"),
+        ({"vision_config": {}, "projector_config": {}}, "honeybee"),
+        ({"model_type": "clip"}, "clip_hf"),
+        ({"model_type": "mistral"}, "llama_hf"),
+        ({"model_type": "qwen3"}, "qwen_hf"),
+    ):
+        folder = sources.write(tmp_path / name, config, {})
+        assert detect_format(Source(str(folder))).__name__.endswith(name)
+
+
+def test_llava_s_own_layout_is_not_taken_for_transformers(tmp_path: Path) -> None:
+    config = {"model_type": "llava", "mm_vision_tower": "openai/clip"}
+    folder = sources.write(tmp_path / "in", config, {})
+    with pytest.raises(CheckpointError, match=r"model type 'llava' .* is not one"):
+        convert(str(folder), tmp_path / "out")
+
+
+def test_tensors_that_do_not_fit_are_named_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    for name, change, message in (
+        (
+            "more",
+            {"visual.surprise": mx.zeros(2)},
+            "1 source tensors have no rule, e.g.",
+        ),
+        ("less", {"model.norm.weight": None}, "have no source, e.g. .'decoder.norm"),
+        (
+            "other",
+            {"model.norm.weight": mx.zeros(5)},
+            r"has shape \[5\], which does not",
+        ),
+    ):
+        tensors: dict[str, Any] = sources.llama_tensors() | change
+        kept = {n: x for n, x in tensors.items() if x is not None}
+        folder = sources.write(tmp_path / name, sources.LLAMA, kept)
+        with pytest.raises(CheckpointError, match=message):
+            convert(str(folder), tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_tied_head_that_is_stored_too_must_equal_the_embedding(
+    tmp_path: Path,
+) -> None:
+    config = sources.LLAMA | {"tie_word_embeddings": True}
+    tensors = sources.llama_tensors()
+    folder = sources.write(tmp_path / "differs", config, tensors)
+    with pytest.raises(CheckpointError, match=r"config.json ties 'lm_head.weight'"):
+        convert(str(folder), tmp_path / "out")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    folder = sources.write(tmp_path / "equal", config, tensors)
+    report = convert(str(folder), tmp_path / "out")
+    assert report.dropped == {str(folder): ("lm_head.weight",)}
+
+
+def test_an_existing_folder_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    llama = sources.llama(tmp_path / "in")
+    convert(str(sources.clip(tmp_path / "clip")), tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"out' already exists; choose another"):
+        convert(str(llama), tmp_path / "out")
+    convert(str(llama), tmp_path / "out", overwrite=True)
+    assert load_config(tmp_path / "out").decoder
+
+
+def test_dtypes_are_kept_unless_one_is_asked_for(tmp_path: Path) -> None:
+    tensors = {n: x.astype(mx.bfloat16) for n, x in sources.llama_tensors().items()}
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(mx.float32)
+    folder = sources.write(tmp_path / "in", sources.LLAMA, tensors)
+    convert(str(folder), tmp_path / "kept")
+    model = load_model(tmp_path / "kept")
+    assert model.decoder.embed_tokens.weight.dtype == mx.bfloat16
+    assert model.decoder.norm.weight.dtype == mx.float32
+    convert(str(folder), tmp_path / "cast", dtype=mx.float16)
+    model = load_model(tmp_path / "cast")
+    assert model.decoder.embed_tokens.weight.dtype == mx.float16
+    assert model.decoder.norm.weight.dtype == mx.float16
+
+
+def test_progress_counts_every_tensor(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    llama = sources.llama(tmp_path / "in")
+    convert(str(llama), tmp_path / "out", progress=lambda *call: calls.append(call))
+    assert calls == [(i + 1, 21) for i in range(21)]
+
+
+def test_a_conversion_prints_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    convert(str(sources.llava(tmp_path / "in")), tmp_path / "out")
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+
+
+def test_tokenizer_files_come_from_the_decoder(tmp_path: Path) -> None:
+    clip = sources.clip(tmp_path / "clip", tokenizer={"of": "clip"})
+    llama = sources.llama(tmp_path / "llama")
+    (llama / "tokenizer.json").write_text('{"of": "llama"}')
+    (llama / "tokenizer.py").write_text("raise SystemExit")
+    report = convert(
+        None, tmp_path / "out", vision=str(clip), connector="mlp", decoder=str(llama)
+    )
+    assert report.has_tokenizer
+    assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == {
+        "of": "llama"
+    }
+    assert not (tmp_path / "out" / "tokenizer.py").exists()

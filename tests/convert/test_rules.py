@@ -1,0 +1,109 @@
+"""Every source tensor has one rule, every tensor of the model one source."""
+
+import mlx.core as mx
+import pytest
+
+from mm1_mlx.convert.rules import (
+    Rules,
+    Shapes,
+    conv,
+    plan,
+    split,
+    squeeze,
+    stack,
+    transpose,
+)
+from mm1_mlx.errors import CheckpointError
+
+
+def apply(
+    rules: Rules, tensors: dict[str, mx.array], wanted: Shapes
+) -> dict[str, mx.array]:
+    found = {name: tuple(x.shape) for name, x in tensors.items()}
+    steps = plan(rules, found, wanted, wanted).steps
+    return dict(pair for step in steps for pair in step(tensors.__getitem__))
+
+
+def test_conv_moves_channels_last() -> None:
+    x = mx.random.normal((2, 3, 4, 5))
+    made = apply({"a": conv("b")}, {"a": x}, {"b": (2, 4, 5, 3)})
+    assert mx.array_equal(made["b"], x.moveaxis(1, -1))
+
+
+def test_transpose_turns_a_matrix() -> None:
+    x = mx.random.normal((2, 3))
+    assert mx.array_equal(
+        apply({"a": transpose("b")}, {"a": x}, {"b": (3, 2)})["b"], x.T
+    )
+
+
+def test_squeeze_leaves_out_the_named_axes() -> None:
+    x = mx.random.normal((2, 1, 1, 1))
+    made = apply({"a": squeeze("b", 2, 3)}, {"a": x}, {"b": (2, 1)})
+    assert mx.array_equal(made["b"], x[:, :, 0, 0])
+
+
+def test_split_fills_several_targets_in_order() -> None:
+    x = mx.random.normal((6, 2))
+    wanted = dict.fromkeys("qkv", (2, 2))
+    made = apply({"qkv": split("q", "k", "v")}, {"qkv": x}, wanted)
+    assert mx.array_equal(mx.concatenate([made[name] for name in "qkv"]), x)
+
+
+def test_stack_gathers_by_the_last_number_in_its_order() -> None:
+    experts = {f"l.3.e.{i}.w": mx.full((2,), i) for i in range(12)}
+    made = apply({"l.{}.e.{}.w": stack("m.{}.w")}, experts, {"m.3.w": (12, 2)})
+    assert made["m.3.w"][:, 0].tolist() == list(range(12))
+
+
+def test_a_stack_that_lacks_a_piece_is_refused() -> None:
+    experts = {f"e.{i}": mx.zeros(2) for i in (0, 2)}
+    with pytest.raises(
+        CheckpointError, match=r"'e.0' has shape \[2\], which does not make"
+    ):
+        apply({"e.{}": stack("w")}, experts, {"w": (3, 2)})
+
+
+def test_numbers_may_count_from_one() -> None:
+    made = apply({"b{}": "blocks.{-1}"}, {"b1": mx.zeros(2)}, {"blocks.0": (2,)})
+    assert list(made) == ["blocks.0"]
+
+
+def test_an_explicit_drop_is_reported() -> None:
+    result = plan({"a": "x", "b.{}": None}, {"a": (1,), "b.7": (2,)}, {"x": (1,)}, {})
+    assert result.dropped == ("b.7",)
+
+
+def test_a_tensor_that_the_model_does_not_build_is_dropped() -> None:
+    rules = {"l.{}": "m.{}"}
+    found = {"l.0": (1,), "l.1": (1,)}
+    result = plan(rules, found, {"m.0": (1,)}, {"m.0": (1,), "m.1": (1,)})
+    assert result.dropped == ("l.1",)
+
+
+@pytest.mark.parametrize(
+    ("rules", "found", "message"),
+    [
+        (
+            {"a": "x"},
+            {"a": (1,), "b": (1,), "c": (1,), "d": (1,)},
+            r"3 source tensors have no rule, e.g. \['b', 'c', 'd'\]",
+        ),
+        ({"a": "x", "{}": "x"}, {"a": (1,), "1": (1,)}, "'x' has two sources"),
+        ({"a": "x"}, {}, r"1 tensors of the model have no source, e.g. \['x'\]"),
+        ({"a": "x"}, {"a": (2,)}, r"'a' has shape \[2\], which does not make 'x' of"),
+        (
+            {"a": conv("x")},
+            {"a": (1,)},
+            r"'a' has shape \[1\], which does not make 'x'",
+        ),
+        ({"a": "y"}, {"a": (1,)}, "'a' is 'y' here, which config.json says the model"),
+        # One name, two rules: neither is taken.
+        ({"a.{}": "x", "a.1": "x"}, {"a.1": (1,)}, "1 source tensors have no rule"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(
+    rules: Rules, found: Shapes, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        plan(rules, found, {"x": (1,)}, {"x": (1,)})

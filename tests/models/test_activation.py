@@ -1,0 +1,66 @@
+"""The activations equal their formulas in float64, and never give NaN gradients."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mm1_mlx.models.activation import ACTIVATIONS, quick_gelu, sigmoid, silu
+
+POINTS = np.concatenate([np.linspace(-100, 100, 4001), np.linspace(-3, 3, 1001)])
+
+
+def exact_sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+EXACT = {
+    sigmoid: exact_sigmoid,
+    silu: lambda x: x * exact_sigmoid(x),
+    quick_gelu: lambda x: x * exact_sigmoid(1.702 * x),
+}
+activations = pytest.mark.parametrize("activation", EXACT, ids=lambda f: f.__name__)
+
+
+@activations
+def test_activation_equals_its_formula_in_float64(activation, tolerances):
+    x = POINTS.astype(np.float32)
+    expected = EXACT[activation](x.astype(np.float64))
+    result = np.array(activation(mx.array(x)))
+    # Below sigmoid(-80) = 2e-35 the result is clamped, not followed into denormals.
+    np.testing.assert_allclose(result, expected, rtol=tolerances["op"], atol=4e-33)
+
+
+@activations
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_activation_keeps_half_precision(activation, dtype, tolerances):
+    x = mx.array(POINTS.astype(np.float32)).astype(dtype)
+    exact = np.array(x.astype(mx.float32)).astype(np.float64)
+    result = activation(x)
+    assert result.dtype == dtype
+    tolerance = tolerances[str(dtype).removeprefix("mlx.core.")]
+    np.testing.assert_allclose(
+        np.array(result.astype(mx.float32)),
+        EXACT[activation](exact),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+def test_values_and_gradients_are_finite(name, dtype):
+    points = np.concatenate([np.linspace(-1e4, 1e4, 2001), POINTS])
+    x = mx.array(points.astype(np.float32)).astype(dtype)
+    gradient = mx.grad(lambda x: ACTIVATIONS[name](x).sum())(x)
+    assert mx.isfinite(ACTIVATIONS[name](x)).all()
+    assert mx.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("activation", [silu, quick_gelu], ids=["silu", "quick_gelu"])
+def test_gradients_equal_the_formula_in_float64(activation, tolerances):
+    x, step = POINTS, 1e-5
+    exact = (EXACT[activation](x + step) - EXACT[activation](x - step)) / (2 * step)
+    gradient = mx.grad(lambda x: activation(x).sum())(mx.array(x.astype(np.float32)))
+    np.testing.assert_allclose(
+        np.array(gradient), exact, rtol=tolerances["model"], atol=tolerances["op"]
+    )

@@ -1,0 +1,199 @@
+"""The straight line on the embedded model: load, generate, stream."""
+
+import subprocess
+import sys
+import threading
+
+import mlx.core as mx
+import pytest
+from PIL import Image
+
+from mm1_mlx import generate, load, stream
+from mm1_mlx.errors import CheckpointError, PromptError
+from mm1_mlx.runtime import TINY, Settings, find_model
+
+STAR = TINY / "red-star.png"
+FOUR = TINY / "four-shapes.png"
+QUESTION = "What colour is the star?"
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    with load() as runtime:
+        yield runtime
+
+
+def test_embedded_model_answers_about_its_pictures(runtime):
+    assert generate(runtime, QUESTION, [STAR]).text == "red"
+    assert generate(runtime, "How many shapes are there?", [FOUR]).text == "4"
+
+
+def test_sources_of_a_picture_are_equal(runtime):
+    sources = [str(STAR), STAR, STAR.read_bytes(), Image.open(STAR)]
+    answers = {generate(runtime, "Describe it.", [s]).tokens for s in sources}
+    assert len(answers) == 1
+
+
+def test_stream_adds_up_to_the_answer(runtime):
+    pieces = list(stream(runtime, "Describe the picture.", [FOUR]))
+    answer = generate(runtime, "Describe the picture.", [FOUR])
+    assert "".join(p.text for p in pieces) == answer.text
+    assert [p.finish_reason for p in pieces[:-1]] == [None] * (len(pieces) - 1)
+    assert pieces[-1].finish_reason == answer.finish_reason == "stop"
+    assert pieces[-1].stats.generated_tokens == len(answer.tokens) + 1
+    assert answer.image_tokens == 16
+    assert answer.prompt_tokens > 16
+    assert 0 < answer.timings.first_token <= answer.timings.total
+
+
+def test_answer_ends_at_its_longest(runtime):
+    answer = generate(runtime, "Describe the picture.", [FOUR], max_tokens=3)
+    assert (len(answer.tokens), answer.finish_reason) == (3, "length")
+
+
+def test_answer_ends_before_a_stop_string(runtime):
+    whole = generate(runtime, "Describe the picture.", [FOUR]).text
+    word = whole.split()[2]
+    cut = generate(runtime, "Describe the picture.", [FOUR], stop=["nothing", word])
+    assert cut.text == whole[: whole.index(word)]
+    assert cut.finish_reason == "stop"
+
+
+def test_held_back_text_comes_when_it_is_no_stop_string(runtime):
+    whole = generate(runtime, "Describe the picture.", [FOUR]).text
+    likely = whole + " and more"
+    assert generate(runtime, "Describe the picture.", [FOUR], stop=[likely]).text == whole
+
+
+def test_cancel_ends_the_answer_and_the_runtime_goes_on(runtime):
+    cancel = threading.Event()
+    pieces = []
+    for piece in stream(runtime, "Describe the picture.", [FOUR], cancel=cancel):
+        pieces.append(piece)
+        cancel.set()
+    assert pieces[-1].finish_reason == "cancelled"
+    assert generate(runtime, QUESTION, [STAR]).text == "red"
+
+
+def test_caller_that_stops_listening_frees_the_runtime(runtime):
+    pieces = stream(runtime, "Describe the picture.", [FOUR])
+    next(pieces)
+    pieces.close()
+    assert generate(runtime, QUESTION, [STAR]).text == "red"
+
+
+def test_seed_decides_the_sample(runtime):
+    def sample(seed):
+        options = {"temperature": 2.0, "seed": seed, "max_tokens": 12}
+        return generate(runtime, "Describe the picture.", [FOUR], **options).tokens
+
+    assert sample(3) == sample(3)
+    assert len({sample(seed) for seed in range(6)}) > 1
+
+
+def test_threads_get_the_answers_of_single_runs(runtime):
+    asked = [(QUESTION, STAR), ("How many shapes are there?", FOUR)] * 4
+    single = [generate(runtime, q, [p]).tokens for q, p in asked]
+    answers = [None] * len(asked)
+
+    def ask(i):
+        question, picture = asked[i]
+        answers[i] = generate(runtime, question, [picture]).tokens
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == single
+
+
+def test_model_can_be_used_from_the_callers_thread(runtime):
+    pixels = mx.zeros((2, 96, 96, 3))
+    features = runtime.model.vision(pixels)
+    assert runtime.model.connector(features).shape == (2, 16, 128)
+
+
+def test_progress_counts_the_prompt(runtime):
+    seen = []
+    answer = generate(
+        runtime, QUESTION, [STAR], progress=lambda *counts: seen.append(counts)
+    )
+    assert seen[0] == (0, answer.prompt_tokens)
+    assert seen[-1] == (answer.prompt_tokens, answer.prompt_tokens)
+
+
+def test_messages_hold_several_pictures_in_place(runtime):
+    content = [
+        {"type": "image", "image": STAR},
+        {"type": "text", "text": "and"},
+        {"type": "image", "image": FOUR},
+        {"type": "text", "text": QUESTION},
+    ]
+    answer = generate(runtime, [{"role": "user", "content": content}])
+    assert answer.image_tokens == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0, expected 1"),
+        ({"temperature": -1.0}, "temperature is -1.0, expected 0 to 2"),
+        ({"top_p": 1.5}, "top_p is 1.5, expected 0 to 1"),
+        ({"stop": "x"}, "stop is 'x', expected a list"),
+        ({"stop": [""]}, "expected a list of strings"),
+    ],
+)
+def test_setting_out_of_range_is_named(options, match):
+    with pytest.raises(PromptError, match=match):
+        Settings(**options)
+
+
+def test_prompt_longer_than_the_context_is_refused(runtime):
+    with pytest.raises(PromptError, match=r"prompt has .* but the model's context holds"):
+        generate(runtime, "star " * 2000)
+
+
+def test_answer_stops_where_the_context_is_full(runtime):
+    question = "red " * 1000
+    answer = generate(runtime, question, max_tokens=500, temperature=2.0, seed=0)
+    assert answer.prompt_tokens + len(answer.tokens) <= 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("no such model", "model folder 'no such model' does not exist"),
+        ("./nowhere", "model folder './nowhere' does not exist"),
+        ("nobody/nothing", "nobody/nothing cannot be reached|neither a folder"),
+    ],
+)
+def test_unknown_model_is_named(name, match):
+    with pytest.raises(CheckpointError, match=match):
+        find_model(name)
+
+
+def test_environment_names_the_default_model(monkeypatch, tmp_path):
+    monkeypatch.setenv("MM1_MODEL", str(tmp_path))
+    assert find_model() == tmp_path
+    assert find_model(TINY) == TINY
+
+
+def test_closed_runtime_says_so():
+    runtime = load()
+    runtime.close()
+    with pytest.raises(RuntimeError, match="the runtime is closed"):
+        generate(runtime, "Hello")
+
+
+@pytest.mark.slow
+def test_process_ends_quietly_without_close():
+    code = (
+        "from mm1_mlx import load, generate\n"
+        f"print(generate(load(), {QUESTION!r}, [{str(STAR)!r}]).text)"
+    )
+    for _ in range(3):
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        )
+        assert (run.returncode, run.stdout, run.stderr) == (0, "red\n", "")
