@@ -83,8 +83,9 @@ def config(source: Source) -> MM1Config:
     values = source.config
     if values["model_type"] == "clip":
         # The second spelling is older and wins in transformers too.
-        older = values.get("vision_config_dict") or {}
-        values = (values.get("vision_config") or {}) | older
+        sections = (values.get("vision_config"), values.get("vision_config_dict"))
+        new, old = (Fields(x or {}, "CLIPConfig.vision_config") for x in sections)
+        values = new.values | old.values
     vision = vision_config(values)
     return MM1Config(vision=vision, image=image_section(source, vision.image_size))
 

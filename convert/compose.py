@@ -1,6 +1,6 @@
 """Sources to a model folder: a whole checkpoint, or parts of several put together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -105,17 +105,7 @@ def convert(
                     progress(count, len(writer.expected))
             for name, path in files.items():
                 writer.add_file(name, path)
-    return Report(
-        out=out,
-        config=job.config,
-        parts={
-            part: (origin.name, name_of(origin.format))
-            for part, origin in job.sourced.items()
-        },
-        needs_training=job.initialised,
-        dropped={name: p.dropped for name, (_, p) in job.plans.items() if p.dropped},
-        has_tokenizer=any(name.startswith(("tokenizer.", "vocab.")) for name in files),
-    )
+    return job.report(out, files)
 
 
 @dataclass
@@ -174,6 +164,20 @@ class _Job:
         """The decoder's tokenizer files by name."""
         decoder = self.sourced.get("decoder")
         return tokenizer_files(decoder.source) if decoder else {}
+
+    def report(self, out: Path, files: Collection[str]) -> Report:
+        """What was done, ``files`` of the tokenizer included."""
+        return Report(
+            out=out,
+            config=self.config,
+            parts={
+                part: (origin.name, name_of(origin.format))
+                for part, origin in self.sourced.items()
+            },
+            needs_training=self.initialised,
+            dropped={n: p.dropped for n, (_, p) in self.plans.items() if p.dropped},
+            has_tokenizer=any(f.startswith(("tokenizer.", "vocab.")) for f in files),
+        )
 
     def record(self) -> dict[str, Any]:
         """What the manifest says of where the model comes from."""

@@ -6,9 +6,9 @@ https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models
 from collections.abc import Mapping
 from typing import Any
 
-from mm1_mlx.config import DecoderConfig, MM1Config, RopeScaling
-from mm1_mlx.errors import ConfigError
+from mm1_mlx.config import DecoderConfig, MM1Config
 
+from .decoder import build
 from .fields import Fields
 from .rules import Table
 from .source import Source
@@ -102,52 +102,3 @@ def decoder_config(values: Any) -> DecoderConfig:
         mlp_bias=bool(fields.get("mlp_bias")),
         sliding_window=fields.get("sliding_window"),
     )
-
-
-def build(fields: Fields, **chosen: Any) -> DecoderConfig:
-    """A decoder config from what all Llama-like configs share, and what one adds."""
-    heads, width = fields.integer("num_attention_heads"), fields.integer("hidden_size")
-    theta, scaling = rope(fields)
-    same = ("vocab_size", "intermediate_size", "num_hidden_layers", "rms_norm_eps")
-    section = DecoderConfig.from_dict(
-        {
-            **{key: fields.require(key) for key in (*same, "max_position_embeddings")},
-            "hidden_size": width,
-            "num_attention_heads": heads,
-            "num_key_value_heads": fields.get("num_key_value_heads") or heads,
-            "head_dim": fields.get("head_dim") or width // heads,
-            "hidden_act": fields.activation("hidden_act"),
-            "rope_theta": theta,
-            "rope_scaling": scaling,
-            "tie_word_embeddings": bool(fields.get("tie_word_embeddings")),
-            **chosen,
-        }
-    )
-    fields.finish(("max_sequence_length",))  # Llama-1's word for the context
-    return section
-
-
-def rope(fields: Fields) -> tuple[float, RopeScaling | None]:
-    """The rotation's base and scaling, as transformers 4 or 5 spell them."""
-    values = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    scaling = Fields(values, f"{fields.where}.rope")
-    fields.expect("partial_rotary_factor", 1.0)
-    scaling.expect("partial_rotary_factor", 1.0)
-    theta = scaling.get("rope_theta") or fields.get("rope_theta") or 10_000.0
-    old, new = scaling.get("type"), scaling.get("rope_type")
-    kind = new or old or "default"
-    if kind not in ("default", "linear", "llama3"):
-        raise ConfigError(
-            f"{scaling.where}: type {kind!r} is not supported; supported: 'default', "
-            "'linear' and 'llama3'"
-        )
-    if kind == "default":
-        scaling.finish()
-        return theta, None
-    keys = ["factor"]
-    if kind == "llama3":
-        keys += ["low_freq_factor", "high_freq_factor"]
-        keys += ["original_max_position_embeddings"]
-    section = {"rope_type": kind} | {key: scaling.require(key) for key in keys}
-    scaling.finish()
-    return theta, RopeScaling.from_dict(section)

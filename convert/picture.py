@@ -45,14 +45,16 @@ def image_section(source: Source, size: int) -> ImageConfig:
     Raises:
         ConfigError: it does so in a way that this program does not know.
     """
-    fields = Fields(_values(source), f"{source.name}: preprocessor", DEFAULTS)
+    # LLaVA's own name for it, which converted checkpoints may keep.
+    pad = {"do_pad": source.config.get("image_aspect_ratio") == "pad"}
+    fields = Fields(_values(source), f"{source.name}: preprocessor", DEFAULTS | pad)
     for step in ("do_resize", "do_rescale", "do_normalize"):
         fields.expect(step, True)
     fields.expect("resample", BICUBIC)
     factor = fields.get("rescale_factor") or 1 / 255
-    if abs(factor * 255 - 1) > 1e-3:
+    if not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-3:
         raise ConfigError(
-            f"{fields.where}.rescale_factor: {factor} is not supported; supported: 1/255"
+            f"{fields.where}.rescale_factor: {factor!r} is not supported; supported: 1/255"
         )
     section = ImageConfig.from_dict(
         {
@@ -66,13 +68,13 @@ def image_section(source: Source, size: int) -> ImageConfig:
     return section
 
 
-def _values(source: Source) -> dict[str, Any]:
+def _values(source: Source) -> Any:
+    """The preprocessor's fields, of the file that has them."""
     values = source.json("preprocessor_config.json")
     if values is None:
         # transformers 5 writes one file for all of a model's processors.
         values = (source.json("processor_config.json") or {}).get("image_processor")
-    pad = source.config.get("image_aspect_ratio") == "pad"
-    return {"do_pad": pad} | (values or {})
+    return values or {}
 
 
 def _resize(fields: Fields) -> str:
@@ -93,11 +95,11 @@ def _resize(fields: Fields) -> str:
 
 def _size(fields: Fields, default: int) -> int:
     """The one side of what ``size`` and ``crop_size`` say."""
-    sides = {default}
+    sides = [default]
     for key in ("size", "crop_size"):
         value = fields.get(key)
-        sides |= set(value.values() if isinstance(value, dict) else [value or default])
-    if len(sides) > 1:
+        sides += value.values() if isinstance(value, dict) else [value or default]
+    if any(side != default for side in sides):
         raise ConfigError(
             f"{fields.where}: size {fields.get('size')} and crop_size "
             f"{fields.get('crop_size')} do not make the encoder's {default} x {default}"

@@ -9,6 +9,7 @@ from mm1_mlx.config import DecoderConfig, MM1Config
 from mm1_mlx.errors import ConfigError
 
 from . import llama_hf
+from .decoder import build
 from .fields import Fields
 from .rules import Table
 from .source import Source
@@ -71,11 +72,11 @@ def decoder_config(values: Any) -> DecoderConfig:
     kind = values["model_type"]
     fields = Fields(values, "decoder config", DEFAULTS[kind])
     if kind == "qwen2":
-        return llama_hf.build(
+        return build(
             fields, qkv_bias=True, o_bias=False, sliding_window=_window(fields)
         )
     bias = bool(fields.get("attention_bias"))
-    return llama_hf.build(
+    return build(
         fields, qkv_bias=bias, o_bias=bias, qk_norm=True, sliding_window=_window(fields)
     )
 

@@ -12,11 +12,10 @@ from typing import Any, Self
 
 import mlx.core as mx
 
+from mm1_mlx import hub
 from mm1_mlx.checkpoint import check_shard, read_json, safe_join
 from mm1_mlx.errors import CheckpointError
-
-from . import hub
-from .hub import SourceInfo
+from mm1_mlx.hub import SourceInfo
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
@@ -71,23 +70,28 @@ class Source:
         path = safe_join(self.folder, name)
         return path if path.is_file() else None
 
-    def json(self, name: str) -> Any:
-        """A JSON file's content, None if there is none of that name."""
+    def json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file's object, None if there is no file of that name.
+
+        Raises:
+            CheckpointError: the file holds something else.
+        """
         path = self.file(name)
-        return read_json(path) if path else None
+        content = read_json(path) if path else {}
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.name}: {name} is not a JSON object")
+        return content if path else None
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of config.json.
 
         Raises:
-            CheckpointError: there is none, or it is not an object.
+            CheckpointError: there is none.
         """
         config = self.json("config.json")
         if config is None:
             raise CheckpointError(f"{self.name} has no config.json{_what(self.folder)}")
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{self.name}: config.json is not an object")
         return config
 
     @cached_property
@@ -155,7 +159,7 @@ def local_folder(name: str) -> Path | None:
             f"{name} is a file; give the folder of a safetensors checkpoint with its "
             "config.json, or a hub repository"
         )
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+    if not hub.is_repository(name):
         raise CheckpointError(
             f"{name!r} is neither a folder nor a hub repository such as "
             "'llava-hf/llava-1.5-7b-hf'"

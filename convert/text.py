@@ -63,8 +63,10 @@ def _template(source: Source) -> str | None:
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = (source.json(name) or {}).get("chat_template")
         if isinstance(template, list):
-            named = {entry["name"]: entry["template"] for entry in template}
-            template = named.get("default")
+            template = next(
+                (t.get("template") for t in template if t.get("name") == "default"),
+                None,
+            )
         if template:
             return str(template)
     return None

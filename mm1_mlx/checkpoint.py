@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +32,8 @@ INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 64 << 20
 MAX_SHARD_BYTES = 1_000_000_000
+# No folder, drive, stream, flag or hidden file can be spelled with it.
+PLAIN_NAME = re.compile(r"\w[\w.+-]{0,199}", re.ASCII)
 
 
 def read_json(path: Path) -> Any:
@@ -59,14 +63,14 @@ def safe_join(root: Path, name: str) -> Path:
     Raises:
         CheckpointError: the name could reach outside ``root``.
     """
-    if not name or name != Path(name).name or "\\" in name or "\0" in name:
-        raise CheckpointError(f"{root}: file name {name!r} is not allowed")
+    if not PLAIN_NAME.fullmatch(name):
+        raise CheckpointError(f"{root}: file name {name!r:.80} is not allowed")
     path = root / name
-    if path.is_symlink() and root.resolve() not in path.resolve().parents:
-        # Hub snapshots link into their own cache, three folders up at most.
-        blobs = root.resolve().parent.parent / "blobs"
-        if blobs not in path.resolve().parents:
-            raise CheckpointError(f"{path} is a link out of its folder")
+    # Hub snapshots link into their own cache, two folders up.
+    allowed = {root.resolve(), root.resolve().parent.parent / "blobs"}
+    # os.path: unlike Path.resolve, it bears a link to itself.
+    if not allowed & set(Path(os.path.realpath(path)).parents):
+        raise CheckpointError(f"{path} is a link out of its folder")
     return path
 
 
@@ -80,7 +84,10 @@ def read_shard(path: Path) -> dict[str, mx.array]:
         CheckpointError: the file is missing, truncated or damaged.
     """
     check_shard(path)
-    return mx.load(str(path), format="safetensors")  # type: ignore[return-value]
+    try:
+        return mx.load(str(path), format="safetensors")  # type: ignore[return-value]
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} cannot be used ({_reason(error)})") from None
 
 
 def check_shard(path: Path) -> dict[str, tuple[int, ...]]:
@@ -235,6 +242,11 @@ def load_model(path: Path, dtype: mx.Dtype | None = None) -> MM1:
     model = MM1(config)
     shapes = {k: tuple(v.shape) for k, v in model.tensors().items()}
     check_names({k: tuple(v.shape) for k, v in weights.items()}, shapes, path)
+    for name, tensor in weights.items():
+        if not mx.issubdtype(tensor.dtype, mx.floating):
+            raise CheckpointError(
+                f"{path}: {name} holds {tensor.dtype}, expected floating point"
+            )
     if dtype is not None:
         weights = {k: v.astype(dtype) for k, v in weights.items()}
     model.load_weights(list(weights.items()))
@@ -346,6 +358,7 @@ class CheckpointWriter:
             _fsync(path)
         manifest = {
             "format_version": FORMAT_VERSION,
+            "written_by": f"mm1-mlx {version('mm1-mlx')}",
             "source": self.source,
             "files": {
                 path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}

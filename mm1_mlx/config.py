@@ -91,7 +91,9 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: expected a list, got {value!r:.80}")
         if args[-1] is not Ellipsis and len(value) != len(args):
-            raise ConfigError(f"{where}: expected {len(args)} values, got {value!r:.80}")
+            raise ConfigError(
+                f"{where}: expected {len(args)} values, got {value!r:.80}"
+            )
         return tuple(_read(args[0], item, where) for item in value)
     if issubclass(hint, Section):
         return value if isinstance(value, hint) else hint.from_dict(value)
@@ -132,9 +134,7 @@ def _check_sizes(section: Section, limit: int, *names: str) -> None:
 def _check_positive(section: Section, *names: str) -> None:
     for name in names:
         value = getattr(section, name)
-        _require(
-            value > 0, f"{type(section).__name__}.{name}: {value} is not positive"
-        )
+        _require(value > 0, f"{type(section).__name__}.{name}: {value} is not positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -403,7 +403,9 @@ class DecoderConfig(Section):
                 f"DecoderConfig: experts are SwiGLU; hidden_act {self.hidden_act!r} "
                 "is not supported with moe",
             )
-            _require(not self.mlp_bias, "DecoderConfig.mlp_bias: experts have no biases")
+            _require(
+                not self.mlp_bias, "DecoderConfig.mlp_bias: experts have no biases"
+            )
 
     def is_sparse(self, layer: int) -> bool:
         """Whether the layer's feed-forward part routes to experts."""

@@ -1,4 +1,4 @@
-"""A hub repository: its size and licence, and a local copy of what conversion reads."""
+"""A hub repository: its size and licence, and a local copy of its data files."""
 
 import re
 from collections.abc import Callable
@@ -34,6 +34,11 @@ class SourceInfo:
     # None where it is not known.
     bytes: int | None
     licence: str | None
+
+
+def is_repository(name: str) -> bool:
+    """Whether ``name`` is spelled like ``owner/name``."""
+    return REPOSITORY.fullmatch(name) is not None
 
 
 def describe(repository: str) -> SourceInfo:
@@ -123,8 +128,3 @@ def _refusal(repository: str, error: Exception) -> CheckpointError:
         f"{repository} cannot be reached on the hub and is not in its local cache; check "
         "the network, or give a local folder"
     )
-
-
-def is_repository(name: str) -> bool:
-    """Whether ``name`` is spelled like ``owner/name`` on the hub."""
-    return REPOSITORY.fullmatch(name) is not None

@@ -23,6 +23,17 @@ Turn = tuple[str, list[str | None]]
 
 ROLES = ("system", "user", "assistant")
 
+# What a template may raise: its own refusal, the sandbox's, or any fault of its code.
+_TEMPLATE_FAULTS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
 # The public checkpoints' formats, for tokenizers that bring no template of their own.
 _TURNS = (
     "{%- for m in messages %}"
@@ -204,6 +215,11 @@ def render(
     Raises:
         PromptError: the template refuses the conversation.
     """
+    if config.template == "checkpoint" and tokenizer.hf.chat_template is None:
+        raise PromptError(
+            "the model's tokenizer has no chat template; name a built-in one in "
+            "config.json, prompt.template"
+        )
     typed = config.template == "checkpoint" and config.content == "parts"
     messages = [
         {
@@ -221,9 +237,10 @@ def render(
             add_generation_prompt=answer,
             chat_template=TEMPLATES.get(config.template),
         )
-    except jinja2.TemplateError as error:
+    except _TEMPLATE_FAULTS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise PromptError(
-            f"the model's chat template refuses this conversation: {error}"
+            f"the model's chat template refuses this conversation: {reason}"
         ) from None
 
 

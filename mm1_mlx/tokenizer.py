@@ -23,6 +23,17 @@ from mm1_mlx.errors import CheckpointError
 _FIRST_STAND_IN = 0xE000
 _LAST_STAND_IN = 0xF8FF
 
+# What transformers and mlx-lm raise on tokenizer files that are missing or damaged.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RecursionError,
+)
+
 
 class Tokenizer:
     """A checkpoint's tokenizer, with one token for a picture's place.
@@ -43,10 +54,13 @@ class Tokenizer:
         self.image_id: int = hf.convert_tokens_to_ids(image_token)
         # Longest first, so that no special token is cut in two by a shorter one.
         typed = sorted(specials | {image_token}, key=len, reverse=True)
-        self._stand_ins = {
-            text: chr(_FIRST_STAND_IN + i)
-            for i, text in enumerate(typed[: _LAST_STAND_IN - _FIRST_STAND_IN])
-        }
+        vocabulary = hf.get_vocab()
+        unused = (
+            chr(code)
+            for code in range(_FIRST_STAND_IN, _LAST_STAND_IN + 1)
+            if chr(code) not in vocabulary
+        )
+        self._stand_ins = dict(zip(typed, unused, strict=False))
         self._private = {ord(c): "\ufffd" for c in self._stand_ins.values()}
         self._typed: dict[int, list[int]] = {}
 
@@ -78,12 +92,15 @@ class Tokenizer:
         vocabulary = self.hf.get_vocab()
         spelled: list[int] = []
         for c in special:
-            known = vocabulary.get(c)
-            spelled += (
-                self.hf.encode(c, add_special_tokens=False)
-                if known is None
-                else [known]
-            )
+            fallback = [vocabulary.get(f"<0x{byte:02X}>") for byte in c.encode()]
+            # Byte-level vocabularies spell other characters than these differently,
+            # and SentencePiece would put a space before a character encoded alone.
+            if c.isascii() and c in vocabulary:
+                spelled.append(vocabulary[c])
+            elif None not in fallback:
+                spelled += fallback
+            else:
+                spelled += self.hf.encode(c, add_special_tokens=False)
         return spelled
 
 
@@ -100,7 +117,10 @@ def load_tokenizer(path: Path, config: PromptConfig) -> Tokenizer:
     }
     try:
         hf = tokenizer_utils.load(path, extra, eos_token_ids=list(config.eos_token_ids))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
+        # tokenizers raises bare Exceptions, which no narrower clause would catch.
+        if type(error) is not Exception and not isinstance(error, _DAMAGE):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: the tokenizer cannot be loaded ({reason[:200]}); "
@@ -108,5 +128,13 @@ def load_tokenizer(path: Path, config: PromptConfig) -> Tokenizer:
         ) from None
     legacy = path / "chat_template.json"
     if hf.chat_template is None and legacy.is_file():
-        hf.chat_template = read_json(legacy).get("chat_template")
+        hf.chat_template = _read_template(legacy)
     return Tokenizer(hf, config.image_token)
+
+
+def _read_template(path: Path) -> str:
+    content = read_json(path)
+    template = content.get("chat_template") if isinstance(content, dict) else None
+    if not isinstance(template, str):
+        raise CheckpointError(f"{path} holds no template; get it again")
+    return template

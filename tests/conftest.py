@@ -14,6 +14,7 @@ from mm1_mlx.blas import preload_blas
 preload_blas()
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map_with_path
 from tokenizers import Tokenizer as Backend
@@ -69,13 +70,31 @@ def tolerances():
 
 
 @pytest.fixture(scope="session")
+def assert_close():
+    """A function: arrays differ by at most the named tolerance of the largest value."""
+
+    def assert_close(result, expected, kind="model"):
+        result, expected = (
+            np.array(x.astype(mx.float32) if isinstance(x, mx.array) else x)
+            for x in (result, expected)
+        )
+        assert result.shape == expected.shape
+        difference = np.abs(result - expected).max()
+        assert difference <= TOLERANCES[kind] * np.abs(expected).max()
+
+    return assert_close
+
+
+@pytest.fixture(scope="session")
 def make_config():
     """A function: the tiny config with some sections' fields replaced."""
 
     def make(**changes):
         sections = {name: dict(fields) for name, fields in TINY.items()}
         for name, fields in changes.items():
-            sections[name] = fields and sections.get(name, {}) | fields
+            if fields is not None:
+                fields = sections.get(name, {}) | fields
+            sections[name] = fields
         return MM1Config.from_dict(sections)
 
     return make
@@ -169,7 +188,9 @@ def spm_folder(tmp_path_factory):
             byte_fallback=True,
         )
     )
-    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(
+        "▁", prepend_scheme="first", split=False
+    )
     backend.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
@@ -188,7 +209,9 @@ def _leading(token, token_id):
     from tokenizers.processors import TemplateProcessing
 
     return TemplateProcessing(
-        single=f"{token} $A", pair=f"{token} $A {token} $B", special_tokens=[(token, token_id)]
+        single=f"{token} $A",
+        pair=f"{token} $A {token} $B",
+        special_tokens=[(token, token_id)],
     )
 
 

@@ -37,7 +37,15 @@ def test_encoders_have_the_published_number_of_parameters(
 
 @pytest.mark.parametrize(
     ("size", "patches"),
-    [(224, 256), (336, 576), (378, 729), (448, 1024), (560, 1600), (672, 2304), (896, 4096)],
+    [
+        (224, 256),
+        (336, 576),
+        (378, 729),
+        (448, 1024),
+        (560, 1600),
+        (672, 2304),
+        (896, 4096),
+    ],
 )
 def test_patches_per_tile(size, patches):
     values = VIT_H_14_378.to_dict() | {"image_size": size}
@@ -69,7 +77,10 @@ def test_c_abstractors_have_the_computed_number_of_parameters(
     features, width, output, count, parameter_count
 ):
     config = CAbstractorConfig(
-        input_size=width, num_features=features, output_size=output, num_image_tokens=144
+        input_size=width,
+        num_features=features,
+        output_size=output,
+        num_image_tokens=144,
     )
     assert parameter_count(CAbstractor(config)) == count
 

@@ -62,7 +62,9 @@ def test_answer_ends_before_a_stop_string(runtime):
 def test_held_back_text_comes_when_it_is_no_stop_string(runtime):
     whole = generate(runtime, "Describe the picture.", [FOUR]).text
     likely = whole + " and more"
-    assert generate(runtime, "Describe the picture.", [FOUR], stop=[likely]).text == whole
+    assert (
+        generate(runtime, "Describe the picture.", [FOUR], stop=[likely]).text == whole
+    )
 
 
 def test_cancel_ends_the_answer_and_the_runtime_goes_on(runtime):
@@ -150,7 +152,9 @@ def test_setting_out_of_range_is_named(options, match):
 
 
 def test_prompt_longer_than_the_context_is_refused(runtime):
-    with pytest.raises(PromptError, match=r"prompt has .* but the model's context holds"):
+    with pytest.raises(
+        PromptError, match=r"prompt has .* but the model's context holds"
+    ):
         generate(runtime, "star " * 2000)
 
 

@@ -40,6 +40,7 @@ class Recipe:
     """``recipe.json``, read."""
 
     config: MM1Config
+    pretrain: TrainConfig
     train: TrainConfig
     pictures_per_step: int
     rows_per_picture: int
@@ -50,6 +51,7 @@ def load_recipe() -> Recipe:
     values = json.loads(RECIPE.read_text())
     return Recipe(
         config=_config(values["model"]),
+        pretrain=TrainConfig(**values["pretrain"]),
         train=TrainConfig(**values["train"]),
         pictures_per_step=values["pictures_per_step"],
         rows_per_picture=values["rows_per_picture"],
@@ -123,16 +125,11 @@ class Batches:
         self._sample = lru_cache(maxsize=100_000)(self._build)
 
     def __call__(self, step: int, shard: int) -> Batch:
-        rng = split_rng(
-            "train", 1 + (self.recipe.train.seed * 2**32 + step) * 16 + shard
-        )
+        rng = picture_rng(self.recipe.train.seed, step, shard)
         assert self.recipe.config.image is not None
         pictures, samples, owners = [], [], []
         for i in range(self.recipe.pictures_per_step):
-            short_side = (
-                96 if rng.random() < NATIVE_SIZE else int(rng.integers(64, 193))
-            )
-            scene = random_scene(rng, short_side=short_side)
+            scene = random_picture_scene(rng)
             pictures.append(load_picture(draw(scene), self.recipe.config.image))
             for conversation in self._conversations(scene, rng, single=step % 2 == 0):
                 samples.append(self._sample(conversation))
@@ -162,6 +159,17 @@ class Batches:
             picture: list[str | None] = [None] if i == 0 else []
             turns += [("user", [*picture, question]), ("assistant", [answer])]
         return build_sample(turns, self.recipe.config, self.tokenizer)
+
+
+def picture_rng(seed: int, step: int, shard: int) -> np.random.Generator:
+    """The generator of one micro-batch, of the training split."""
+    return split_rng("train", 1 + (seed * 2**32 + step) * 16 + shard)
+
+
+def random_picture_scene(rng: np.random.Generator) -> Scene:
+    """A training scene, mostly of the model's size."""
+    short_side = 96 if rng.random() < NATIVE_SIZE else int(rng.integers(64, 193))
+    return random_scene(rng, short_side=short_side)
 
 
 def _vary(pair: tuple[str, str], rng: np.random.Generator) -> tuple[str, str]:

@@ -16,9 +16,13 @@ preload_blas()
 import mlx.core as mx  # noqa: E402
 
 from benchmarks.shapes.pictures import shipped_pictures  # noqa: E402
-from benchmarks.shapes.recipe import Batches, load_recipe, open_tokenizer  # noqa: E402
+from benchmarks.shapes.pretrain import PatchBatches, PatchClassifier, patch_loss  # noqa: E402
+from benchmarks.shapes.recipe import Batches, Recipe, load_recipe, open_tokenizer  # noqa: E402
 from mm1_mlx.checkpoint import CheckpointWriter  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
+from mm1_mlx.models.vision import CLIPEncoder  # noqa: E402
+from mm1_mlx.train.loss import next_token_loss  # noqa: E402
+from mm1_mlx.train.sample import Batch  # noqa: E402
 from mm1_mlx.train.trainer import Trainer  # noqa: E402
 
 
@@ -31,19 +35,36 @@ def main() -> None:
     mx.random.seed(recipe.train.seed)
     model = MM1(recipe.config)
     tokenizer = open_tokenizer(arguments.folder, recipe.config)
-    trainer = Trainer(model, Batches(recipe, tokenizer), recipe.train, arguments.folder)
+    trainer = Trainer(
+        model,
+        next_token_loss,
+        Batches(recipe, tokenizer),
+        recipe.train,
+        arguments.folder / "joint",
+    )
     if arguments.export:
         trainer.resume()
         export(trainer, arguments.folder, arguments.export)
     else:
+        if not trainer.resume():
+            model.vision.update(pretrain(recipe, arguments.folder).parameters())
         trainer.run(report)
+
+
+def pretrain(recipe: Recipe, folder: Path) -> CLIPEncoder:
+    """The encoder after its own stage."""
+    classifier = PatchClassifier(recipe.config.vision)
+    batches = PatchBatches(recipe)
+    stage = folder / "encoder"
+    Trainer(classifier, patch_loss, batches, recipe.pretrain, stage).run(report)
+    return classifier.vision
 
 
 def report(line: dict[str, Any]) -> None:
     print(" ".join(f"{key} {value:.5g}" for key, value in line.items()), flush=True)
 
 
-def export(trainer: Trainer, folder: Path, out: Path) -> None:
+def export(trainer: Trainer[MM1, Batch], folder: Path, out: Path) -> None:
     """Write the model in half precision, with its tokenizer and two pictures."""
     source = {
         "name": "mm1-tiny",

@@ -53,7 +53,7 @@ class MM1(nn.Module):
 
     def tensors(self) -> dict[str, mx.array]:
         """Every weight by its path, which is its name on disk."""
-        return dict(cast(list[tuple[str, mx.array]], tree_flatten(self.parameters())))
+        return named_tensors(self)
 
     def make_cache(self) -> list[Any]:
         """An empty key-value cache per decoder block."""
@@ -66,7 +66,7 @@ class MM1(nn.Module):
             groups: the pictures' tiles by resolution, from ``layout.group_tiles``.
         """
         for part in ("vision", "connector"):
-            if part not in self:
+            if groups and part not in self:
                 raise ConfigError(f"the model has no {part}, so it cannot see pictures")
         tiles: dict[tuple[int, int], mx.array] = {}
         for group in groups:
@@ -96,6 +96,11 @@ class MM1(nn.Module):
             row += picture.shape[0]
             starts.append(row)
         for span in spans:
+            if span.picture >= len(image_tokens):
+                raise PromptError(
+                    f"prompt has a place for picture {span.picture + 1} but "
+                    f"{len(image_tokens)} pictures were given"
+                )
             start, stop = starts[span.picture : span.picture + 2]
             if span.length != stop - start:
                 raise PromptError(
@@ -105,6 +110,11 @@ class MM1(nn.Module):
             index[span.start : span.stop] = np.arange(start, stop)
         images = [x.astype(embeddings.dtype) for x in image_tokens]
         return mx.concatenate([embeddings, *images])[mx.array(index)]
+
+
+def named_tensors(module: nn.Module) -> dict[str, mx.array]:
+    """Every weight of a module by its path."""
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(module.parameters())))
 
 
 def arrange(tiles: Sequence[mx.array]) -> mx.array:

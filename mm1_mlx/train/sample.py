@@ -82,7 +82,7 @@ def collate(
         image_id: the token that marks a picture's place.
     """
     assert config.prompt is not None
-    K = config.num_image_tokens
+    K = config.num_image_tokens if tiles else 0
     rows, masks, places = [], [], []
     for sample in samples:
         row: list[int] = []

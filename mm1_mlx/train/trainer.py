@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,10 +21,12 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mm1_mlx.checkpoint import read_shard
-from mm1_mlx.models import MM1
-from mm1_mlx.train.loss import next_token_loss
-from mm1_mlx.train.sample import Batch
+from mm1_mlx.errors import ConfigError
+from mm1_mlx.models import named_tensors
 from mm1_mlx.worker import Worker
+
+Model = TypeVar("Model", bound=nn.Module)
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,9 @@ class TrainConfig:
     """What a run is made of: its flags and its record."""
 
     steps: int = field(metadata={"help": "optimizer steps"})
+    optimizer: Literal["adamw", "muon"] = field(
+        default="adamw", metadata={"help": "muon: AdamW for embeddings and vectors"}
+    )
     learning_rate: float = field(metadata={"help": "peak of the schedule"})
     warmup_steps: int = field(default=200, metadata={"help": "linear warmup, in steps"})
     decay_steps: int = field(
@@ -39,6 +44,9 @@ class TrainConfig:
     )
     final_fraction: float = field(
         default=0.1, metadata={"help": "last learning rate, as a share of the peak"}
+    )
+    matrix_learning_rate: float = field(
+        default=0.02, metadata={"help": "peak of muon's schedule"}
     )
     weight_decay: float = field(default=0.01, metadata={"help": "decoupled decay"})
     clip_norm: float = field(default=1.0, metadata={"help": "largest gradient norm"})
@@ -49,14 +57,41 @@ class TrainConfig:
     save_every: int = field(default=200, metadata={"help": "steps per checkpoint"})
     log_every: int = field(default=20, metadata={"help": "steps per log line"})
 
+    def __post_init__(self) -> None:
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ConfigError(
+                f"TrainConfig: warmup_steps {self.warmup_steps} and decay_steps "
+                f"{self.decay_steps} are more than the {self.steps} steps"
+            )
 
-def learning_rate(config: TrainConfig) -> Callable[[mx.array], mx.array]:
+
+def make_optimizer(config: TrainConfig) -> optim.Optimizer:
+    """AdamW, or Muon for matrices and AdamW for the rest."""
+    adamw = optim.AdamW(
+        learning_rate=schedule(config, config.learning_rate),
+        betas=[0.9, 0.95],
+        weight_decay=config.weight_decay,
+        bias_correction=True,
+    )
+    if config.optimizer == "adamw":
+        return adamw
+    muon = optim.Muon(
+        learning_rate=schedule(config, config.matrix_learning_rate), weight_decay=0.0
+    )
+    return optim.MultiOptimizer([muon, adamw], [is_matrix])
+
+
+def is_matrix(path: str, tensor: mx.array) -> bool:
+    """Whether a weight maps vectors to vectors, which an embedding table does not."""
+    return tensor.ndim >= 2 and "embed_tokens" not in path and "position" not in path
+
+
+def schedule(config: TrainConfig, peak: float) -> Callable[[mx.array], mx.array]:
     """Linear warmup to the peak, the peak, then a cosine to ``final_fraction`` of it.
 
     Until the decay begins the schedule does not depend on the number of steps, so a run
     may be lengthened or cut short and still equal one that was planned so.
     """
-    peak = config.learning_rate
     start = config.steps - config.decay_steps
     return optim.join_schedules(
         [
@@ -68,11 +103,12 @@ def learning_rate(config: TrainConfig) -> Callable[[mx.array], mx.array]:
     )
 
 
-class Trainer:
-    """Trains every parameter of a model on batches.
+class Trainer(Generic[Model, Batch]):
+    """Trains every parameter of a module on batches.
 
     Args:
         model: trained in place.
+        loss: mean loss of (model, batch), and how many targets it is the mean of.
         batches: the batch of (step, shard); every micro-batch of every process is a
             shard of its own.
         config: the run.
@@ -81,7 +117,8 @@ class Trainer:
 
     def __init__(
         self,
-        model: MM1,
+        model: Model,
+        loss: Callable[[Model, Batch], tuple[mx.array, mx.array]],
         batches: Callable[[int, int], Batch],
         config: TrainConfig,
         folder: Path,
@@ -91,19 +128,15 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.step = 0
+        self._schedule = schedule(config, config.learning_rate)
         self.group = mx.distributed.init()
-        self.optimizer = optim.AdamW(
-            learning_rate=learning_rate(config),
-            betas=[0.9, 0.95],
-            weight_decay=config.weight_decay,
-            bias_correction=True,
-        )
+        self.optimizer = make_optimizer(config)
         self.optimizer.init(model.trainable_parameters())
         mx.eval(model.state, self.optimizer.state)
         parallel = config.micro_batches if mx.default_device() == mx.cpu else 1
         self._workers = [Worker() for _ in range(parallel)]
         self._tracing = threading.Lock()
-        self._loss_and_grad = nn.value_and_grad(model, next_token_loss)
+        self._loss_and_grad = nn.value_and_grad(model, loss)
 
     def run(self, report: Callable[[dict[str, Any]], None]) -> None:
         """Train to the last step; ``report`` receives every log line."""
@@ -164,7 +197,7 @@ class Trainer:
         line = {
             "step": self.step,
             "loss": round(loss, 5),
-            "learning_rate": float(self.optimizer.learning_rate.item()),
+            "learning_rate": float(self._schedule(mx.array(self.step)).item()),
             "seconds_per_step": round(seconds, 4),
         }
         with (self.folder / "log.jsonl").open("a") as file:
@@ -179,9 +212,10 @@ class Trainer:
         """Write model, optimizer and step; the old checkpoint stands until it is whole."""
         if self.group.rank() != 0:
             return
-        state = {f"model.{k}": v for k, v in self.model.tensors().items()}
+        state = {f"model.{k}": v for k, v in named_tensors(self.model).items()}
         optimizer: Any = tree_flatten(self.optimizer.state)
         state |= {f"optimizer.{k}": v for k, v in optimizer}
+        state["step"] = mx.array(self.step)
         partial = self.folder / "state.partial.safetensors"
         mx.save_safetensors(str(partial), state)
         record = {"step": self.step, "config": asdict(self.config)}
@@ -190,10 +224,10 @@ class Trainer:
         (self.folder / "run.partial.json").replace(self.folder / "run.json")
         os.sync()
 
-    def resume(self) -> None:
-        """Continue from the folder's checkpoint, if it has one."""
+    def resume(self) -> bool:
+        """Continue from the folder's checkpoint; whether there is one."""
         if not self._state_path.is_file():
-            return
+            return False
         state = read_shard(self._state_path)
         model = [
             (k.removeprefix("model."), v)
@@ -207,4 +241,7 @@ class Trainer:
         ]
         self.model.load_weights(model)
         self.optimizer.state = tree_unflatten(optimizer)
-        self.step = int(self.optimizer.state["step"].item())
+        # Now: a worker could not evaluate them on this thread's stream.
+        mx.eval(self.model.state, self.optimizer.state)
+        self.step = int(state["step"].item())
+        return True

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     names = sorted(state)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(shards):
         file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
         file = file if shards > 1 else "model.safetensors"
@@ -165,7 +165,7 @@ def check_parity(
     out: Path,
     forward: Forward,
     prompt: Prompt,
-    inputs: list[NDArray[np.float32] | None],
+    inputs: Sequence[NDArray[np.float32] | None],
 ) -> float:
     """Assert equal logits and greedy tokens; the largest relative difference.
 

@@ -9,7 +9,7 @@ import sources
 
 from mm1_mlx.config import ImageConfig, MM1Config, PromptConfig, RopeScaling
 from mm1_mlx.convert import Source, detect_format
-from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.errors import CheckpointError, ConfigError, MM1Error
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD, VIT_H_14_378
 
 # What transformers 4 wrote of every nested config.
@@ -388,6 +388,59 @@ def test_other_preprocessing_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         read(tmp_path, CLIP, preprocessor_config=values)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("preprocessor_config", "processor_config", "generation_config"),
+        *("tokenizer_config", "added_tokens"),
+    ],
+)
+@pytest.mark.parametrize("content", [[1], "x", 3])
+def test_files_that_hold_no_object_are_named(
+    name: str, content: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=f"{name}.json is not a JSON object"):
+        read(tmp_path, LLAVA, **{name: content})
+
+
+ODD = [0, -1, "x", [], {}, 1.5, True, [1], {"a": 1}, {"a": [1]}]
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("base", [LLAMA, CLIP, LLAVA, DFN_H])
+def test_odd_values_are_taken_or_refused_but_never_crash(
+    base: dict[str, Any], odd: Any, tmp_path: Path
+) -> None:
+    refused = 0
+    for i, key in enumerate(base):
+        try:
+            read(tmp_path / str(i), base | {key: odd})
+        except MM1Error:
+            refused += 1
+    assert refused > 0
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_preprocessors_are_taken_or_refused_but_never_crash(
+    odd: Any, tmp_path: Path
+) -> None:
+    keys = (
+        "size",
+        "crop_size",
+        "resample",
+        "rescale_factor",
+        "image_mean",
+        "image_std",
+    )
+    refused = 0
+    for key in keys:
+        try:
+            read(tmp_path / key, CLIP, preprocessor_config={key: odd})
+        except MM1Error:
+            refused += 1
+    assert refused > 0
 
 
 PARTS = "{% for m in messages %}{% for c in m['content'] %}{{ c.text }}{% endfor %}"

@@ -64,7 +64,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_config_that_is_no_object_is_refused(tmp_path: Path) -> None:
     folder = sources.write(tmp_path / "in", ["llama"], {})
-    refuse("config.json is not an object", folder, tmp_path / "out")
+    refuse("config.json is not a JSON object", folder, tmp_path / "out")
 
 
 def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_only_what_conversion_reads_is_downloaded(
         return str(tmp_path)
 
     monkeypatch.setattr(HfApi, "model_info", lambda *_: repository(*files))
-    monkeypatch.setattr("mm1_mlx.convert.hub.snapshot_download", snapshot)
+    monkeypatch.setattr("mm1_mlx.hub.snapshot_download", snapshot)
     assert Source("a/b").folder == tmp_path
     [call] = calls
     wanted = set(

@@ -64,7 +64,7 @@ def test_pooling_means_the_cells_of_every_bin(size, bins):
 
 
 @pytest.mark.reference
-def test_depthwise_convolution_equals_torchs_grouped_one():
+def test_depthwise_convolution_equals_torchs_grouped_one(assert_close):
     torch = pytest.importorskip("torch")
     convolution = DepthwiseConv(6)
     x, weight = random(2, 5, 7, 6), np.array(convolution.weight)
@@ -74,8 +74,7 @@ def test_depthwise_convolution_equals_torchs_grouped_one():
         padding=1,
         groups=6,
     ).permute(0, 2, 3, 1)
-    result = np.array(convolution(mx.array(x)))
-    np.testing.assert_allclose(result, expected.numpy(), rtol=0, atol=1e-5)
+    assert_close(convolution(mx.array(x)), expected.numpy(), "op")
 
 
 def test_depthwise_convolution_keeps_channels_apart():
@@ -109,18 +108,15 @@ def test_depthwise_convolution_keeps_channels_apart():
         ),
     ],
 )
-def test_a_tile_becomes_as_many_image_tokens_as_the_config_says(config, reinitialise):
+def test_a_tile_becomes_as_many_image_tokens_as_the_config_says(
+    config, reinitialise, assert_close
+):
     connector = make(config, reinitialise)
     features = mx.array(random(3, 49, 24))
     image_tokens = connector(features)
     assert image_tokens.shape == (3, config.num_image_tokens, 20)
     for i in range(3):
-        np.testing.assert_allclose(
-            np.array(connector(features[i : i + 1])[0]),
-            np.array(image_tokens[i]),
-            rtol=0,
-            atol=1e-4 * float(mx.abs(image_tokens).max()),
-        )
+        assert_close(connector(features[i : i + 1])[0], image_tokens[i])
 
 
 def c_abstractor(**changes):
@@ -165,13 +161,11 @@ def test_the_position_embedding_is_added_to_the_features(reinitialise):
     assert mx.array_equal(with_it(features), without(features + position))
 
 
-def test_the_layout_of_the_picture_is_kept(reinitialise):
+def test_the_layout_of_the_picture_is_kept(reinitialise, assert_close):
     config = AveragePoolConfig(**SIZES, num_image_tokens=49)
     connector = reinitialise(AveragePoolConnector(config))
     features = mx.array(random(1, 49, 24))
-    np.testing.assert_allclose(
-        np.array(connector(features)), np.array(connector.linear(features)), atol=1e-5
-    )
+    assert_close(connector(features), connector.linear(features), "op")
 
 
 def test_the_gate_of_a_block_is_as_wide_as_a_quarter_of_its_input():

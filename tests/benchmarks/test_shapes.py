@@ -1,0 +1,204 @@
+"""The procedural benchmark: what it draws is what it says, and held out is held out."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from benchmarks.shapes.draw import draw
+from benchmarks.shapes.evaluate import evaluate, normalise, plain_cases, wilson
+from benchmarks.shapes.pretrain import COLOUR_CLASSES, SHAPE_CLASSES, patch_classes
+from benchmarks.shapes.questions import caption, questions
+from benchmarks.shapes.recipe import load_recipe, picture_rng, random_picture_scene
+from benchmarks.shapes.scene import (
+    COLOURS,
+    HELD_OUT,
+    SHAPES,
+    Background,
+    Object,
+    Scene,
+    random_scene,
+    split_rng,
+)
+
+
+def scenes(split, count):
+    for seed in range(count):
+        rng = split_rng(split, seed)
+        yield random_scene(rng, split), rng
+
+
+def test_a_seed_decides_the_picture():
+    first, second = (
+        draw(random_scene(split_rng("train", 7), "train")).tobytes() for _ in range(2)
+    )
+    assert first == second
+    other = draw(random_scene(split_rng("train", 8), "train")).tobytes()
+    assert first != other
+
+
+def test_training_never_shows_a_held_out_pair():
+    for scene, _ in scenes("train", 3000):
+        assert not {item.pair for item in scene.objects} & HELD_OUT
+    rng = picture_rng(0, 0, 0)
+    for _ in range(3000):
+        scene = random_picture_scene(rng)
+        assert not {item.pair for item in scene.objects} & HELD_OUT
+
+
+def test_held_out_scenes_always_show_one():
+    for scene, _ in scenes("held_out", 1000):
+        assert {item.pair for item in scene.objects} & HELD_OUT
+
+
+def test_every_colour_and_shape_is_seen_and_each_colour_held_out_once():
+    assert Counter(colour for colour, _ in HELD_OUT) == dict.fromkeys(COLOURS, 1)
+    seen = {item.pair for scene, _ in scenes("train", 3000) for item in scene.objects}
+    assert len(seen) == len(COLOURS) * len(SHAPES) - len(HELD_OUT)
+
+
+def test_splits_do_not_share_pictures():
+    drawn = [
+        {draw(scene).tobytes() for scene, _ in scenes(split, 40)}
+        for split in ("train", "validation", "held_out")
+    ]
+    assert len(set.union(*drawn)) == 120
+
+
+def test_objects_neither_touch_nor_leave_the_canvas():
+    for scene, _ in scenes("train", 500):
+        for i, a in enumerate(scene.objects):
+            assert a.radius <= a.x <= scene.width - a.radius
+            assert a.radius <= a.y <= scene.height - a.radius
+            for b in scene.objects[i + 1 :]:
+                assert math.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_solid_object_has_its_colour_at_its_centre(shape, colour):
+    rgb = COLOURS[colour][0][0]
+    item = Object(shape, colour, rgb, 48, 48, 30, 25, "solid")
+    white = Background((255, 255, 255), (255, 255, 255))
+    picture = np.array(draw(Scene((item,), white, 96, 96)))
+    assert np.abs(picture[48, 48].astype(int) - rgb).max() <= 2
+    assert (picture[2, 2] == 255).all()
+
+
+def test_answers_follow_from_the_scene():
+    for scene, rng in scenes("held_out", 400):
+        for q in questions(scene, rng):
+            assert q.answer in q.options
+            if q.kind == "colour":
+                assert q.target.colour == q.answer
+                same = [o for o in scene.objects if o.shape == q.target.shape]
+                assert len(same) == 1
+            elif q.kind == "shape":
+                assert q.target.shape == q.answer
+                same = [o for o in scene.objects if o.colour == q.target.colour]
+                assert len(same) == 1
+            elif q.kind == "exists":
+                assert (q.answer == "yes") == is_there(scene, q.text)
+            elif q.kind == "count":
+                assert int(q.answer) == count(scene, q.text)
+
+
+def is_there(scene, text):
+    words = text.lower().strip("?.").split()
+    return any(
+        (o.colour in words or not set(COLOURS) & set(words))
+        and (o.shape in words or not set(SHAPES) & set(words))
+        for o in scene.objects
+    )
+
+
+def count(scene, text):
+    words = [w.strip("?.") for w in text.lower().split()]
+    shapes = {s for s in SHAPES if {s + "s", s + "es"} & set(words)}
+    return sum(
+        (o.colour in words or not set(COLOURS) & set(words))
+        and (o.shape in shapes or not shapes)
+        for o in scene.objects
+    )
+
+
+def test_sides_are_clear_in_the_picture():
+    for scene, rng in scenes("train", 300):
+        for q in questions(scene, rng):
+            if q.kind == "where" and q.answer in ("left", "right", "above", "below"):
+                others = [o for o in scene.objects if o is not q.target]
+                assert any(lies(q.target, o, q.answer) for o in others)
+
+
+def lies(a, b, side):
+    dx, dy = a.x - b.x, a.y - b.y
+    along = {"left": -dx, "right": dx, "above": -dy, "below": dy}[side]
+    across = abs(dy) if side in ("left", "right") else abs(dx)
+    return along >= 1.5 * across
+
+
+def test_yes_and_no_are_balanced():
+    answers = Counter(
+        q.answer
+        for scene, rng in scenes("held_out", 1500)
+        for q in questions(scene, rng)
+        if q.kind == "exists"
+    )
+    assert 0.45 < answers["yes"] / answers.total() < 0.55
+
+
+def test_caption_names_every_object():
+    for scene, rng in scenes("train", 300):
+        _, sentence = caption(scene, rng)
+        assert sentence[0].isupper()
+        assert sentence.endswith(".")
+        for item in scene.objects:
+            assert item.colour in sentence.lower()
+            assert item.shape in sentence.lower()
+
+
+def test_patch_classes_lie_on_the_objects():
+    red = Object("star", "red", (255, 0, 0), 20, 20, 12, 0, "solid")
+    blue = Object("heart", "blue", (0, 0, 255), 70, 76, 12, 0, "solid")
+    white = Background((255, 255, 255), (255, 255, 255))
+    shapes, colours = patch_classes(Scene((red, blue), white, 96, 96), 12)
+    shapes, colours = shapes.reshape(12, 12), colours.reshape(12, 12)
+    assert (shapes[2, 2], colours[2, 2]) == (SHAPE_CLASSES["star"], COLOUR_CLASSES["red"])
+    assert shapes[9, 8] == SHAPE_CLASSES["heart"]
+    assert shapes[0, 11] == shapes[11, 0] == 0
+    # A tall picture stands in the middle of its square: x moves by a quarter.
+    shapes, _ = patch_classes(Scene((red,), white, 48, 96), 12)
+    assert shapes.reshape(12, 12)[2, 5] == SHAPE_CLASSES["star"]
+
+
+def test_evaluation_counts_and_knows_chance():
+    cases = [
+        ("colour", None, "?", "red", ("red", "blue")),
+        ("colour", None, "?", "blue", ("red", "blue")),
+        ("caption", None, "?", "A red star.", ()),
+    ]
+    figures = evaluate(lambda _, __: " Red. ", cases)
+    assert figures["colour"]["accuracy"] == 0.5
+    assert figures["colour"]["chance_uniform"] == 0.5
+    assert figures["caption"]["accuracy"] == 0
+    assert figures["all questions"]["n"] == 2
+    assert normalise(" A red star. ") == "a red star"
+
+
+def test_wilson_interval_is_the_textbooks():
+    low, high = wilson(90, 100)
+    assert (round(low, 4), round(high, 4)) == (0.8256, 0.9448)
+
+
+def test_plain_pictures_show_every_colour_and_shape_without_smoothing():
+    cases = list(plain_cases())
+    assert len(cases) == 2 * 8 * 4 * 3 * 3
+    assert {len(case[1].getcolors()) for case in cases} == {2}
+
+
+def test_committed_recipe_is_the_embedded_models():
+    from mm1_mlx.checkpoint import load_config
+    from mm1_mlx.runtime import TINY
+
+    assert load_config(TINY) == load_recipe().config

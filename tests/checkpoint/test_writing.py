@@ -1,0 +1,243 @@
+"""Models come back bit-equal; a killed or failed writer leaves none."""
+
+import contextlib
+import json
+import subprocess
+import sys
+
+import mlx.core as mx
+import pytest
+
+from mm1_mlx import checkpoint
+from mm1_mlx.checkpoint import (
+    CheckpointWriter,
+    check_shard,
+    load_manifest,
+    load_model,
+    read_json,
+    verify_digests,
+)
+from mm1_mlx.errors import CheckpointError
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_a_saved_model_loads_bit_equal(dtype, tmp_path, make_model, write, same):
+    model = make_model()
+    model.set_dtype(dtype)
+    loaded = load_model(write(tmp_path / "model", model))
+    assert loaded.config == model.config
+    assert same(loaded, model)
+
+
+def test_weights_load_in_another_dtype_on_request(folder, tiny_model):
+    loaded = load_model(folder, mx.bfloat16)
+    name = "decoder.norm.weight"
+    assert loaded.tensors()[name].dtype == mx.bfloat16
+    expected = tiny_model.tensors()[name].astype(mx.bfloat16)
+    assert mx.array_equal(loaded.tensors()[name], expected)
+
+
+def test_a_model_of_one_part_survives(tmp_path, make_config, reinitialise, write, same):
+    config = make_config(connector=None, decoder=None, prompt=None)
+    encoder = reinitialise(checkpoint.MM1(config))
+    assert same(load_model(write(tmp_path / "encoder", encoder)), encoder)
+
+
+def test_several_shards_have_an_index_and_load_bit_equal(
+    tmp_path, tiny_model, monkeypatch, write, same
+):
+    limit = 20_000
+    monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", limit)
+    folder = write(tmp_path / "model", tiny_model)
+    shards = sorted(folder.glob("*.safetensors"))
+    count = len(shards)
+    assert count > 3
+    assert shards[0].name == f"model-00001-of-{count:05}.safetensors"
+    tensors = tiny_model.tensors()
+    for shard in shards:
+        sizes = [tensors[name].nbytes for name in check_shard(shard)]
+        assert sum(sizes) <= limit or len(sizes) == 1
+    index = read_json(folder / "model.safetensors.index.json")
+    assert index["weight_map"].keys() == tensors.keys()
+    for name, shard in index["weight_map"].items():
+        assert name in check_shard(folder / shard)
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in tensors.values())
+    assert same(load_model(folder), tiny_model)
+
+
+def test_one_shard_needs_no_index(folder):
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json", "manifest.json", "model.safetensors", "tokenizer.json",
+    ]  # fmt: skip
+
+
+def test_the_manifest_lists_every_other_file(folder):
+    manifest = load_manifest(folder)
+    assert manifest["format_version"] == 1
+    assert manifest["source"] == {"format": "test"}
+    assert set(manifest["files"]) == {p.name for p in folder.iterdir()} - {
+        "manifest.json"
+    }
+    assert verify_digests(folder) == 3
+
+
+# Writing
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 1000)
+    tensors = list(tiny_model.tensors().items())
+
+    def half():
+        with CheckpointWriter(tmp_path / "model", tiny_model.config, {}) as writer:
+            for name, tensor in tensors[: len(tensors) // 2]:
+                writer.add(name, tensor)
+            assert len(list(tmp_path.iterdir())) == 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_tensors_left_out_is_not_written(tmp_path, tiny_model, write):
+    tensors = tiny_model.tensors()
+    del tensors["decoder.norm.weight"]
+    with pytest.raises(
+        CheckpointError, match=r"1 tensor\(s\) missing, e.g. \['decoder.norm.weight'\]"
+    ):
+        write(tmp_path / "model", tiny_model, tensors)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("decoder.surprise", (48,), "decoder.surprise .* does not belong to the model"),
+        ("decoder.norm.weight", (49,), r"\[49\] does not belong .* expects \(48,\)"),
+    ],
+)
+def test_a_tensor_that_is_not_the_models_is_refused(
+    name, shape, message, tmp_path, tiny_model, write
+):
+    with pytest.raises(CheckpointError, match=message):
+        write(tmp_path / "model", tiny_model, {name: mx.zeros(shape)})
+
+
+def test_a_tensor_written_twice_is_refused(tmp_path, tiny_model):
+    def twice():
+        with CheckpointWriter(tmp_path / "model", tiny_model.config, {}) as writer:
+            writer.add("decoder.norm.weight", mx.zeros(48))
+            writer.add("decoder.norm.weight", mx.zeros(48))
+
+    with pytest.raises(CheckpointError, match="does not belong"):
+        twice()
+
+
+def test_an_existing_folder_is_kept(folder, tiny_model, write):
+    with pytest.raises(
+        CheckpointError,
+        match=r"already exists; choose another name or pass --overwrite",
+    ):
+        write(folder, tiny_model)
+    assert verify_digests(folder) == 3
+
+
+def test_a_model_is_overwritten_on_request(folder, make_model, write, same):
+    other = make_model(seed=9)
+    write(folder, other, overwrite=True)
+    assert same(load_model(folder), other)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_no_model_is_never_overwritten(kind, tmp_path, tiny_model, write):
+    out = tmp_path / "holiday"
+    if kind == "folder":
+        out.mkdir()
+        (out / "photo.png").write_bytes(b"")
+    else:
+        out.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is not a model folder and will not be"):
+        write(out, tiny_model, overwrite=True)
+    assert out.exists()
+
+
+def test_an_error_while_overwriting_keeps_the_old_model(
+    folder, make_model, tiny_model, write, same
+):
+    with pytest.raises(CheckpointError, match=r"missing, e.g."):
+        write(
+            folder,
+            make_model(seed=9),
+            {"decoder.norm.weight": mx.zeros(48)},
+            overwrite=True,
+        )
+    assert same(load_model(folder), tiny_model)
+
+
+# Forks before mlx starts its threads, so that every kill costs no new interpreter.
+KILLED = """
+import json, os, signal, sys, time
+from pathlib import Path
+from mm1_mlx import checkpoint
+from mm1_mlx.config import MM1Config
+config, root = json.loads(sys.argv[1]), Path(sys.argv[2])
+checkpoint.MAX_SHARD_BYTES = 8_000
+
+def write(out):
+    import mlx.core as mx
+    with checkpoint.CheckpointWriter(
+        out, MM1Config.from_dict(config), {}, overwrite=out.exists()
+    ) as writer:
+        os.write(started, b"x")
+        for name, shape in writer.expected.items():
+            writer.add(name, mx.ones(shape))
+
+for i in range(16):
+    reading, started = os.pipe()
+    out = root / ("old" if i % 2 else f"new-{i}")
+    child = os.fork()
+    if child == 0:
+        write(out)
+        os._exit(0)
+    os.read(reading, 1)
+    start = time.perf_counter()
+    if i:
+        time.sleep(seconds * (i / 15))
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if i == 0:
+        seconds = time.perf_counter() - start
+    print(out.name, os.WIFSIGNALED(status), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_writer_leaves_no_half_model(
+    tmp_path, make_config, make_model, write, same
+):
+    old = make_model(seed=5)
+    write(tmp_path / "old", old)
+    config = json.dumps(make_config().to_dict())
+    arguments = [sys.executable, "-c", KILLED, config, str(tmp_path)]
+    out = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in out.splitlines()]
+    assert len(rows) == 16
+    assert rows[0] == ["new-0", "False"]
+    assert sum(killed == "True" for _, killed in rows) >= 5
+    assert len(load_model(tmp_path / "new-0").tensors()) == len(old.tensors())
+    for name, killed in rows:
+        path = tmp_path / name
+        if path.exists():
+            assert verify_digests(path) >= 2
+            load_model(path)
+        else:
+            # The one moment of an overwrite in which the old model stands aside.
+            assert killed == "True"
+            assert name != "old" or same(
+                load_model(next(tmp_path.glob("old.old-*"))), old
+            )
+    for partial in tmp_path.glob("*.partial-*"):
+        with contextlib.suppress(CheckpointError):
+            assert len(load_model(partial).tensors()) == len(old.tensors())

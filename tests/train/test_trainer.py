@@ -1,0 +1,214 @@
+"""A run learns, averages its micro-batches, and goes on where it was killed."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+from mlx.utils import tree_flatten, tree_map
+
+from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.train.loss import next_token_loss
+from mm1_mlx.train.trainer import TrainConfig, Trainer, is_matrix, schedule
+
+CONFIG = TrainConfig(
+    steps=8,
+    learning_rate=3e-3,
+    warmup_steps=2,
+    decay_steps=4,
+    micro_batches=2,
+    save_every=3,
+    log_every=2,
+)
+
+
+@pytest.fixture
+def make_trainer(make_model, batches, tmp_path):
+    """A function: a trainer of the same fresh model, in a folder of its own."""
+
+    def make_trainer(name, **changes):
+        return Trainer(
+            make_model(),
+            next_token_loss,
+            batches,
+            replace(CONFIG, **changes),
+            tmp_path / name,
+        )
+
+    return make_trainer
+
+
+def run(trainer):
+    lines = []
+    trainer.run(lines.append)
+    return lines
+
+
+def assert_equal(trainer, expected):
+    pairs = [
+        (trainer.model.parameters(), expected.model.parameters()),
+        (trainer.optimizer.state, expected.optimizer.state),
+    ]
+    for left, right in pairs:
+        left, right = dict(tree_flatten(left)), dict(tree_flatten(right))
+        assert left.keys() == right.keys()
+        for name in left:
+            assert mx.array_equal(left[name], right[name]), name
+
+
+def test_the_schedule_warms_up_stays_and_falls():
+    config = replace(
+        CONFIG, steps=100, warmup_steps=10, decay_steps=40, final_fraction=0.1
+    )
+    rate = schedule(config, 1.0)
+    rates = [rate(mx.array(step)).item() for step in range(101)]
+    assert rates[0] == 0
+    assert rates[5] == pytest.approx(0.5)
+    assert rates[10] == pytest.approx(1)
+    assert rates[10:61] == pytest.approx([1] * 51)
+    assert rates[80] == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1)
+    assert all(a > b for a, b in pairwise(rates[60:]))
+
+
+def test_the_schedule_before_the_decay_does_not_depend_on_the_number_of_steps():
+    short, long = (
+        schedule(replace(CONFIG, steps=n, decay_steps=4), 1.0) for n in (20, 50)
+    )
+    for step in range(17):
+        assert short(mx.array(step)).item() == long(mx.array(step)).item()
+
+
+def test_a_schedule_longer_than_the_run_is_refused():
+    with pytest.raises(
+        ConfigError, match="warmup_steps 2 and decay_steps 7 are more than the 8 steps"
+    ):
+        replace(CONFIG, decay_steps=7)
+
+
+def test_the_loss_of_a_tiny_model_falls(make_trainer):
+    trainer = make_trainer("falls", steps=40, decay_steps=10, learning_rate=1e-2)
+    losses = [trainer.train_step() for _ in range(40)]
+    assert sum(losses[-5:]) < 0.2 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_run_that_goes_on_equals_the_uninterrupted_one(
+    optimizer, make_trainer
+):
+    whole = make_trainer("whole", optimizer=optimizer)
+    run(whole)
+    stopped = make_trainer("stopped", optimizer=optimizer)
+    stopped.folder.mkdir()
+    for _ in range(5):
+        stopped.train_step()
+        if stopped.step == 3:
+            stopped.save()
+    # As a fresh process: other weights, until the checkpoint of step 3 is read.
+    resumed = make_trainer("stopped", optimizer=optimizer)
+    resumed.model.update(tree_map(mx.zeros_like, resumed.model.parameters()))
+    run(resumed)
+    assert resumed.step == whole.step == 8
+    assert_equal(resumed, whole)
+
+
+def test_muon_takes_the_matrices_and_no_table(tiny_model):
+    matrices = {k for k, v in tiny_model.tensors().items() if is_matrix(k, v)}
+    assert "decoder.layers.0.mlp.up_proj.weight" in matrices
+    assert "vision.patch_embedding.weight" in matrices
+    for name in ("decoder.embed_tokens.weight", "vision.position_embedding"):
+        assert name not in matrices
+    assert not any(name.endswith(("bias", "norm.weight")) for name in matrices)
+
+
+def test_a_finished_run_has_nothing_to_do(make_trainer):
+    finished = make_trainer("finished")
+    run(finished)
+    again = make_trainer("finished")
+    assert run(again) == []
+    assert_equal(again, finished)
+
+
+def test_a_killed_save_leaves_the_old_checkpoint(make_trainer):
+    trainer = make_trainer("killed")
+    trainer.folder.mkdir()
+    trainer.train_step()
+    trainer.save()
+    (trainer.folder / "state.partial.safetensors").write_bytes(b"half")
+    resumed = make_trainer("killed")
+    resumed.resume()
+    assert resumed.step == 1
+    assert_equal(resumed, trainer)
+
+
+def test_a_damaged_checkpoint_is_named(make_trainer):
+    trainer = make_trainer("damaged")
+    trainer.folder.mkdir()
+    (trainer.folder / "state.safetensors").write_bytes(b"half")
+    with pytest.raises(
+        CheckpointError, match=r"state.safetensors is damaged or cut off"
+    ):
+        trainer.resume()
+
+
+@pytest.mark.parametrize("clip", [0.5, 1e9])
+def test_a_step_takes_the_clipped_mean_gradient_of_its_micro_batches(
+    clip, make_trainer, make_model, batches, tolerances
+):
+    trainer, model = make_trainer("mean", clip_norm=clip), make_model()
+    grad = nn.value_and_grad(model, next_token_loss)
+    optimizer = optim.AdamW(
+        schedule(CONFIG, CONFIG.learning_rate),
+        [0.9, 0.95],
+        weight_decay=CONFIG.weight_decay,
+        bias_correction=True,
+    )
+    # The first step's rate is 0: only the second one moves the weights.
+    for step in range(2):
+        results = [grad(model, batches(step, shard)) for shard in range(2)]
+        mean = tree_map(lambda a, b: (a + b) / 2, *(g for _, g in results))
+        clipped, norm = optim.clip_grad_norm(mean, clip)
+        assert (norm.item() > clip) == (clip < 1)
+        optimizer.update(model, clipped)
+        expected = sum(loss.item() for (loss, _), _ in results) / 2
+        assert trainer.train_step() == pytest.approx(expected, rel=tolerances["op"])
+    # The moments too: AdamW's steps do not show the gradient's scale.
+    pairs = [
+        (trainer.model.parameters(), model.parameters()),
+        (trainer.optimizer.state, optimizer.state),
+    ]
+    for left, right in pairs:
+        left, right = dict(tree_flatten(left)), dict(tree_flatten(right))
+        assert left.keys() == right.keys()
+        for name, x in left.items():
+            # Rounding alone: a key's bias adds the same to every score.
+            if "k_proj.bias" not in name:
+                largest = mx.abs(right[name]).max()
+                difference = mx.abs(x - right[name]).max()
+                assert difference <= tolerances["model"] * largest, name
+
+
+def test_every_micro_batch_is_a_shard_of_its_own(make_trainer, batches):
+    asked = []
+    trainer = make_trainer("shards", micro_batches=3)
+    trainer.batches = lambda *place: asked.append(place) or batches(*place)
+    trainer.train_step()
+    trainer.train_step()
+    assert sorted(asked) == [(step, shard) for step in range(2) for shard in range(3)]
+
+
+def test_a_run_keeps_its_record(make_trainer):
+    trainer = make_trainer("record")
+    lines = run(trainer)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    log = (trainer.folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in log] == lines
+    record = json.loads((trainer.folder / "run.json").read_text())
+    assert record["step"] == 8
+    assert TrainConfig(**record["config"]) == CONFIG
+    assert sorted(path.name for path in trainer.folder.iterdir()) == [
+        "log.jsonl", "run.json", "state.safetensors",
+    ]  # fmt: skip
