@@ -6,22 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mm1_mlx.answer import Answer, Piece
     from mm1_mlx.config import MM1Config
     from mm1_mlx.errors import MM1Error
     from mm1_mlx.models import MM1
     from mm1_mlx.prompt import Prompt
-    from mm1_mlx.runtime import Answer, Piece, Runtime, generate, load, stream
+    from mm1_mlx.runtime import Runtime, generate, load, stream
 
     __version__: str
 
 # Where each public name lives; imported on first use, so that a command's --help and a
 # reader of configs do not pay for the model.
 _HOMES = {
-    "Answer": "runtime",
+    "Answer": "answer",
     "MM1": "models",
     "MM1Config": "config",
     "MM1Error": "errors",
-    "Piece": "runtime",
+    "Piece": "answer",
     "Prompt": "prompt",
     "Runtime": "runtime",
     "generate": "runtime",

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from mm1_mlx import generate, load, stream
+from mm1_mlx.answer import Settings
 from mm1_mlx.errors import CheckpointError, PromptError
-from mm1_mlx.runtime import TINY, Settings, find_model
+from mm1_mlx.runtime import TINY, find_model
 
 STAR = TINY / "red-star.png"
 FOUR = TINY / "four-shapes.png"

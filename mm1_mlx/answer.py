@@ -1,0 +1,98 @@
+"""What may be asked of an answer, and what an answer is. No mlx import."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from mm1_mlx.errors import PromptError
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Options(TypedDict, total=False):
+    """What ``stream`` and ``generate`` take by keyword; see ``Settings``."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: Sequence[str]
+    cancel: threading.Event | None
+    progress: Callable[[int, int], None] | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to answer.
+
+    Raises:
+        PromptError: a value is out of its range.
+    """
+
+    max_tokens: int = 256
+    # 0 always takes the likeliest token.
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    # The answer ends before the first of these strings.
+    stop: Sequence[str] = ()
+    # Set from any thread, ends the answer at the next token.
+    cancel: threading.Event | None = None
+    # Called with prompt tokens processed and in all, on the runtime's thread.
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("max_tokens", 1, 1_000_000), ("temperature", 0, 2), ("top_p", 0, 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise PromptError(f"{name} is {value}, expected {low} to {high}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise PromptError(f"stop is {self.stop!r}, expected a list of strings")
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds from the call on; ``encode`` and ``prefill`` are parts of the first token."""
+
+    encode: float
+    first_token: float
+    total: float
+    # Tokens per second after the first.
+    decode_rate: float
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an answer took."""
+
+    prompt_tokens: int
+    image_tokens: int
+    generated_tokens: int
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the answer; the last one carries ``finish_reason`` and ``stats``."""
+
+    text: str
+    token: int | None = None
+    finish_reason: FinishReason | None = None
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    image_tokens: int
+    finish_reason: FinishReason
+    timings: Timings
