@@ -13,8 +13,8 @@ from typing import Any, Self
 import mlx.core as mx
 
 from mm1_mlx import hub
-from mm1_mlx.checkpoint import check_shard, read_json, safe_join
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.files import check_shard, read_json, safe_join
 from mm1_mlx.hub import SourceInfo
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"

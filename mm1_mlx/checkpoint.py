@@ -8,10 +8,8 @@ run leaves nothing that loads. Attribute path = tensor name; no name is translat
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -20,98 +18,17 @@ from types import TracebackType
 from typing import Any, Self
 
 import mlx.core as mx
-from safetensors import SafetensorError, safe_open
 
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.files import fsync, read_json, read_shard, safe_join, sha256
 from mm1_mlx.models import MM1
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"
-MAX_JSON_BYTES = 64 << 20
 MAX_SHARD_BYTES = 1_000_000_000
-# No folder, drive, stream, flag or hidden file can be spelled with it.
-PLAIN_NAME = re.compile(r"\w[\w.+-]{0,199}", re.ASCII)
-
-
-def read_json(path: Path) -> Any:
-    """The parsed file.
-
-    Raises:
-        CheckpointError: it is missing, too large or not JSON.
-    """
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise CheckpointError(
-                f"{path} is {size:,} bytes, more than the {MAX_JSON_BYTES:,} allowed"
-            )
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} is not valid JSON; get it again") from None
-
-
-def safe_join(root: Path, name: str) -> Path:
-    """``root / name`` for a plain file name out of an untrusted file.
-
-    Raises:
-        CheckpointError: the name could reach outside ``root``.
-    """
-    if not PLAIN_NAME.fullmatch(name):
-        raise CheckpointError(f"{root}: file name {name!r:.80} is not allowed")
-    path = root / name
-    # Hub snapshots link into their own cache, two folders up.
-    allowed = {root.resolve(), root.resolve().parent.parent / "blobs"}
-    # os.path: unlike Path.resolve, it bears a link to itself.
-    if not allowed & set(Path(os.path.realpath(path)).parents):
-        raise CheckpointError(f"{path} is a link out of its folder")
-    return path
-
-
-def read_shard(path: Path) -> dict[str, mx.array]:
-    """The tensors of a safetensors file, lazily.
-
-    The strict Rust parser reads the header first: mlx alone accepts overlapping,
-    wrapped and truncated tensors.
-
-    Raises:
-        CheckpointError: the file is missing, truncated or damaged.
-    """
-    check_shard(path)
-    try:
-        return mx.load(str(path), format="safetensors")  # type: ignore[return-value]
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} cannot be used ({_reason(error)})") from None
-
-
-def check_shard(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in a safetensors file, from its header.
-
-    Raises:
-        CheckpointError: the file is missing, truncated or damaged.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {
-                name: tuple(file.get_slice(name).get_shape())
-                for name in file.keys()  # noqa: SIM118
-            }
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or cut off ({_reason(error)}); download or convert it again"
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0].removeprefix("Error while deserializing header: ")
 
 
 def model_shapes(config: MM1Config) -> dict[str, tuple[int, ...]]:
@@ -213,17 +130,12 @@ def verify_digests(path: Path) -> int:
     """
     files = load_manifest(path)["files"]
     for name, record in files.items():
-        if _sha256(path / name) != record.get("sha256"):
+        if sha256(path / name) != record.get("sha256"):
             raise CheckpointError(
                 f"{path / name} does not have the sha256 of the manifest; "
                 "copy or convert the model again"
             )
     return len(files)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_model(path: Path, dtype: mx.Dtype | None = None) -> MM1:
@@ -238,7 +150,10 @@ def load_model(path: Path, dtype: mx.Dtype | None = None) -> MM1:
     weights: dict[str, mx.array] = {}
     for name in sorted(files):
         if name.endswith(".safetensors"):
-            weights.update(read_shard(safe_join(path, name)))
+            shard = read_shard(safe_join(path, name))
+            if twice := sorted(set(weights) & set(shard)):
+                raise CheckpointError(f"{path}: {twice[:5]} stand in two shards")
+            weights.update(shard)
     model = MM1(config)
     shapes = {k: tuple(v.shape) for k, v in model.tensors().items()}
     check_names({k: tuple(v.shape) for k, v in weights.items()}, shapes, path)
@@ -355,19 +270,19 @@ class CheckpointWriter:
         config = json.dumps(self.config.to_dict(), indent=2)
         self.add_file(CONFIG, config.encode() + b"\n")
         for path in self.folder.iterdir():
-            _fsync(path)
+            fsync(path)
         manifest = {
             "format_version": FORMAT_VERSION,
             "written_by": f"mm1-mlx {version('mm1-mlx')}",
             "source": self.source,
             "files": {
-                path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
                 for path in sorted(self.folder.iterdir())
             },
         }
         self.add_file(MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
-        _fsync(self.folder / MANIFEST)
-        _fsync(self.folder)
+        fsync(self.folder / MANIFEST)
+        fsync(self.folder)
         self._rename()
 
     def _name_shards(self) -> None:
@@ -391,19 +306,5 @@ class CheckpointWriter:
         if self.out.exists():
             self.out.rename(old)
         self.folder.rename(self.out)
-        _fsync(self.out.parent)
+        fsync(self.out.parent)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    """Flush a file or folder to the disk; on macOS past the drive's own cache too."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if hasattr(os, "F_FULLFSYNC"):
-            import fcntl
-
-            fcntl.fcntl(descriptor, os.F_FULLFSYNC)
-        else:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,16 +8,12 @@ import: a tool can read a model's config without a GPU stack. What MM1 (arXiv
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import sys
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal, Self, TypeVar
+from typing import Any, ClassVar, Final, Literal
 
 from mm1_mlx.errors import ConfigError
+from mm1_mlx.section import Section, check_positive, check_sizes, require
 
 MODEL_TYPE: Final = "mm1"
 
@@ -28,113 +24,6 @@ MAX_VOCAB_SIZE = 1_000_000
 MAX_EXPERTS = 512
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
-
-
-class Section:
-    """JSON round trip that rejects unknown and missing fields by name."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The config that ``values`` spells out.
-
-        Raises:
-            ConfigError: a field is unknown, missing or of the wrong type.
-        """
-        name = cls.__name__
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"{name}: expected an object, got {values!r:.80}")
-        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(values) - set(fields))
-        if unknown:
-            raise ConfigError(
-                f"{name}: unknown field(s) {unknown[:5]}; known: {sorted(fields)}"
-            )
-        missing = [
-            key
-            for key, field in fields.items()
-            if field.default is dataclasses.MISSING and key not in values
-        ]
-        if missing:
-            raise ConfigError(f"{name}: missing field(s) {missing[:5]}")
-        hints = typing.get_type_hints(cls)
-        return cls(**{k: _read(hints[k], v, f"{name}.{k}") for k, v in values.items()})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object that ``from_dict`` reads back as an equal config."""
-        return {
-            field.name: _plain(getattr(self, field.name))
-            for field in dataclasses.fields(self)  # type: ignore[arg-type]
-        }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Section):
-        return value.to_dict()
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _read(hint: Any, value: Any, where: str) -> Any:
-    """``value`` as the annotated type, or a ConfigError that names the field."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        sections = [a for a in args if isinstance(a, type) and issubclass(a, Section)]
-        if len(sections) > 1:
-            return _read_kind(sections, value, where)
-        return _read(next(a for a in args if a is not type(None)), value, where)
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{where}: {value!r:.80} is not one of {list(args)}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: expected a list, got {value!r:.80}")
-        if args[-1] is not Ellipsis and len(value) != len(args):
-            raise ConfigError(
-                f"{where}: expected {len(args)} values, got {value!r:.80}"
-            )
-        return tuple(_read(args[0], item, where) for item in value)
-    if issubclass(hint, Section):
-        return value if isinstance(value, hint) else hint.from_dict(value)
-    if hint is float and type(value) in (int, float):
-        if not abs(value) <= sys.float_info.max:
-            raise ConfigError(f"{where}: expected a finite number, got {value!r:.80}")
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r:.80}")
-    return value
-
-
-def _read_kind(sections: list[type[Section]], value: Any, where: str) -> Section:
-    """The union member whose ``kind`` the value names."""
-    if isinstance(value, Section) and type(value) in sections:
-        return value
-    kinds = {typing.get_args(typing.get_type_hints(s)["kind"])[0]: s for s in sections}
-    kind = value.get("kind") if isinstance(value, Mapping) else None
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ConfigError(f"{where}: kind {kind!r:.80} is not one of {sorted(kinds)}")
-    return kinds[kind].from_dict(value)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _check_sizes(section: Section, limit: int, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        _require(
-            1 <= value <= limit,
-            f"{type(section).__name__}.{name}: {value} is outside 1..{limit}",
-        )
-
-
-def _check_positive(section: Section, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        _require(value > 0, f"{type(section).__name__}.{name}: {value} is not positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,22 +48,22 @@ class VisionConfig(Section):
     drop_cls: bool = True
 
     def __post_init__(self) -> None:
-        _check_sizes(self, MAX_HIDDEN_SIZE, "image_size", "patch_size", "hidden_size")
-        _check_sizes(self, 8 * MAX_HIDDEN_SIZE, "intermediate_size")
-        _check_sizes(self, MAX_LAYERS, "num_hidden_layers")
-        _check_sizes(self, self.hidden_size, "num_attention_heads")
-        _check_positive(self, "layer_norm_eps")
-        _require(
+        check_sizes(self, MAX_HIDDEN_SIZE, "image_size", "patch_size", "hidden_size")
+        check_sizes(self, 8 * MAX_HIDDEN_SIZE, "intermediate_size")
+        check_sizes(self, MAX_LAYERS, "num_hidden_layers")
+        check_sizes(self, self.hidden_size, "num_attention_heads")
+        check_positive(self, "layer_norm_eps")
+        require(
             self.image_size % self.patch_size == 0,
             f"VisionConfig: image_size {self.image_size} is not a multiple of "
             f"patch_size {self.patch_size}",
         )
-        _require(
+        require(
             self.hidden_size % self.num_attention_heads == 0,
             f"VisionConfig: hidden_size {self.hidden_size} is not a multiple of "
             f"num_attention_heads {self.num_attention_heads}",
         )
-        _require(
+        require(
             -self.num_hidden_layers <= self.feature_layer <= -1,
             f"VisionConfig.feature_layer: {self.feature_layer} is outside "
             f"-{self.num_hidden_layers}..-1",
@@ -209,15 +98,15 @@ class _ConnectorSizes(Section):
     output_size: int
 
     def __post_init__(self) -> None:
-        _check_sizes(self, MAX_HIDDEN_SIZE, "input_size", "output_size")
-        _check_sizes(self, MAX_HIDDEN_SIZE, "num_features")
+        check_sizes(self, MAX_HIDDEN_SIZE, "input_size", "output_size")
+        check_sizes(self, MAX_HIDDEN_SIZE, "num_features")
 
 
 def _check_square(section: Any) -> None:
     name = type(section).__name__
     for field in ("num_features", "num_image_tokens"):
         value = getattr(section, field)
-        _require(
+        require(
             value > 0 and math.isqrt(value) ** 2 == value,
             f"{name}.{field}: {value} is not a square number "
             "(the connector pools a square grid of patches)",
@@ -248,7 +137,7 @@ class MLPConfig(_ConnectorSizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_sizes(self, 8 * MAX_HIDDEN_SIZE, "hidden_size")
+        check_sizes(self, 8 * MAX_HIDDEN_SIZE, "hidden_size")
 
     @property
     def num_image_tokens(self) -> int:
@@ -266,7 +155,7 @@ class AveragePoolConfig(_ConnectorSizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_sizes(self, MAX_HIDDEN_SIZE, "num_image_tokens")
+        check_sizes(self, MAX_HIDDEN_SIZE, "num_image_tokens")
         _check_square(self)
 
 
@@ -286,17 +175,17 @@ class CAbstractorConfig(_ConnectorSizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_sizes(self, MAX_HIDDEN_SIZE, "hidden_size", "num_image_tokens")
-        _check_sizes(self, MAX_LAYERS, "depth", "mlp_depth")
-        _check_positive(self, "layer_norm_eps")
-        _require(
+        check_sizes(self, MAX_HIDDEN_SIZE, "hidden_size", "num_image_tokens")
+        check_sizes(self, MAX_LAYERS, "depth", "mlp_depth")
+        check_positive(self, "layer_norm_eps")
+        require(
             0 <= self.num_eos_tokens <= MAX_HIDDEN_SIZE,
             f"CAbstractorConfig.num_eos_tokens: {self.num_eos_tokens} is outside "
             f"0..{MAX_HIDDEN_SIZE}",
         )
         pooled = self.num_image_tokens - self.num_eos_tokens
         for name, value in (("num_features", self.num_features), ("pooled", pooled)):
-            _require(
+            require(
                 value > 0 and math.isqrt(value) ** 2 == value,
                 f"CAbstractorConfig: {name} {value} is not a square number",
             )
@@ -316,10 +205,10 @@ class RopeScaling(Section):
     original_max_position_embeddings: int = 8192
 
     def __post_init__(self) -> None:
-        _check_positive(
+        check_positive(
             self, "factor", "low_freq_factor", "original_max_position_embeddings"
         )
-        _require(
+        require(
             self.high_freq_factor > self.low_freq_factor,
             f"RopeScaling.high_freq_factor: {self.high_freq_factor} is not above "
             f"low_freq_factor {self.low_freq_factor}",
@@ -339,10 +228,10 @@ class MoEConfig(Section):
     norm_topk_prob: bool = True
 
     def __post_init__(self) -> None:
-        _check_sizes(self, MAX_EXPERTS, "num_experts")
-        _check_sizes(self, self.num_experts, "experts_per_token")
-        _check_sizes(self, MAX_LAYERS, "every")
-        _require(
+        check_sizes(self, MAX_EXPERTS, "num_experts")
+        check_sizes(self, self.num_experts, "experts_per_token")
+        check_sizes(self, MAX_LAYERS, "every")
+        require(
             0 <= self.offset < self.every,
             f"MoEConfig.offset: {self.offset} is outside 0..{self.every - 1}",
         )
@@ -378,34 +267,32 @@ class DecoderConfig(Section):
     moe: MoEConfig | None = None
 
     def __post_init__(self) -> None:
-        _check_sizes(self, MAX_VOCAB_SIZE, "vocab_size")
-        _check_sizes(self, MAX_HIDDEN_SIZE, "hidden_size", "head_dim")
-        _check_sizes(self, 8 * MAX_HIDDEN_SIZE, "intermediate_size")
-        _check_sizes(self, MAX_LAYERS, "num_hidden_layers")
-        _check_sizes(
+        check_sizes(self, MAX_VOCAB_SIZE, "vocab_size")
+        check_sizes(self, MAX_HIDDEN_SIZE, "hidden_size", "head_dim")
+        check_sizes(self, 8 * MAX_HIDDEN_SIZE, "intermediate_size")
+        check_sizes(self, MAX_LAYERS, "num_hidden_layers")
+        check_sizes(
             self, self.hidden_size, "num_attention_heads", "num_key_value_heads"
         )
-        _require(
+        require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"DecoderConfig: num_attention_heads {self.num_attention_heads} is not a "
             f"multiple of num_key_value_heads {self.num_key_value_heads}",
         )
-        _require(
+        require(
             self.head_dim % 2 == 0,
             f"DecoderConfig.head_dim: {self.head_dim} is odd and cannot be rotated",
         )
-        _check_positive(self, "rms_norm_eps", "rope_theta", "max_position_embeddings")
+        check_positive(self, "rms_norm_eps", "rope_theta", "max_position_embeddings")
         if self.sliding_window is not None:
-            _check_positive(self, "sliding_window")
+            check_positive(self, "sliding_window")
         if self.moe is not None:
-            _require(
+            require(
                 self.hidden_act == "silu",
                 f"DecoderConfig: experts are SwiGLU; hidden_act {self.hidden_act!r} "
                 "is not supported with moe",
             )
-            _require(
-                not self.mlp_bias, "DecoderConfig.mlp_bias: experts have no biases"
-            )
+            require(not self.mlp_bias, "DecoderConfig.mlp_bias: experts have no biases")
 
     def is_sparse(self, layer: int) -> bool:
         """Whether the layer's feed-forward part routes to experts."""
@@ -424,8 +311,8 @@ class ImageConfig(Section):
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        _check_sizes(self, MAX_HIDDEN_SIZE, "size")
-        _require(
+        check_sizes(self, MAX_HIDDEN_SIZE, "size")
+        require(
             all(value > 0 for value in self.std),
             f"ImageConfig.std: {self.std} must be positive",
         )
@@ -446,7 +333,7 @@ class PromptConfig(Section):
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(self.image_token != "", "PromptConfig.image_token is empty")
+        require(self.image_token != "", "PromptConfig.image_token is empty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -464,32 +351,14 @@ class MM1Config(Section):
     PARTS: ClassVar[tuple[str, ...]] = ("vision", "connector", "decoder")
 
     def __post_init__(self) -> None:
-        vision, connector, decoder = self.vision, self.connector, self.decoder
-        _require(
-            any((vision, connector, decoder)),
+        decoder = self.decoder
+        require(
+            any((self.vision, self.connector, decoder)),
             f"MM1Config: at least one of {list(self.PARTS)} is needed",
         )
-        if vision and connector:
-            _must_equal(
-                "connector.input_size", connector.input_size,
-                "vision.hidden_size", vision.hidden_size,
-            )  # fmt: skip
-            _must_equal(
-                "connector.num_features", connector.num_features,
-                "vision's features per tile", vision.num_features,
-            )  # fmt: skip
-        if connector and decoder:
-            _must_equal(
-                "connector.output_size", connector.output_size,
-                "decoder.hidden_size", decoder.hidden_size,
-            )  # fmt: skip
-        if vision and self.image:
-            _must_equal(
-                "image.size", self.image.size,
-                "vision.image_size", vision.image_size,
-            )  # fmt: skip
+        self._check_joints()
         if decoder and self.prompt:
-            _require(
+            require(
                 0 <= self.prompt.image_token_id < decoder.vocab_size,
                 f"PromptConfig.image_token_id: {self.prompt.image_token_id} is outside "
                 f"the vocabulary of {decoder.vocab_size}",
@@ -511,9 +380,18 @@ class MM1Config(Section):
             raise ConfigError("the model has no connector, so no image tokens")
         return self.connector.num_image_tokens
 
-
-def _must_equal(left: str, a: int, right: str, b: int) -> None:
-    _require(a == b, f"MM1Config: {left} is {a} but {right} is {b}")
-
-
-SectionType = TypeVar("SectionType", bound=Section)
+    def _check_joints(self) -> None:
+        vision, connector, decoder = self.vision, self.connector, self.decoder
+        image_size = self.image and self.image.size
+        for left, a, right, b in (
+            ("connector.input_size", connector and connector.input_size,
+             "vision.hidden_size", vision and vision.hidden_size),
+            ("connector.num_features", connector and connector.num_features,
+             "vision's features per tile", vision and vision.num_features),
+            ("connector.output_size", connector and connector.output_size,
+             "decoder.hidden_size", decoder and decoder.hidden_size),
+            ("image.size", image_size,
+             "vision.image_size", vision and vision.image_size),
+        ):  # fmt: skip
+            fits = a is None or b is None or a == b
+            require(fits, f"MM1Config: {left} is {a} but {right} is {b}")

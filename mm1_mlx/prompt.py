@@ -15,6 +15,7 @@ from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.image import ImageSource, load_pictures
 from mm1_mlx.layout import Picture, Span, TileGroup, group_tiles
+from mm1_mlx.templates import AFTER_IMAGE, TEMPLATES
 from mm1_mlx.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -33,47 +34,6 @@ _TEMPLATE_FAULTS = (
     TypeError,
     ValueError,
 )
-
-# The public checkpoints' formats, for tokenizers that bring no template of their own.
-_TURNS = (
-    "{%- for m in messages %}"
-    "{%- if m.role == 'system' %}{{ m.content + ' ' }}"
-    "{%- elif m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}"
-    "{%- else %}{{ 'ASSISTANT: ' + m.content + eos_token }}{% endif %}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-_VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. The "
-    "assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-_HONEYBEE_SYSTEM = (
-    "The following is a conversation between a curious human and AI assistant. The "
-    "assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-TEMPLATES = {
-    # llava-hf/llava-1.5-7b-hf: no system prompt.
-    "llava": _TURNS,
-    # LLaVA, conversation.py, conv_vicuna_v1.
-    "vicuna_v1": "{%- if messages[0].role != 'system' %}{{ '"
-    + _VICUNA_SYSTEM.replace("'", "\\'")
-    + " ' }}{% endif %}"
-    + _TURNS,
-    # Honeybee, pipeline/interface.py.
-    "honeybee": "{%- if messages[0].role != 'system' %}{{ '"
-    + _HONEYBEE_SYSTEM.replace("'", "\\'")
-    + "' }}{% endif %}"
-    "{%- for m in messages %}"
-    "{%- if m.role == 'system' %}{{ m.content }}"
-    "{%- elif m.role == 'user' %}{{ '\nHuman: ' + m.content }}"
-    "{%- else %}{{ '\nAI: ' + m.content + eos_token }}{% endif %}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ '\nAI: ' }}{% endif %}",
-    # A base model: the contents and nothing else.
-    "plain": "{%- for m in messages %}{{ m.content }}{% endfor %}",
-}
-# What a built-in template writes between a picture and the text after it.
-_AFTER_IMAGE = {"llava": "\n", "vicuna_v1": "\n", "honeybee": "\nHuman: "}
 
 
 @dataclass(frozen=True)
@@ -254,7 +214,7 @@ def _typed_parts(parts: list[str | None], tokenizer: Tokenizer) -> list[dict[str
 
 
 def _joined(parts: list[str | None], config: PromptConfig, tokenizer: Tokenizer) -> str:
-    image = tokenizer.image_token + _AFTER_IMAGE.get(config.template, "")
+    image = tokenizer.image_token + AFTER_IMAGE.get(config.template, "")
     return "".join(image if p is None else tokenizer.shield(p) for p in parts)
 
 

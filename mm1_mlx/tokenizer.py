@@ -15,9 +15,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import AddedToken
 from transformers import PreTrainedConfig
 
-from mm1_mlx.checkpoint import read_json
 from mm1_mlx.config import PromptConfig
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.files import read_json
 
 # Private-use characters that stand for typed special tokens while a template renders.
 _FIRST_STAND_IN = 0xE000

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, features
 
-from mm1_mlx import image as image_module
+from mm1_mlx import resize as resize_module
 from mm1_mlx.config import ImageConfig
 from mm1_mlx.errors import PromptError
 from mm1_mlx.image import Limits, load_picture, load_pictures
@@ -129,8 +129,8 @@ def test_strips_take_a_thrifty_path_with_nearly_equal_results(
 ):
     config = make_config(336, resize)
     plain = [levels(load_picture(photo, config)) for photo in photographs]
-    monkeypatch.setattr(image_module, "_MAX_ENLARGED", 0)
-    monkeypatch.setattr(image_module, "_MAX_SQUARE", 0)
+    monkeypatch.setattr(resize_module, "_MAX_ENLARGED", 0)
+    monkeypatch.setattr(resize_module, "_MAX_SQUARE", 0)
     for photo, expected in zip(photographs, plain, strict=True):
         difference = np.abs(levels(load_picture(photo, config)) - expected)
         assert difference.max() <= most

@@ -12,10 +12,11 @@ ROOT = Path(__file__).parents[1]
 # A module imports only from rows above its own; a package's modules from each other.
 ROWS = [
     ["errors", "blas", "worker"],
+    ["section", "files", "hub", "answer"],
     ["config"],
-    ["layout", "presets"],
+    ["layout", "presets", "resize", "templates"],
     ["models", "image"],
-    ["checkpoint", "hub"],
+    ["checkpoint"],
     ["tokenizer"],
     ["prompt"],
     ["runtime"],

@@ -13,15 +13,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from mm1_mlx.checkpoint import read_shard
 from mm1_mlx.errors import ConfigError
+from mm1_mlx.files import read_shard
 from mm1_mlx.models import named_tensors
 from mm1_mlx.worker import Worker
 
@@ -187,7 +187,7 @@ class Trainer(Generic[Model, Batch]):
             (loss, _), grads = self._loss_and_grad(self.model, batch)
             self.model.update(parameters)
         mx.eval(loss, grads)
-        return float(loss.item()), grads
+        return cast(float, loss.item()), grads
 
     def _log(
         self, loss: float, seconds: float, report: Callable[[dict[str, Any]], None]
@@ -197,7 +197,7 @@ class Trainer(Generic[Model, Batch]):
         line = {
             "step": self.step,
             "loss": round(loss, 5),
-            "learning_rate": float(self._schedule(mx.array(self.step)).item()),
+            "learning_rate": self._schedule(mx.array(self.step)).item(),
             "seconds_per_step": round(seconds, 4),
         }
         with (self.folder / "log.jsonl").open("a") as file:
@@ -243,5 +243,5 @@ class Trainer(Generic[Model, Batch]):
         self.optimizer.state = tree_unflatten(optimizer)
         # Now: a worker could not evaluate them on this thread's stream.
         mx.eval(self.model.state, self.optimizer.state)
-        self.step = int(state["step"].item())
+        self.step = cast(int, state["step"].item())
         return True

@@ -164,7 +164,10 @@ def test_patch_classes_lie_on_the_objects():
     white = Background((255, 255, 255), (255, 255, 255))
     shapes, colours = patch_classes(Scene((red, blue), white, 96, 96), 12)
     shapes, colours = shapes.reshape(12, 12), colours.reshape(12, 12)
-    assert (shapes[2, 2], colours[2, 2]) == (SHAPE_CLASSES["star"], COLOUR_CLASSES["red"])
+    assert (shapes[2, 2], colours[2, 2]) == (
+        SHAPE_CLASSES["star"],
+        COLOUR_CLASSES["red"],
+    )
     assert shapes[9, 8] == SHAPE_CLASSES["heart"]
     assert shapes[0, 11] == shapes[11, 0] == 0
     # A tall picture stands in the middle of its square: x moves by a quarter.

@@ -6,15 +6,17 @@ import random
 import mlx.core as mx
 import pytest
 
-from mm1_mlx import checkpoint
+from mm1_mlx import files
 from mm1_mlx.checkpoint import (
     load_config,
     load_model,
-    read_json,
-    read_shard,
     verify_digests,
 )
 from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.files import (
+    read_json,
+    read_shard,
+)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -84,7 +86,7 @@ def test_damaged_json_is_named(name, content, folder):
 
 
 def test_json_that_is_too_large_is_not_read(folder, monkeypatch):
-    monkeypatch.setattr(checkpoint, "MAX_JSON_BYTES", 10)
+    monkeypatch.setattr(files, "MAX_JSON_BYTES", 10)
     with pytest.raises(CheckpointError, match=r"bytes, more than the 10 allowed"):
         read_json(folder / "config.json")
 

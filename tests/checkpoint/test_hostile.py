@@ -15,14 +15,16 @@ from safetensors import SafetensorError, safe_open
 
 from mm1_mlx import checkpoint
 from mm1_mlx.checkpoint import (
-    check_shard,
     load_manifest,
     load_model,
     model_shapes,
+)
+from mm1_mlx.errors import CheckpointError
+from mm1_mlx.files import (
+    check_shard,
     read_shard,
     safe_join,
 )
-from mm1_mlx.errors import CheckpointError
 
 GGUF = b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60) + b"\0" * 50
 NPY = (

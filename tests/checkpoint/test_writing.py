@@ -11,13 +11,15 @@ import pytest
 from mm1_mlx import checkpoint
 from mm1_mlx.checkpoint import (
     CheckpointWriter,
-    check_shard,
     load_manifest,
     load_model,
-    read_json,
     verify_digests,
 )
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.files import (
+    check_shard,
+    read_json,
+)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])

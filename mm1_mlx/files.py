@@ -1,0 +1,117 @@
+"""Files that somebody else wrote: names, JSON and safetensors, each checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from safetensors import SafetensorError, safe_open
+
+from mm1_mlx.errors import CheckpointError
+
+MAX_JSON_BYTES = 64 << 20
+# No folder, drive, stream, flag or hidden file can be spelled with it.
+PLAIN_NAME = re.compile(r"\w[\w.+-]{0,199}", re.ASCII)
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file.
+
+    Raises:
+        CheckpointError: it is missing, too large or not JSON.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{path} is {size:,} bytes, more than the {MAX_JSON_BYTES:,} allowed"
+            )
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is not valid JSON; get it again") from None
+
+
+def safe_join(root: Path, name: str) -> Path:
+    """``root / name`` for a plain file name out of an untrusted file.
+
+    Raises:
+        CheckpointError: the name could reach outside ``root``.
+    """
+    if not PLAIN_NAME.fullmatch(name):
+        raise CheckpointError(f"{root}: file name {name!r:.80} is not allowed")
+    path = root / name
+    # Hub snapshots link into their own cache, two folders up.
+    allowed = {root.resolve(), root.resolve().parent.parent / "blobs"}
+    # os.path: unlike Path.resolve, it bears a link to itself.
+    if not allowed & set(Path(os.path.realpath(path)).parents):
+        raise CheckpointError(f"{path} is a link out of its folder")
+    return path
+
+
+def read_shard(path: Path) -> dict[str, mx.array]:
+    """The tensors of a safetensors file, lazily.
+
+    The strict Rust parser reads the header first: mlx alone accepts overlapping,
+    wrapped and truncated tensors.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or damaged.
+    """
+    check_shard(path)
+    try:
+        return mx.load(str(path), format="safetensors")  # type: ignore[return-value]
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} cannot be used ({_reason(error)})") from None
+
+
+def check_shard(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in a safetensors file, from its header.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {
+                name: tuple(file.get_slice(name).get_shape())
+                for name in file.keys()  # noqa: SIM118
+            }
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or cut off ({_reason(error)}); download or convert it again"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0].removeprefix("Error while deserializing header: ")
+
+
+def sha256(path: Path) -> str:
+    """The file's digest, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or folder to the disk; on macOS past the drive's own cache too."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if hasattr(os, "F_FULLFSYNC"):
+            import fcntl
+
+            fcntl.fcntl(descriptor, os.F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""Chat templates (Jinja) of public checkpoints whose tokenizers bring none."""
+
+_TURNS = (
+    "{%- for m in messages %}"
+    "{%- if m.role == 'system' %}{{ m.content + ' ' }}"
+    "{%- elif m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}"
+    "{%- else %}{{ 'ASSISTANT: ' + m.content + eos_token }}{% endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The "
+    "assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_HONEYBEE_SYSTEM = (
+    "The following is a conversation between a curious human and AI assistant. The "
+    "assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+TEMPLATES = {
+    # llava-hf/llava-1.5-7b-hf: no system prompt.
+    "llava": _TURNS,
+    # LLaVA, conversation.py, conv_vicuna_v1.
+    "vicuna_v1": "{%- if messages[0].role != 'system' %}{{ '"
+    + _VICUNA_SYSTEM.replace("'", "\\'")
+    + " ' }}{% endif %}"
+    + _TURNS,
+    # Honeybee, pipeline/interface.py.
+    "honeybee": "{%- if messages[0].role != 'system' %}{{ '"
+    + _HONEYBEE_SYSTEM.replace("'", "\\'")
+    + "' }}{% endif %}"
+    "{%- for m in messages %}"
+    "{%- if m.role == 'system' %}{{ m.content }}"
+    "{%- elif m.role == 'user' %}{{ '\nHuman: ' + m.content }}"
+    "{%- else %}{{ '\nAI: ' + m.content + eos_token }}{% endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '\nAI: ' }}{% endif %}",
+    # A base model: the contents and nothing else.
+    "plain": "{%- for m in messages %}{{ m.content }}{% endfor %}",
+}
+# What a built-in template writes between a picture and the text after it.
+AFTER_IMAGE = {"llava": "\n", "vicuna_v1": "\n", "honeybee": "\nHuman: "}
