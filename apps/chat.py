@@ -13,6 +13,7 @@ from .common import (
     System,
     Temperature,
     TopP,
+    Yes,
     note,
     open_runtime,
 )
@@ -33,6 +34,7 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = None,
+    yes: Yes = False,
 ) -> None:
     """Talk with a model about pictures."""
     settings = {
@@ -41,7 +43,7 @@ def chat(
         "top_p": top_p,
         "seed": seed,
     }
-    with open_runtime(model) as runtime:
+    with open_runtime(model, yes) as runtime:
         note(f"{runtime.path.name}: /image PATH shows a picture, /help lists commands")
         Conversation(runtime, system, settings).run()
 

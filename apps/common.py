@@ -32,6 +32,7 @@ TopP = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="of the sampling", show_default=False)]
 System = Annotated[str | None, typer.Option(help="system message", show_default=False)]
+Yes = Annotated[bool, typer.Option("--yes", help="download and convert without asking")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
@@ -75,14 +76,22 @@ def picture(source: str) -> str | bytes:
     return sys.stdin.buffer.read() if source == "-" else str(Path(source).expanduser())
 
 
-def open_runtime(model: str | None) -> Any:
-    """The runtime of ``--model``, on the fastest BLAS there is."""
+def open_runtime(model: str | None, yes: bool) -> Any:
+    """The runtime of ``--model``, converted first if need be, on the fastest BLAS."""
     from mm1_mlx.blas import preload_blas
 
     preload_blas()
     from mm1_mlx.runtime import load
 
-    return load(model)
+    from .cached import resolve
+
+    return load(resolve(model, yes))
+
+
+def source_line(info: Any) -> str:
+    """What a user should know of a source before it is fetched, from its SourceInfo."""
+    size = human_bytes(info.bytes) if info.bytes is not None else "size unknown"
+    return f"{info.name}: {size}, licence {info.licence or 'not stated'}"
 
 
 def human_bytes(size: float) -> str:

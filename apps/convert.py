@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import human_bytes, note
+from .common import note, source_line
 
 
 def convert(
@@ -43,9 +45,8 @@ def convert(
     from mm1_mlx.blas import preload_blas
 
     preload_blas()
-    import mlx.core as mx
-
-    from mm1_mlx.convert import convert as run
+    from mm1_mlx.errors import ConfigError
+    from mm1_mlx.presets import PRESETS
 
     if len(paths) > 2:
         raise typer.BadParameter(f"expected [SOURCE] OUT, got {len(paths)} paths")
@@ -54,22 +55,43 @@ def convert(
         raise typer.BadParameter("OUT is missing, after SOURCE")
     if source and preset:
         raise typer.BadParameter("--preset stands in for SOURCE; give one of them")
+    if preset and preset not in PRESETS:
+        raise ConfigError(f"preset {preset!r} is not one of {sorted(PRESETS)}")
     whole = source[0] if source else preset
-    for name in {whole, vision, connector, decoder}:
+    for name in dict.fromkeys((whole, vision, connector, decoder)):
         if name:
             _announce(name)
+    parts = {"vision": vision, "connector": connector, "decoder": decoder}
+    report = run_conversion(
+        whole, Path(out).expanduser(), parts, dtype=dtype, overwrite=overwrite
+    )
+    print(report.out)
+
+
+def run_conversion(
+    source: str | None,
+    out: Path,
+    parts: Mapping[str, str | None] = MappingProxyType({}),
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> Any:
+    """Convert with a progress bar and say what was done, on stderr."""
+    import mlx.core as mx
+
+    from mm1_mlx.convert import convert as run
+
     with _progress() as advance:
         report = run(
-            whole,
-            Path(out).expanduser(),
-            vision=vision,
-            connector=connector,
-            decoder=decoder,
+            source,
+            out,
+            **parts,
             dtype=getattr(mx, dtype) if dtype else None,
             overwrite=overwrite,
             progress=advance,
         )
     _tell(report)
+    return report
 
 
 def _announce(name: str) -> None:
@@ -80,9 +102,7 @@ def _announce(name: str) -> None:
 
     if name in PRESETS or is_spec(name):
         return
-    info = describe(name)
-    size = human_bytes(info.bytes) if info.bytes is not None else "unknown size"
-    note(f"{info.name}: {size}, licence {info.licence or 'not stated'}")
+    note(source_line(describe(name)))
 
 
 def _progress() -> Any:
@@ -112,4 +132,3 @@ def _tell(report: Any) -> None:
         note(f"{part}: initialised, needs training")
     if report.config.decoder and not report.has_tokenizer:
         note("no tokenizer: put its files beside config.json before asking the model")
-    print(report.out)

@@ -16,6 +16,7 @@ from .common import (
     System,
     Temperature,
     TopP,
+    Yes,
     note,
     open_runtime,
     picture,
@@ -45,6 +46,7 @@ def generate(
         typer.Option(help="end before this text, several times", show_default=False),
     ] = None,
     as_json: AsJson = False,
+    yes: Yes = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="print timings on stderr")
     ] = False,
@@ -63,7 +65,7 @@ def generate(
     messages = [{"role": "user", "content": prompt}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
-    with open_runtime(model) as runtime:
+    with open_runtime(model, yes) as runtime:
         if as_json:
             _print_answer(runtime, messages, images, settings)
         else:

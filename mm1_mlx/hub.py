@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import HfApi, ModelInfo, snapshot_download
+from huggingface_hub import HfApi, ModelInfo, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.files import read_json
 
 T = TypeVar("T")
 
@@ -53,6 +54,17 @@ def describe(repository: str) -> SourceInfo:
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     size = sum(sizes[name] for name in _weights(info))
     return SourceInfo(repository, size, _licence(info))
+
+
+def model_type(repository: str) -> str | None:
+    """What the repository's config.json calls its model, read alone.
+
+    Raises:
+        CheckpointError: there is no such repository, or it cannot be reached.
+    """
+    path = _reach(repository, lambda: hf_hub_download(repository, "config.json"))
+    values = read_json(Path(path))
+    return values.get("model_type") if isinstance(values, dict) else None
 
 
 def download(repository: str) -> tuple[Path, str | None]:

@@ -1,0 +1,58 @@
+"""A hub repository in a foreign format, converted once into the user's cache."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from .common import note, source_line
+
+CACHE_VARIABLE = "MM1_CACHE"
+
+
+def resolve(model: str | None, yes: bool) -> str | None:
+    """What ``load`` takes in place of ``model``: itself, or its converted copy.
+
+    Raises:
+        CheckpointError: there is no such repository, it is of no known format, or the
+            download was not agreed to.
+    """
+    from mm1_mlx import hub
+    from mm1_mlx.config import MODEL_TYPE
+
+    name = model or os.environ.get("MM1_MODEL") or ""
+    if Path(name).expanduser().exists() or not hub.is_repository(name):
+        return model
+    copy = cache_folder() / name.replace("/", "--")
+    if copy.is_dir():
+        return str(copy)
+    if hub.model_type(name) == MODEL_TYPE:
+        return model
+    _agree(name, yes)
+    from .convert import run_conversion
+
+    run_conversion(name, copy)
+    return str(copy)
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get(CACHE_VARIABLE) or Path(base) / "mm1")
+
+
+def _agree(name: str, yes: bool) -> None:
+    """Show size and licence, and go on only if the user wants to."""
+    from mm1_mlx import hub
+    from mm1_mlx.errors import CheckpointError
+
+    note(source_line(hub.describe(name)))
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise CheckpointError(f"pass --yes to download and convert {name}")
+    sys.stderr.write("download and convert it? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CheckpointError(f"{name} was not downloaded")
