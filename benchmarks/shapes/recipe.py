@@ -1,10 +1,9 @@
-"""The embedded model's recipe: its config, its tokenizer and its training batches."""
+"""The embedded model's recipe: its config, its tokenizer and the pictures it sees."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,18 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.shapes.draw import draw
 from benchmarks.shapes.questions import caption, questions
 from benchmarks.shapes.scene import Scene, random_scene, split_rng
 from mm1_mlx.config import MM1Config
-from mm1_mlx.image import load_picture
-from mm1_mlx.layout import group_tiles
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
-from mm1_mlx.prompt import Turn
 from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
-from mm1_mlx.train.sample import Batch, Sample, build_sample, collate
 from mm1_mlx.train.trainer import TrainConfig
 
 RECIPE = Path(__file__).with_name("recipe.json")
 SPECIALS = ("<pad>", "</s>", "<image>")
 VOCAB_SIZE = 512
-# Share of the questions in lower case, and of the pictures drawn at the model's size.
-LOWER_CASE = 0.15
+# Share of the pictures drawn at the model's size.
 NATIVE_SIZE = 0.6
-
-Conversation = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -44,6 +35,7 @@ class Recipe:
     train: TrainConfig
     pictures_per_step: int
     rows_per_picture: int
+    patch_weight: float
 
 
 def load_recipe() -> Recipe:
@@ -55,6 +47,7 @@ def load_recipe() -> Recipe:
         train=TrainConfig(**values["train"]),
         pictures_per_step=values["pictures_per_step"],
         rows_per_picture=values["rows_per_picture"],
+        patch_weight=values["patch_weight"],
     )
 
 
@@ -112,55 +105,6 @@ def _sentences(num_scenes: int) -> list[str]:
     return sentences
 
 
-class Batches:
-    """The batch of (step, shard): fresh pictures, each with several conversations.
-
-    Even steps ask single questions, odd steps caption and hold longer conversations:
-    rows of like length waste little padding.
-    """
-
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
-        self.recipe = recipe
-        self.tokenizer = tokenizer
-        self._sample = lru_cache(maxsize=100_000)(self._build)
-
-    def __call__(self, step: int, shard: int) -> Batch:
-        rng = picture_rng(self.recipe.train.seed, step, shard)
-        assert self.recipe.config.image is not None
-        pictures, samples, owners = [], [], []
-        for i in range(self.recipe.pictures_per_step):
-            scene = random_picture_scene(rng)
-            pictures.append(load_picture(draw(scene), self.recipe.config.image))
-            for conversation in self._conversations(scene, rng, single=step % 2 == 0):
-                samples.append(self._sample(conversation))
-                owners.append([i])
-        return collate(
-            samples,
-            owners,
-            group_tiles(pictures),
-            self.recipe.config,
-            self.tokenizer.image_id,
-        )
-
-    def _conversations(
-        self, scene: Scene, rng: np.random.Generator, *, single: bool
-    ) -> list[Conversation]:
-        asked = [(q.text, q.answer) for q in questions(scene, rng)]
-        rng.shuffle(asked)
-        if single:
-            rows = [[pair] for pair in asked[: self.recipe.rows_per_picture]]
-        else:
-            rows = [[caption(scene, rng)], asked[:2]]
-        return [tuple(_vary(pair, rng) for pair in row) for row in rows]
-
-    def _build(self, pairs: Conversation) -> Sample:
-        turns: list[Turn] = []
-        for i, (question, answer) in enumerate(pairs):
-            picture: list[str | None] = [None] if i == 0 else []
-            turns += [("user", [*picture, question]), ("assistant", [answer])]
-        return build_sample(turns, self.recipe.config, self.tokenizer)
-
-
 def picture_rng(seed: int, step: int, shard: int) -> np.random.Generator:
     """The generator of one micro-batch, of the training split."""
     return split_rng("train", 1 + (seed * 2**32 + step) * 16 + shard)
@@ -170,12 +114,6 @@ def random_picture_scene(rng: np.random.Generator) -> Scene:
     """A training scene, mostly of the model's size."""
     short_side = 96 if rng.random() < NATIVE_SIZE else int(rng.integers(64, 193))
     return random_scene(rng, short_side=short_side)
-
-
-def _vary(pair: tuple[str, str], rng: np.random.Generator) -> tuple[str, str]:
-    """The pair as people also type it."""
-    question, answer = pair
-    return (question.lower(), answer) if rng.random() < LOWER_CASE else pair
 
 
 def open_tokenizer(folder: Path, config: MM1Config) -> Tokenizer:

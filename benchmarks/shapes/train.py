@@ -15,14 +15,21 @@ preload_blas()
 
 import mlx.core as mx  # noqa: E402
 
+from benchmarks.shapes.conversations import (  # noqa: E402
+    Conversations,
+    JointBatch,
+    Tutored,
+    joint_loss,
+)
+from benchmarks.shapes.patches import (  # noqa: E402
+    PatchClassifier,
+    Patches,
+    encoder_loss,
+)
 from benchmarks.shapes.pictures import shipped_pictures  # noqa: E402
-from benchmarks.shapes.pretrain import PatchBatches, PatchClassifier, patch_loss  # noqa: E402
-from benchmarks.shapes.recipe import Batches, Recipe, load_recipe, open_tokenizer  # noqa: E402
+from benchmarks.shapes.recipe import load_recipe, open_tokenizer  # noqa: E402
 from mm1_mlx.checkpoint import CheckpointWriter  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
-from mm1_mlx.models.vision import CLIPEncoder  # noqa: E402
-from mm1_mlx.train.loss import next_token_loss  # noqa: E402
-from mm1_mlx.train.sample import Batch  # noqa: E402
 from mm1_mlx.train.trainer import Trainer  # noqa: E402
 
 
@@ -33,38 +40,34 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = load_recipe()
     mx.random.seed(recipe.train.seed)
-    model = MM1(recipe.config)
     tokenizer = open_tokenizer(arguments.folder, recipe.config)
+    mm1 = MM1(recipe.config)
+    encoder = PatchClassifier(recipe)
     trainer = Trainer(
-        model,
-        next_token_loss,
-        Batches(recipe, tokenizer),
+        Tutored(mm1, encoder.heads, recipe.patch_weight),
+        joint_loss,
+        Conversations(recipe, tokenizer),
         recipe.train,
         arguments.folder / "joint",
     )
+    resumed = trainer.resume()
     if arguments.export:
-        trainer.resume()
         export(trainer, arguments.folder, arguments.export)
-    else:
-        if not trainer.resume():
-            model.vision.update(pretrain(recipe, arguments.folder).parameters())
-        trainer.run(report)
-
-
-def pretrain(recipe: Recipe, folder: Path) -> CLIPEncoder:
-    """The encoder after its own stage."""
-    classifier = PatchClassifier(recipe.config.vision)
-    batches = PatchBatches(recipe)
-    stage = folder / "encoder"
-    Trainer(classifier, patch_loss, batches, recipe.pretrain, stage).run(report)
-    return classifier.vision
+        return
+    if not resumed:
+        stage = arguments.folder / "encoder"
+        Trainer(encoder, encoder_loss, Patches(recipe), recipe.pretrain, stage).run(
+            report
+        )
+        mm1.vision.update(encoder.vision.parameters())
+    trainer.run(report)
 
 
 def report(line: dict[str, Any]) -> None:
     print(" ".join(f"{key} {value:.5g}" for key, value in line.items()), flush=True)
 
 
-def export(trainer: Trainer[MM1, Batch], folder: Path, out: Path) -> None:
+def export(trainer: Trainer[Tutored, JointBatch], folder: Path, out: Path) -> None:
     """Write the model in half precision, with its tokenizer and two pictures."""
     source = {
         "name": "mm1-tiny",
@@ -72,9 +75,9 @@ def export(trainer: Trainer[MM1, Batch], folder: Path, out: Path) -> None:
         "steps": trainer.step,
         "licence": "MIT",
     }
-    config = trainer.model.config
-    with CheckpointWriter(out, config, source, overwrite=True) as writer:
-        for name, tensor in trainer.model.tensors().items():
+    model = trainer.model.mm1
+    with CheckpointWriter(out, model.config, source, overwrite=True) as writer:
+        for name, tensor in model.tensors().items():
             writer.add(name, tensor.astype(mx.float16))
         for name in ("tokenizer.json", "tokenizer_config.json"):
             writer.add_file(name, folder / name)

@@ -1,5 +1,7 @@
 """The training loss: cross-entropy of the assistant's tokens."""
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -8,13 +10,19 @@ from mm1_mlx.train.sample import Batch
 
 
 def next_token_loss(model: MM1, batch: Batch) -> tuple[mx.array, mx.array]:
-    """Mean cross-entropy (nats) over the learned tokens, and their number.
+    """Mean cross-entropy (nats) over the learned tokens, and their number."""
+    return answer_loss(model, batch, model.encode(batch.tiles))
+
+
+def answer_loss(
+    model: MM1, batch: Batch, image_tokens: Sequence[mx.array]
+) -> tuple[mx.array, mx.array]:
+    """``next_token_loss`` for pictures that are encoded already.
 
     Right padding needs no mask: causal attention never looks at what follows.
     """
     tokens = mx.array(batch.tokens)
     B, T = tokens.shape
-    image_tokens = model.encode(batch.tiles)
     embeddings = model.embed(tokens.flatten(), image_tokens, batch.spans)
     logits = model(tokens, input_embeddings=embeddings.reshape(B, T, -1))
     losses = nn.losses.cross_entropy(logits[:, :-1].astype(mx.float32), tokens[:, 1:])

@@ -77,12 +77,12 @@ def collate(
     Args:
         samples: one per row.
         pictures: for every row, the indices of its pictures in ``tiles``.
-        tiles: the pictures, one tile each.
+        tiles: the pictures, one tile each; none where the caller encodes them.
         config: the model's config.
         image_id: the token that marks a picture's place.
     """
     assert config.prompt is not None
-    K = config.num_image_tokens if tiles else 0
+    K = config.num_image_tokens if config.connector else 0
     rows, masks, places = [], [], []
     for sample in samples:
         row: list[int] = []

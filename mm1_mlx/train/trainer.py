@@ -7,7 +7,6 @@ on from its last checkpoint with the very batches it would have seen.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mm1_mlx.errors import ConfigError
-from mm1_mlx.files import read_shard
+from mm1_mlx.files import fsync, read_shard
 from mm1_mlx.models import named_tensors
 from mm1_mlx.worker import Worker
 
@@ -142,6 +141,7 @@ class Trainer(Generic[Model, Batch]):
         """Train to the last step; ``report`` receives every log line."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
+        self._trim_log()
         self.model.train()
         start, first = time.perf_counter(), self.step
         while self.step < self.config.steps:
@@ -200,9 +200,21 @@ class Trainer(Generic[Model, Batch]):
             "learning_rate": self._schedule(mx.array(self.step)).item(),
             "seconds_per_step": round(seconds, 4),
         }
-        with (self.folder / "log.jsonl").open("a") as file:
+        with self._log_path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         report(line)
+
+    def _trim_log(self) -> None:
+        """Forget what was logged after the checkpoint: those steps come again."""
+        if self.group.rank() != 0 or not self._log_path.is_file():
+            return
+        lines = self._log_path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+        self._log_path.write_text("".join(kept))
+
+    @property
+    def _log_path(self) -> Path:
+        return self.folder / "log.jsonl"
 
     @property
     def _state_path(self) -> Path:
@@ -220,9 +232,10 @@ class Trainer(Generic[Model, Batch]):
         mx.save_safetensors(str(partial), state)
         record = {"step": self.step, "config": asdict(self.config)}
         (self.folder / "run.partial.json").write_text(json.dumps(record, indent=2))
+        fsync(partial)
         partial.replace(self._state_path)
         (self.folder / "run.partial.json").replace(self.folder / "run.json")
-        os.sync()
+        fsync(self.folder)
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint; whether there is one."""

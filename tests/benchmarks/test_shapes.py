@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.shapes.draw import draw
 from benchmarks.shapes.evaluate import evaluate, normalise, plain_cases, wilson
-from benchmarks.shapes.pretrain import COLOUR_CLASSES, SHAPE_CLASSES, patch_classes
+from benchmarks.shapes.patches import COLOUR_CLASSES, SHAPE_CLASSES, patch_classes
 from benchmarks.shapes.questions import caption, questions
 from benchmarks.shapes.recipe import load_recipe, picture_rng, random_picture_scene
 from benchmarks.shapes.scene import (

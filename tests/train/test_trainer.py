@@ -212,3 +212,16 @@ def test_a_run_keeps_its_record(make_trainer):
     assert sorted(path.name for path in trainer.folder.iterdir()) == [
         "log.jsonl", "run.json", "state.safetensors",
     ]  # fmt: skip
+
+
+def test_the_log_holds_every_step_once_after_a_stop(make_trainer):
+    stopped = make_trainer("logged", log_every=1)
+    stopped.folder.mkdir()
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 4)]
+    (stopped.folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    for _ in range(2):
+        stopped.train_step()
+    stopped.save()
+    run(make_trainer("logged", log_every=1))
+    logged = (stopped.folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in logged] == list(range(1, 9))
