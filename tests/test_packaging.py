@@ -9,6 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
+# Listed so that its files are installed; holds no modules.
+DATA = "mm1_mlx.tiny"
 
 
 def test_every_folder_with_modules_is_a_listed_package():
@@ -17,12 +19,12 @@ def test_every_folder_with_modules_is_a_listed_package():
         for path in (ROOT / folder).rglob("*.py"):
             inner = path.parent.relative_to(ROOT / folder).parts
             found.add(".".join([name, *inner]))
-    assert sorted(SETUPTOOLS["packages"]) == sorted(found)
+    assert sorted(SETUPTOOLS["packages"]) == sorted({*found, DATA})
 
 
 def test_every_package_has_its_init():
     for name, folder in SETUPTOOLS["package-dir"].items():
-        for package in SETUPTOOLS["packages"]:
+        for package in set(SETUPTOOLS["packages"]) - {DATA}:
             inner = package.removeprefix(name).strip(".").replace(".", "/")
             if package == name or (
                 name == "mm1_mlx" and (ROOT / folder / inner).is_dir()
@@ -37,10 +39,9 @@ def test_site_packages_gains_one_name():
 
 
 def test_the_embedded_model_and_the_type_marker_are_installed():
-    data = SETUPTOOLS["package-data"]["mm1_mlx"]
+    data = SETUPTOOLS["package-data"]
     assert (ROOT / "mm1_mlx/py.typed").is_file()
-    assert "py.typed" in data
-    assert "tiny/*" in data
+    assert data == {"mm1_mlx": ["py.typed"], DATA: ["*"]}
     # The pattern does not reach into subfolders.
     assert all(path.is_file() for path in (ROOT / "mm1_mlx").glob("tiny/*"))
 
