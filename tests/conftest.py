@@ -14,6 +14,10 @@ from mm1_mlx.blas import preload_blas
 preload_blas()
 
 import mlx.core as mx
+
+# Before mlx-lm makes its stream of the default device.
+mx.set_default_device(mx.cpu)
+
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map_with_path
@@ -24,8 +28,6 @@ from transformers import PreTrainedTokenizerFast
 from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.models import MM1
 from mm1_mlx.tokenizer import load_tokenizer
-
-mx.set_default_device(mx.cpu)
 
 # Largest relative difference; never invented per test.
 TOLERANCES = {
