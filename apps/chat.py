@@ -118,7 +118,7 @@ class Conversation:
                 note(f"picture {len(self.pictures)}: {path} ({width} x {height})")
 
     def ask(self, question: str) -> None:
-        """Stream the answer to a question; a stopped or failed one is forgotten."""
+        """Stream the answer to a question; a failed one is forgotten."""
         from mm1_mlx.errors import MM1Error
 
         parts: list[dict[str, Any]] = [

@@ -58,8 +58,9 @@ def convert(
     if preset and preset not in PRESETS:
         raise ConfigError(f"preset {preset!r} is not one of {sorted(PRESETS)}")
     whole = source[0] if source else preset
-    for name in dict.fromkeys((whole, vision, connector, decoder)):
-        if name:
+    sources = (whole, vision, _named_source(connector), decoder)
+    for name in dict.fromkeys(sources):
+        if name and name not in PRESETS:
             _announce(name)
     parts = {"vision": vision, "connector": connector, "decoder": decoder}
     report = run_conversion(
@@ -97,12 +98,15 @@ def run_conversion(
 def _announce(name: str) -> None:
     """Size and licence of a source, before it is fetched."""
     from mm1_mlx.convert import describe
-    from mm1_mlx.convert.connectors import is_spec
-    from mm1_mlx.presets import PRESETS
 
-    if name in PRESETS or is_spec(name):
-        return
     note(source_line(describe(name)))
+
+
+def _named_source(connector: str | None) -> str | None:
+    """The connector's source, None where it is a new one."""
+    from mm1_mlx.convert.connectors import is_spec
+
+    return None if connector is None or is_spec(connector) else connector
 
 
 def _progress() -> Any:

@@ -52,6 +52,8 @@ def generate(
     ] = False,
 ) -> None:  # fmt: skip
     """Answer one question, with or without pictures."""
+    if [prompt, *(image or [])].count("-") > 1:
+        raise typer.BadParameter("stdin can be read once; give '-' once")
     images = [picture(source) for source in image or []]
     if prompt == "-":
         prompt = sys.stdin.read()

@@ -27,10 +27,12 @@ def inspect(
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=facts["name"], show_header=False, title_justify="left")
+    # As Text: square brackets in a path are no markup.
+    table = Table(title=Text(facts["name"]), show_header=False, title_justify="left")
     for label, value in _rows(facts):
-        table.add_row(label, value)
+        table.add_row(label, Text(value))
     Console().print(table)
 
 
@@ -41,12 +43,13 @@ def describe(model: str | None) -> dict[str, Any]:
     from mm1_mlx.presets import PRESETS
     from mm1_mlx.runtime import find_model
 
+    source: Any
     if model in PRESETS:
         config, source = PRESETS[str(model)], {"preset": model}
         name = str(model)
     else:
         path = find_model(model)
-        config, source = load_config(path), load_manifest(path)["source"]
+        config, source = load_config(path), load_manifest(path).get("source")
         name = str(path)
     sizes: dict[str, int] = {}
     # Built lazily: no weight is allocated.
@@ -93,8 +96,9 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     sizes = (f"{human_bytes(n)} {name}" for name, n in facts["bytes"].items())
     rows.append(("weights", ", ".join(sizes)))
     source = facts["source"]
-    if source.get("needs_training"):
-        rows.append(("needs training", ", ".join(source["needs_training"])))
+    untrained = source.get("needs_training") if isinstance(source, dict) else None
+    if untrained:
+        rows.append(("needs training", ", ".join(map(str, untrained))))
     return rows
 
 

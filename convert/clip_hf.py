@@ -117,7 +117,7 @@ def vision_config(values: Any, **chosen: Any) -> VisionConfig:
 
 def _square(fields: Fields, key: str) -> int:
     value = fields.require(key)
-    if isinstance(value, list) and len(set(value)) == 1:
+    if isinstance(value, list) and value and value.count(value[0]) == len(value):
         value = value[0]
     if type(value) is not int:
         raise ConfigError(

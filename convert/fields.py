@@ -97,7 +97,7 @@ class Fields:
             ConfigError: the activation is not one of ours.
         """
         name = self.require(key)
-        if name not in ACTIVATIONS:
+        if not isinstance(name, str) or name not in ACTIVATIONS:
             raise ConfigError(
                 f"{self.where}.{key}: activation {name!r} is not supported; "
                 f"supported: {sorted(ACTIVATIONS)}"

@@ -42,7 +42,7 @@ def config(source: Source) -> MM1Config:
     fields = Fields(source.config, "HoneybeeConfig")
     projector = _projector(fields)
     vision, image = _vision(fields, projector.integer("feature_layer_index"))
-    text = llama_hf.with_defaults({"model_type": "llama"} | _text(fields))
+    text = llama_hf.with_defaults(_text(fields) | {"model_type": "llama"})
     decoder = llama_hf.decoder_config(text)
     connector = _connector(
         projector,
@@ -107,7 +107,7 @@ def _text(fields: Fields) -> dict[str, Any]:
 
 def _connector(fields: Fields, **sizes: int) -> CAbstractorConfig:
     fields.expect("projector_type", "c-abs")
-    eos = fields.get("num_eos_tokens") or 0
+    eos = fields.integer("num_eos_tokens") if fields.get("num_eos_tokens") else 0
     section = CAbstractorConfig.from_dict(
         {
             **sizes,

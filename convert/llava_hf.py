@@ -91,7 +91,7 @@ def _text_values(fields: Fields) -> dict[str, Any]:
     given = Fields(fields.get("text_config") or {}, "LlavaConfig.text_config")
     values = {"model_type": "llama"} | given.values
     kind = values["model_type"]
-    if kind not in DECODERS:
+    if not isinstance(kind, str) or kind not in DECODERS:
         raise ConfigError(
             f"LlavaConfig.text_config: model type {kind!r} is not supported; supported: "
             f"{sorted(DECODERS)}"

@@ -98,6 +98,8 @@ def _size(fields: Fields, default: int) -> int:
     sides = [default]
     for key in ("size", "crop_size"):
         value = fields.get(key)
+        if key == "crop_size" and not fields.get("do_center_crop"):
+            continue  # nothing is cropped to it
         sides += value.values() if isinstance(value, dict) else [value or default]
     if any(side != default for side in sides):
         raise ConfigError(

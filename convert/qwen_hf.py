@@ -91,6 +91,10 @@ def _window(fields: Fields) -> int | None:
     first, layers = fields.integer("max_window_layers"), fields.get("layer_types")
     if not use or size is None:
         return None
+    if layers and not (
+        isinstance(layers, list) and all(isinstance(kind, str) for kind in layers)
+    ):
+        raise ConfigError(f"{fields.where}.layer_types: {layers!r:.80} is not a list")
     count = fields.integer("num_hidden_layers")
     kinds = set(layers or ["full_attention"] * min(first, count))
     if not layers and first < count:

@@ -199,15 +199,16 @@ def weight_files(folder: Path) -> list[str]:
     """
     names = sorted(path.name for path in folder.iterdir())
     for index, whole, pattern in (
-        (SAFETENSORS_INDEX, "model.safetensors", r"(?!consolidated).*\.safetensors"),
+        (SAFETENSORS_INDEX, "model.safetensors", r".*\.safetensors"),
         (BIN_INDEX, "pytorch_model.bin", r"pytorch_model.*\.bin|.*\.(pt|pth)"),
     ):
         if index in names:
             return _indexed(folder, index)
         if whole in names:
             return [whole]
-        if matches := [name for name in names if re.fullmatch(pattern, name)]:
-            return matches
+        matches = [name for name in names if re.fullmatch(pattern, name)]
+        if own := [x for x in matches if not x.startswith(hub.SECOND_COPIES)]:
+            return own
     raise CheckpointError(f"{folder} has no safetensors weights{_what(folder)}")
 
 

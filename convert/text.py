@@ -64,7 +64,11 @@ def _template(source: Source) -> str | None:
         template = (source.json(name) or {}).get("chat_template")
         if isinstance(template, list):
             template = next(
-                (t.get("template") for t in template if t.get("name") == "default"),
+                (
+                    t.get("template")
+                    for t in template
+                    if isinstance(t, dict) and t.get("name") == "default"
+                ),
                 None,
             )
         if template:

@@ -51,7 +51,16 @@ class Settings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise PromptError(f"{name} is {value}, expected {low} to {high}")
-        if isinstance(self.stop, str) or not all(self.stop):
+        # A fraction of a token would never be counted to.
+        if not isinstance(self.max_tokens, int):
+            raise PromptError(f"max_tokens is {self.max_tokens}, expected an integer")
+        if self.seed is not None and not (
+            isinstance(self.seed, int) and 0 <= self.seed < 2**64
+        ):
+            raise PromptError(f"seed is {self.seed}, expected 0 to {2**64 - 1}")
+        if isinstance(self.stop, str) or not all(
+            isinstance(word, str) and word for word in self.stop
+        ):
             raise PromptError(f"stop is {self.stop!r}, expected a list of strings")
 
 

@@ -201,10 +201,11 @@ class CheckpointWriter:
             raise CheckpointError(
                 f"{str(out)!r} is not a model folder and will not be overwritten"
             )
-        self.out = out
+        # Resolved: "." and ".." have no name to write beside.
+        self.out = out.resolve()
         self.config = config
         self.source = dict(source)
-        self.folder = out.with_name(f"{out.name}.partial-{os.getpid()}")
+        self.folder = self.out.with_name(f"{self.out.name}.partial-{os.getpid()}")
         self.expected = model_shapes(config)
         self.written: dict[str, tuple[int, ...]] = {}
         self.shard: dict[str, mx.array] = {}
@@ -258,9 +259,14 @@ class CheckpointWriter:
     def _write_shard(self) -> None:
         self.shards.append(sorted(self.shard))
         path = self.folder / f"shard-{len(self.shards)}"
-        mx.save_safetensors(
-            f"{path}.safetensors", self.shard, metadata={"format": "mlx"}
-        )
+        try:
+            mx.save_safetensors(
+                f"{path}.safetensors", self.shard, metadata={"format": "mlx"}
+            )
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self.out} cannot be written ({error}); is the disk full?"
+            ) from None
         self.shard, self.shard_bytes = {}, 0
 
     def _finish(self) -> None:
@@ -305,6 +311,11 @@ class CheckpointWriter:
         old = self.out.with_name(f"{self.out.name}.old-{os.getpid()}")
         if self.out.exists():
             self.out.rename(old)
-        self.folder.rename(self.out)
+        try:
+            self.folder.rename(self.out)
+        except BaseException:
+            if old.exists():
+                old.rename(self.out)
+            raise
         fsync(self.out.parent)
         shutil.rmtree(old, ignore_errors=True)

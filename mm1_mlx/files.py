@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -107,11 +108,19 @@ def fsync(path: Path) -> None:
     """Flush a file or folder to the disk; on macOS past the drive's own cache too."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if hasattr(os, "F_FULLFSYNC"):
-            import fcntl
-
-            fcntl.fcntl(descriptor, os.F_FULLFSYNC)
-        else:
+        if not _full_fsync(descriptor):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _full_fsync(descriptor: int) -> bool:
+    """Whether the drive's cache was flushed; network and FAT volumes cannot."""
+    command = getattr(fcntl, "F_FULLFSYNC", None)
+    if command is None:
+        return False
+    try:
+        fcntl.fcntl(descriptor, command)
+    except OSError:
+        return False
+    return True

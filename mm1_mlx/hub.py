@@ -10,11 +10,14 @@ from huggingface_hub import HfApi, ModelInfo, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import read_json
@@ -25,6 +28,8 @@ REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 # Never *.py: code that comes with a model is not run, so it is not fetched.
 SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+# The same weights in another layout: Mistral's and OpenCLIP's own.
+SECOND_COPIES = ("consolidated", "open_clip")
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,13 @@ class SourceInfo:
 
 def is_repository(name: str) -> bool:
     """Whether ``name`` is spelled like ``owner/name``."""
-    return REPOSITORY.fullmatch(name) is not None
+    if REPOSITORY.fullmatch(name) is None:
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def describe(repository: str) -> SourceInfo:
@@ -99,12 +110,12 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
 
 
 def _weights(info: ModelInfo) -> list[str]:
-    """The repository's own weight files; consolidated ones are a second copy of them."""
+    """The repository's own weight files, without second copies of them."""
     names = [f.rfilename for f in info.siblings or () if "/" not in f.rfilename]
     safetensors = [
         name
         for name in names
-        if name.endswith(".safetensors") and not name.startswith("consolidated")
+        if name.endswith(".safetensors") and not name.startswith(SECOND_COPIES)
     ]
     return safetensors or [
         name
@@ -135,6 +146,11 @@ def _refusal(repository: str, error: Exception) -> CheckpointError:
         return CheckpointError(
             f"{repository!r} is neither a folder here nor a repository on the hub; check "
             "the name, or run 'hf auth login' if it is private"
+        )
+    if isinstance(error, RemoteEntryNotFoundError):
+        return CheckpointError(
+            f"{repository} has no config.json; give the repository of a Hugging Face "
+            "checkpoint"
         )
     return CheckpointError(
         f"{repository} cannot be reached on the hub and is not in its local cache; check "

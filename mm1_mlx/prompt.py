@@ -135,7 +135,18 @@ def _read_message(
         raise PromptError(
             f"message content must be a string or a list of parts, got {content!r:.80}"
         )
-    return role, [_read_part(part, given, sources) for part in content]
+    return role, _join_texts([_read_part(part, given, sources) for part in content])
+
+
+def _join_texts(parts: list[str | None]) -> list[str | None]:
+    """The parts with neighbouring texts as one: "<ima" and "ge>" is a typed "<image>"."""
+    joined: list[str | None] = []
+    for part in parts:
+        if part is not None and joined and joined[-1] is not None:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
 
 
 def _read_part(
@@ -247,7 +258,8 @@ def place(
     """The prompt in which every image token is widened to its picture's positions.
 
     Raises:
-        PromptError: the tokens hold more or fewer places than there are pictures.
+        PromptError: the tokens hold more or fewer places than there are pictures, or
+            one that the decoder has no embedding for.
     """
     places = sum(token == image_id for token in tokens)
     if places != len(pictures):
@@ -256,6 +268,15 @@ def place(
             "were given"
         )
     assert config.prompt is not None
+    assert config.decoder is not None
+    # mlx would read past the embedding's end.
+    vocabulary = range(config.decoder.vocab_size)
+    for token in tokens:
+        if token not in vocabulary and token != image_id:
+            raise PromptError(
+                f"the tokenizer makes token {token}, the decoder knows {len(vocabulary)}; "
+                "they do not belong together, convert the model again"
+            )
     filler = config.prompt.image_token_id
     placed: list[int] = []
     spans: list[Span] = []

@@ -31,7 +31,7 @@ from mm1_mlx.answer import (
     Timings,
 )
 from mm1_mlx.checkpoint import load_config, load_model
-from mm1_mlx.config import MM1Config
+from mm1_mlx.config import MODEL_TYPE, MM1Config
 from mm1_mlx.errors import CheckpointError, PromptError
 from mm1_mlx.image import ImageSource
 from mm1_mlx.models import MM1
@@ -112,6 +112,12 @@ def find_model(source: str | Path | None = None) -> Path:
         return path
     if not hub.is_repository(name):
         raise CheckpointError(f"model folder {name!r} does not exist")
+    # Asked first: a foreign checkpoint's gigabytes would be fetched in vain.
+    if (kind := hub.model_type(name)) != MODEL_TYPE:
+        raise CheckpointError(
+            f"{name} is a {kind!r} model, not {MODEL_TYPE!r}; convert it with "
+            f"'mm1 convert {name} OUT'"
+        )
     folder, _ = hub.download(name)
     return folder
 
@@ -182,6 +188,8 @@ def _consume(
 
     def work() -> None:
         try:
+            if abandoned.is_set():  # while other answers were under way
+                return
             for piece in _answer(runtime, prompt, images, settings):
                 pieces.put(piece)
                 if abandoned.is_set():
@@ -277,13 +285,19 @@ def _pieces(
     # Holds back text that may turn out to begin a stop string.
     machine = TextStateMachine({"normal": [(word, None) for word in settings.stop]})
     state = machine.make_state()
+    # Not its last_segment: where the bytes of a second character are still incomplete,
+    # the text becomes shorter for a while, and the first one would come twice.
+    done = 0
     for token in ids:
         if token in tokenizer.hf.eos_token_ids:
-            detokenizer.finalize()
-            text, reason = detokenizer.last_segment, "stop"
+            reason = "stop"
             break
-        detokenizer.add_token(token)
-        state, text, name = machine.step(state, detokenizer.last_segment)
+        # Decoders are padded: their last tokens may have no text.
+        if token < tokenizer.size:
+            detokenizer.add_token(token)
+        text = detokenizer.text[done:]
+        done += len(text)
+        state, text, name = machine.step(state, text)
         if name is None:
             yield Piece(text, token, "stop")
             return
@@ -292,9 +306,9 @@ def _pieces(
             yield Piece("", None, "cancelled")
             return
     else:
-        detokenizer.finalize()
-        text, reason = detokenizer.last_segment, "length"
-    state, text, name = machine.step(state, text)
+        reason = "length"
+    detokenizer.finalize()
+    state, text, name = machine.step(state, detokenizer.text[done:])
     if name is not None:
         text += machine.flush(state)[1]
     else:

@@ -42,11 +42,13 @@ class Tokenizer:
         hf: mlx-lm's wrapper; ``hf.detokenizer`` streams text, ``hf.eos_token_ids`` end it.
         image_token: what a template writes where a picture stands.
         image_id: its token; not always one of the decoder's vocabulary.
+        size: how many tokens the checkpoint's files know; a decoder may have more.
     """
 
     def __init__(self, hf: TokenizerWrapper, image_token: str) -> None:
         self.hf = hf
         self.image_token = image_token
+        self.size = len(hf)
         specials = {
             str(token) for token in hf.added_tokens_decoder.values() if token.special
         }
@@ -127,7 +129,8 @@ def load_tokenizer(path: Path, config: PromptConfig) -> Tokenizer:
             "get its files again"
         ) from None
     legacy = path / "chat_template.json"
-    if hf.chat_template is None and legacy.is_file():
+    # A processor's template: it wins over a tokenizer's, as in convert/text.py.
+    if legacy.is_file() and not (path / "chat_template.jinja").is_file():
         hf.chat_template = _read_template(legacy)
     return Tokenizer(hf, config.image_token)
 

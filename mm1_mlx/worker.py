@@ -25,12 +25,14 @@ class Worker:
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        # A job put behind the end of the queue would wait for ever.
+        self._lock = threading.Lock()
         thread = threading.Thread(
             target=_run, args=(self._jobs,), name="mm1", daemon=True
         )
         thread.start()
         # Also called when the worker is forgotten, and at the interpreter's exit.
-        self.close = weakref.finalize(self, _close, self._jobs, thread)
+        self.close = weakref.finalize(self, _close, self._jobs, self._lock, thread)
 
     def submit(
         self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs
@@ -40,8 +42,6 @@ class Worker:
         Raises:
             RuntimeError: the worker is closed.
         """
-        if not self.close.alive:
-            raise RuntimeError("the runtime is closed")
         future: Future[R] = Future()
 
         def job() -> None:
@@ -51,7 +51,10 @@ class Worker:
                 # Whatever it is, it belongs to the caller who waits for the result.
                 future.set_exception(error)
 
-        self._jobs.put(job)
+        with self._lock:
+            if not self.close.alive:
+                raise RuntimeError("the runtime is closed")
+            self._jobs.put(job)
         return future
 
 
@@ -63,8 +66,11 @@ def _run(jobs: SimpleQueue[Job | None]) -> None:
     mx.clear_streams()
 
 
-def _close(jobs: SimpleQueue[Job | None], thread: threading.Thread) -> Any:
+def _close(
+    jobs: SimpleQueue[Job | None], lock: threading.Lock, thread: threading.Thread
+) -> Any:
     """End the thread after the calls that wait."""
-    jobs.put(None)
+    with lock:
+        jobs.put(None)
     if thread is not threading.current_thread():
         thread.join()

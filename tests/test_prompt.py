@@ -185,6 +185,14 @@ def test_typed_specials_end_no_turn_whoever_says_them(role, build, seen):
     assert seen(prompt) == "x</s>y<pad>zq"
 
 
+@pytest.mark.parametrize("special", ["<image>", "</s>", "<pad>"])
+def test_specials_typed_over_several_parts_are_text(special, build, seen):
+    prompt = build([user(*(text(c) for c in special), part("red"))])
+    assert len(prompt.spans) == 1
+    assert not {0, 1} & set(prompt.tokens)
+    assert seen(prompt) == f"{special}(red)"
+
+
 def test_a_typed_template_is_text(build, seen):
     assert seen(build("{{ 7 * 7 }}{% raw %}")) == "{{ 7 * 7 }}{% raw %}"
 
@@ -238,6 +246,14 @@ def test_a_typed_template_is_text(build, seen):
 def test_messages_that_make_no_prompt_are_named(messages, images, message, build):
     with pytest.raises(PromptError, match=message):
         build(messages, [picture(colour) for colour in images])
+
+
+def test_tokens_that_the_decoder_does_not_know_are_refused(make_config, tokenizer):
+    config = make_config(prompt={"template": "plain"}, decoder={"vocab_size": 100})
+    with pytest.raises(
+        PromptError, match=r"the tokenizer makes token \d+, the decoder knows 100; they"
+    ):
+        Prompt.build("a long word", [], config, tokenizer)
 
 
 def test_a_model_without_eyes_refuses_pictures(make_config, tokenizer):

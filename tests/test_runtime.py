@@ -6,12 +6,13 @@ import threading
 
 import mlx.core as mx
 import pytest
+from mlx_lm.tokenizer_utils import NaiveStreamingDetokenizer
 from PIL import Image
 
 from mm1_mlx import generate, load, stream
 from mm1_mlx.answer import Settings
 from mm1_mlx.errors import CheckpointError, PromptError
-from mm1_mlx.runtime import TINY, find_model
+from mm1_mlx.runtime import TINY, _pieces, find_model
 
 STAR = TINY / "red-star.png"
 FOUR = TINY / "four-shapes.png"
@@ -66,6 +67,27 @@ def test_held_back_text_comes_when_it_is_no_stop_string(runtime):
     assert (
         generate(runtime, "Describe the picture.", [FOUR], stop=[likely]).text == whole
     )
+
+
+@pytest.mark.parametrize("naive", [False, True])
+@pytest.mark.parametrize("text", ["red 漢字", "🎨🎨 star", "a\n漢漢\nb", "é"])
+def test_characters_of_several_tokens_come_whole_and_once(text, naive, any_tokenizer):
+    hf = any_tokenizer.hf
+    if naive:  # what a tokenizer.model without tokenizer.json is given
+        hf._detokenizer = NaiveStreamingDetokenizer(hf._tokenizer)
+    ids = hf.encode(text, add_special_tokens=False)
+    pieces = list(_pieces(iter(ids), any_tokenizer, Settings(stop=["never"])))
+    assert "".join(piece.text for piece in pieces) == text
+    assert not any("\ufffd" in piece.text for piece in pieces)
+    assert pieces[-1].finish_reason == "length"
+
+
+def test_tokens_that_the_tokenizer_does_not_know_have_no_text(any_tokenizer):
+    known = any_tokenizer.hf.encode("red", add_special_tokens=False)
+    ids = [*known, any_tokenizer.size, 10_000]
+    pieces = list(_pieces(iter(ids), any_tokenizer, Settings()))
+    assert "".join(piece.text for piece in pieces) == "red"
+    assert [piece.token for piece in pieces] == [*ids, None]
 
 
 def test_cancel_ends_the_answer_and_the_runtime_goes_on(runtime):
@@ -145,6 +167,11 @@ def test_messages_hold_several_pictures_in_place(runtime):
         ({"top_p": 1.5}, "top_p is 1.5, expected 0 to 1"),
         ({"stop": "x"}, "stop is 'x', expected a list"),
         ({"stop": [""]}, "expected a list of strings"),
+        ({"stop": [1]}, "expected a list of strings"),
+        ({"max_tokens": 3.5}, "max_tokens is 3.5, expected an integer"),
+        ({"seed": -1}, "seed is -1, expected 0 to 18446744073709551615"),
+        ({"seed": 2**64}, "seed is 18446744073709551616, expected 0 to"),
+        ({"seed": 0.5}, "seed is 0.5, expected 0 to"),
     ],
 )
 def test_setting_out_of_range_is_named(options, match):
@@ -176,6 +203,15 @@ def test_answer_stops_where_the_context_is_full(runtime):
 def test_unknown_model_is_named(name, match):
     with pytest.raises(CheckpointError, match=match):
         find_model(name)
+
+
+def test_a_foreign_repository_is_not_fetched(monkeypatch):
+    monkeypatch.setattr("mm1_mlx.hub.model_type", lambda _: "llava")
+    monkeypatch.setattr("mm1_mlx.hub.download", lambda _: pytest.fail("fetched"))
+    with pytest.raises(
+        CheckpointError, match=r"a/b is a 'llava' model.*'mm1 convert a/b OUT'"
+    ):
+        find_model("a/b")
 
 
 def test_environment_names_the_default_model(monkeypatch, tmp_path):

@@ -251,6 +251,11 @@ def test_a_legacy_chat_template_file_is_read(byte_folder, tmp_path, plain_prompt
     path.write_text(json.dumps({"chat_template": template}))
     tokenizer = load_tokenizer(tmp_path / "model", plain_prompt())
     assert tokenizer.hf.chat_template == template
+    # A processor's template, written for pictures: it wins over a tokenizer's own.
+    own = tmp_path / "model/tokenizer_config.json"
+    own.write_text(json.dumps(json.loads(own.read_text()) | {"chat_template": "x"}))
+    tokenizer = load_tokenizer(tmp_path / "model", plain_prompt())
+    assert tokenizer.hf.chat_template == template
     path.write_text("[]")
     with pytest.raises(CheckpointError, match=r"chat_template.json holds no template"):
         load_tokenizer(tmp_path / "model", plain_prompt())

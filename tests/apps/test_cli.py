@@ -164,19 +164,22 @@ def test_damaged_model_is_one_line(mm1, tmp_path, change, match):
 
 
 def test_missing_picture_is_one_line(mm1):
-    check_error(mm1("generate", "-i", "no.png", "-p", "What is it?"), "no.png")
+    check_error(
+        mm1("generate", "-i", "no.png", "-p", "What is it?"), "'no.png' was not found"
+    )
 
 
 def test_file_that_is_no_picture_is_one_line(mm1, tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     result = mm1("generate", "-i", tmp_path / "text.png", "-p", "What is it?")
-    check_error(result, "text.png")
+    check_error(result, "text.png' is not a PNG, JPEG, WEBP, GIF, BMP picture")
 
 
 def test_too_large_picture_is_one_line(mm1, tmp_path):
     path = tmp_path / "large.png"
     Image.new("1", (9000, 9000)).save(path)
-    check_error(mm1("generate", "-i", path, "-p", "What is it?"), "large.png")
+    result = mm1("generate", "-i", path, "-p", "What is it?")
+    check_error(result, "large.png' has 9000 x 9000 pixels, expected")
 
 
 def test_too_many_pictures_are_one_line(mm1):
@@ -196,7 +199,8 @@ def test_foreign_model_is_told_to_be_converted(mm1, tmp_path):
 
 
 def test_convert_of_nothing_is_one_line_and_leaves_nothing(mm1, tmp_path):
-    check_error(mm1("convert", tmp_path / "no", tmp_path / "out"), "no")
+    result = mm1("convert", tmp_path / "no", tmp_path / "out")
+    check_error(result, f"'{tmp_path / 'no'}' is neither a folder nor a hub")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -205,6 +209,45 @@ def test_convert_refuses_to_overwrite(mm1, tmp_path):
     out.mkdir()
     result = mm1("convert", "--preset", "mm1-3b", out)
     check_error(result, "already exists")
+
+
+def test_convert_takes_a_folder_named_without_a_slash(mm1, tmp_path, monkeypatch):
+    (tmp_path / "llava").mkdir()
+    (tmp_path / "llava/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    check_error(mm1("convert", "llava", "out"), "llava has no safetensors weights")
+    result = mm1("convert", "llava", "out", "--connector", "surprise")
+    check_error(result, "connector 'surprise' is none of linear")
+
+
+@pytest.mark.parametrize("name", ["some/my--model", "some/model.git"])
+def test_a_name_that_the_hub_does_not_allow_is_one_line(mm1, tmp_path, name):
+    match = f"model folder '{name}' does not exist"
+    check_error(mm1("generate", "-m", name, "-p", "Hello"), match)
+    check_error(mm1("inspect", name), match)
+    result = mm1("convert", name, tmp_path / "out")
+    check_error(result, f"'{name}' is neither a folder nor a hub repository")
+
+
+def test_inspect_takes_brackets_in_a_path_as_they_are(mm1, tmp_path):
+    folder = shutil.copytree(TINY, tmp_path / "x[" / "red]")
+    code, out, _ = mm1("inspect", folder)
+    assert code == 0
+    assert "red]" in out
+
+
+@pytest.mark.parametrize("source", [None, [1], {"needs_training": [1]}])
+def test_inspect_survives_a_foreign_manifest(mm1, tmp_path, source):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["source"] = source
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert mm1("inspect", folder)[0] == 0
+
+
+def test_stdin_is_read_once(mm1):
+    assert mm1("generate", "-i", "-", "-p", "-")[0] == 2
+    assert mm1("generate", "-i", "-", "-i", "-", "-p", "Hello")[0] == 2
 
 
 def check_error(result, match: str) -> None:

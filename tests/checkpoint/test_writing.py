@@ -4,11 +4,12 @@ import contextlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
-from mm1_mlx import checkpoint
+from mm1_mlx import checkpoint, files
 from mm1_mlx.checkpoint import (
     CheckpointWriter,
     load_manifest,
@@ -176,6 +177,62 @@ def test_an_error_while_overwriting_keeps_the_old_model(
             overwrite=True,
         )
     assert same(load_model(folder), tiny_model)
+
+
+def test_a_rename_that_fails_keeps_the_old_model(
+    folder, make_model, tiny_model, write, same, monkeypatch
+):
+    rename = Path.rename
+
+    def fail(path, target):
+        if ".partial-" in path.name:
+            raise OSError("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no"):
+        write(folder, make_model(seed=9), overwrite=True)
+    assert same(load_model(folder), tiny_model)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(
+    tmp_path, tiny_model, write, monkeypatch
+):
+    def full(*_, **__):
+        raise RuntimeError("[write] Unable to write 9 bytes to file.")
+
+    monkeypatch.setattr(checkpoint.mx, "save_safetensors", full)
+    with pytest.raises(
+        CheckpointError, match=r"model cannot be written .* is the disk full\?"
+    ):
+        write(tmp_path / "model", tiny_model)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_one_stands_in_is_overwritten(
+    folder, make_model, write, same, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    other = make_model(seed=9)
+    write(Path(), other, overwrite=True)
+    assert same(load_model(folder), other)
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_macs_drive_is_flushed_where_it_can_be(tmp_path, monkeypatch, able):
+    calls = []
+
+    def command(_, number):
+        calls.append(number)
+        if not able:
+            raise OSError("not supported on this volume")
+
+    monkeypatch.setattr(files.fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(files.fcntl, "fcntl", command)
+    monkeypatch.setattr(files.os, "fsync", lambda _: calls.append("fsync"))
+    files.fsync(tmp_path)
+    assert calls == ([51] if able else [51, "fsync"])
 
 
 # Forks before mlx starts its threads, so that every kill costs no new interpreter.

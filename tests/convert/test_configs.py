@@ -318,7 +318,7 @@ LLAMA, LLAVA, CLIP = sources.LLAMA, sources.LLAVA, sources.CLIP
         (
             HONEYBEE_7B,
             {"text_config": None},
-            "HoneybeeConfig: field 'text_config' is mis",
+            "HoneybeeConfig: field 'text_config' is missing",
         ),
     ],
 )
@@ -347,6 +347,7 @@ SIZE = {"height": 32, "width": 32}
         ({"size": {"shortest_edge": 32}, "crop_size": SIZE}, "crop"),
         ({"size": 32, "crop_size": 32, "feature_extractor_type": "CLIP"}, "crop"),
         ({"size": SIZE, "do_center_crop": False}, "squash"),
+        ({"size": SIZE, "do_center_crop": False, "crop_size": 24}, "squash"),
         ({"size": {"shortest_edge": 32}, "crop_size": SIZE, "do_pad": True}, "pad"),
         ({"size": SIZE, "image_aspect_ratio": "pad"}, "pad"),
     ],
@@ -420,6 +421,48 @@ def test_odd_values_are_taken_or_refused_but_never_crash(
         except MM1Error:
             refused += 1
     assert refused > 0
+
+
+QWEN = {
+    "model_type": "qwen3",
+    "hidden_size": 64,
+    "use_sliding_window": True,
+    "max_window_layers": 32,
+    "layer_types": ["full_attention"],
+}
+
+
+@pytest.mark.parametrize("odd", [None, *ODD], ids=repr)
+@pytest.mark.parametrize(
+    "base",
+    [LLAVA_7B, HONEYBEE_7B, DFN_H, QWEN],
+    ids=["llava", "honeybee", "dfn", "qwen"],
+)
+def test_odd_values_in_sections_are_taken_or_refused_but_never_crash(
+    base: dict[str, Any], odd: Any, tmp_path: Path
+) -> None:
+    sections = {"": base} | {k: v for k, v in base.items() if isinstance(v, dict)}
+    refused = 0
+    for name, section in sections.items():
+        for key in section:
+            changed = section | {key: odd}
+            config = base | {name: changed} if name else changed
+            try:
+                read(tmp_path / f"{name}-{key}", config)
+            except MM1Error:
+                refused += 1
+    assert refused > 0
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_odd_chat_templates_are_taken_or_refused_but_never_crash(
+    odd: Any, tmp_path: Path
+) -> None:
+    model = QWEN | {"layer_types": None}
+    templates = (odd, [odd], [{"name": odd}], [{"name": "default", "template": odd}])
+    for i, template in enumerate(templates):
+        files = {"tokenizer_config": {"chat_template": template}}
+        assert read(tmp_path / str(i), model, **files).prompt
 
 
 @pytest.mark.parametrize("odd", ODD)

@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 import sources
 from huggingface_hub import HfApi, ModelInfo
-from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.numpy import save_file
 
 from mm1_mlx.convert import SourceInfo, convert, describe
 from mm1_mlx.convert.source import Source, unpickle, weight_files
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.hub import model_type
 
 
 def refuse(message: str, folder: Path, out: Path) -> None:
@@ -267,6 +273,10 @@ def test_a_repository_is_described_by_its_weights_and_card(
             ("config.json", "pytorch_model.bin", "training_args.bin"),
             "pytorch_model.bin",
         ),
+        (
+            ("config.json", "pytorch_model.bin", "open_clip_model.safetensors"),
+            "pytorch_model.bin",
+        ),
     ],
 )
 def test_only_what_conversion_reads_is_downloaded(
@@ -328,3 +338,22 @@ def test_without_a_network_the_way_out_is_named(
     for call in (Source, describe):
         with pytest.raises(CheckpointError, match="check the network, or give a local"):
             call("nobody/nothing")
+
+
+def test_a_repository_without_a_config_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    response: Any = SimpleNamespace(headers={}, request=None)
+
+    def missing(*_: Any) -> None:
+        raise RemoteEntryNotFoundError("404", response=response)
+
+    monkeypatch.setattr("mm1_mlx.hub.hf_hub_download", missing)
+    with pytest.raises(CheckpointError, match=r"a/b has no config.json; give the"):
+        model_type("a/b")
+
+
+def test_second_copies_of_weights_are_left_alone(tmp_path: Path) -> None:
+    for name in ("open_clip_model.safetensors", "pytorch_model.bin"):
+        (tmp_path / name).touch()
+    assert weight_files(tmp_path) == ["pytorch_model.bin"]
