@@ -24,7 +24,7 @@ def resolve(model: str | None, yes: bool) -> str | None:
     name = model or os.environ.get("MM1_MODEL") or ""
     if Path(name).expanduser().exists() or not hub.is_repository(name):
         return model
-    copy = cache_folder() / name.replace("/", "--")
+    copy = cached_copy(name)
     if copy.is_dir():
         return str(copy)
     if hub.model_type(name) == MODEL_TYPE:
@@ -34,6 +34,11 @@ def resolve(model: str | None, yes: bool) -> str | None:
 
     run_conversion(name, copy)
     return str(copy)
+
+
+def cached_copy(name: str) -> Path:
+    """Where the converted copy of a repository is, or would be."""
+    return cache_folder() / name.replace("/", "--")
 
 
 def cache_folder() -> Path:

@@ -16,6 +16,7 @@ from .common import (
     Yes,
     note,
     open_runtime,
+    print_answer,
 )
 from .generate import summary
 
@@ -149,7 +150,7 @@ class Conversation:
             if piece is None:
                 break
             new = piece.text if text else piece.text.lstrip()
-            print(new, end="", flush=True)
+            print_answer(new)
             text, stats = text + new, piece.stats
         print()
         if stats and sys.stderr.isatty():

@@ -36,6 +36,9 @@ Yes = Annotated[bool, typer.Option("--yes", help="download and convert without a
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
+_CONTROLS = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
+
+
 def guarded(command: Callable[[], None]) -> None:
     """Run a command; a user's error is one line on stderr and exit status 1."""
     from mm1_mlx.errors import MM1Error
@@ -64,6 +67,16 @@ def stop(message: str) -> None:
 def note(message: str) -> None:
     """A line for people, on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+def print_answer(text: str) -> None:
+    """A piece of an answer on stdout; to a terminal without its control characters.
+
+    A picture's text could make a model write an escape sequence.
+    """
+    if sys.stdout.isatty():
+        text = text.translate(_CONTROLS)
+    print(text, end="", flush=True)
 
 
 def print_json(value: Any) -> None:

@@ -20,6 +20,7 @@ from .common import (
     note,
     open_runtime,
     picture,
+    print_answer,
     print_json,
 )
 
@@ -79,7 +80,9 @@ def _print_answer(
 ) -> None:
     from mm1_mlx import runtime as core
 
-    print_json(asdict(core.generate(runtime, messages, images, **settings)))
+    answer = asdict(core.generate(runtime, messages, images, **settings))
+    # As the streamed form prints it.
+    print_json(answer | {"text": answer["text"].lstrip()})
 
 
 def _print_stream(
@@ -96,7 +99,7 @@ def _print_stream(
         # Many tokenizers begin an answer with a space.
         text = piece.text.lstrip() if leading else piece.text
         leading = leading and not text
-        print(text, end="", flush=True)
+        print_answer(text)
         stats = piece.stats
     print()
     if verbose and stats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -38,18 +39,17 @@ def inspect(
 
 def describe(model: str | None) -> dict[str, Any]:
     """Everything the command shows, as JSON values."""
-    from mm1_mlx.checkpoint import load_config, load_manifest
+    from mm1_mlx.checkpoint import load_config, read_manifest
     from mm1_mlx.models import MM1
     from mm1_mlx.presets import PRESETS
-    from mm1_mlx.runtime import find_model
 
     source: Any
     if model in PRESETS:
         config, source = PRESETS[str(model)], {"preset": model}
         name = str(model)
     else:
-        path = find_model(model)
-        config, source = load_config(path), load_manifest(path).get("source")
+        path = _find(model)
+        config, source = load_config(path), read_manifest(path).get("source")
         name = str(path)
     sizes: dict[str, int] = {}
     # Built lazily: no weight is allocated.
@@ -66,6 +66,20 @@ def describe(model: str | None) -> dict[str, Any]:
         "bytes": {name: int(total * bits / 8) for name, bits in BITS.items()},
         "source": source,
     }
+
+
+def _find(model: str | None) -> Path:
+    """The model's folder; of a hub repository its small files are enough."""
+    from mm1_mlx import hub
+    from mm1_mlx.runtime import find_model
+
+    from .cached import cached_copy
+
+    name = model or ""
+    if Path(name).expanduser().is_dir() or not hub.is_repository(name):
+        return find_model(model)
+    copy = cached_copy(name)
+    return copy if copy.is_dir() else hub.download_small(name)
 
 
 def idle(config: Any) -> int:

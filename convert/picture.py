@@ -59,7 +59,7 @@ def image_section(source: Source, size: int) -> ImageConfig:
     section = ImageConfig.from_dict(
         {
             "size": _size(fields, size),
-            "resize": _resize(fields),
+            "resize": "squash" if _squashes(source) else _resize(fields),
             "mean": fields.require("image_mean"),
             "std": fields.require("image_std"),
         }
@@ -75,6 +75,12 @@ def _values(source: Source) -> Any:
         # transformers 5 writes one file for all of a model's processors.
         values = (source.json("processor_config.json") or {}).get("image_processor")
     return values or {}
+
+
+def _squashes(source: Source) -> bool:
+    """Whether OpenCLIP's own config, the one trained with, says so: Apple's DFN5B."""
+    own = (source.json("open_clip_config.json") or {}).get("preprocess_cfg")
+    return isinstance(own, dict) and own.get("resize_mode") == "squash"
 
 
 def _resize(fields: Fields) -> str:

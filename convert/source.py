@@ -6,6 +6,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -48,7 +49,9 @@ class Source:
         self.name = name
         folder = local_folder(name)
         if folder is None:
-            self.folder, self.licence = hub.download(name)
+            self.folder, self.licence = hub.download(
+                name, pickles=find_spec("torch") is not None
+            )
         else:
             self.folder, self.licence = folder, _licence(folder)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None

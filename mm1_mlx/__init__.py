@@ -52,4 +52,8 @@ def __getattr__(name: str) -> Any:
         return version("mm1-mlx")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mm1_mlx.blas import preload_blas
+
+    # Before the first import of mlx; does nothing on a Mac.
+    preload_blas()
     return getattr(import_module(f"mm1_mlx.{_HOMES[name]}"), name)

@@ -51,6 +51,8 @@ class Settings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise PromptError(f"{name} is {value}, expected {low} to {high}")
+        if self.top_p == 0:
+            raise PromptError("top_p is 0, expected more; temperature 0 is greedy")
         # A fraction of a token would never be counted to.
         if not isinstance(self.max_tokens, int):
             raise PromptError(f"max_tokens is {self.max_tokens}, expected an integer")

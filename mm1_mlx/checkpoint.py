@@ -78,7 +78,7 @@ def load_config(path: Path) -> MM1Config:
             f"{path} is a {kind!r} model, not 'mm1'; convert it with "
             f"'mm1 convert {path} OUT'"
         )
-    version = _read_manifest(path).get("format_version")
+    version = read_manifest(path).get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {version!r}, this program reads "
@@ -87,7 +87,12 @@ def load_config(path: Path) -> MM1Config:
     return MM1Config.from_dict(values)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a folder.
+
+    Raises:
+        CheckpointError: there is none, or it lists no files.
+    """
     if not (path / MANIFEST).is_file():
         raise CheckpointError(
             f"{path} has no {MANIFEST}, so it is not a finished model; convert it again"
@@ -104,7 +109,7 @@ def load_manifest(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is missing or has another size.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     for name, record in manifest["files"].items():
         file = safe_join(path, name)
         size = file.stat().st_size if file.is_file() else None
@@ -203,6 +208,7 @@ class CheckpointWriter:
             )
         # Resolved: "." and ".." have no name to write beside.
         self.out = out.resolve()
+        self.overwrite = overwrite
         self.config = config
         self.source = dict(source)
         self.folder = self.out.with_name(f"{self.out.name}.partial-{os.getpid()}")
@@ -214,9 +220,20 @@ class CheckpointWriter:
         self.total_bytes = 0
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._tidy()
         self.folder.mkdir(parents=True)
         return self
+
+    def _tidy(self) -> None:
+        """Clear away what killed writers left; a model that stepped aside comes back."""
+        for left in self.out.parent.glob(f"{self.out.name}.*-*"):
+            kind, _, process = left.name.rpartition(".")[2].rpartition("-")
+            if kind not in ("partial", "old") or _is_alive(process):
+                continue
+            if kind == "old" and not self.out.exists():
+                left.rename(self.out)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
 
     def add(self, name: str, tensor: mx.array) -> None:
         """Write one tensor of the model.
@@ -310,6 +327,8 @@ class CheckpointWriter:
         """Put the folder in its place; an old one steps aside first and goes last."""
         old = self.out.with_name(f"{self.out.name}.old-{os.getpid()}")
         if self.out.exists():
+            if not self.overwrite:
+                raise CheckpointError(f"{str(self.out)!r} was made by somebody else")
             self.out.rename(old)
         try:
             self.folder.rename(self.out)
@@ -319,3 +338,16 @@ class CheckpointWriter:
             raise
         fsync(self.out.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_alive(process: str) -> bool:
+    """Whether another process of this number runs, so that its folder is in use."""
+    if not process.isdecimal() or int(process) == os.getpid():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -78,10 +78,11 @@ def model_type(repository: str) -> str | None:
     return values.get("model_type") if isinstance(values, dict) else None
 
 
-def download(repository: str) -> tuple[Path, str | None]:
+def download(repository: str, *, pickles: bool = False) -> tuple[Path, str | None]:
     """The folder with the repository's configs, tokenizer and weights, and its licence.
 
-    Without a network a complete earlier download is used.
+    Without a network a complete earlier download is used. Weights that only exist as
+    pickles are fetched if ``pickles`` says that they can be read.
 
     Raises:
         CheckpointError: there is no such repository, or it cannot be reached.
@@ -93,9 +94,31 @@ def download(repository: str) -> tuple[Path, str | None]:
     except (HTTPError, OfflineModeIsEnabled):
         patterns = [*SMALL, "*.safetensors", "pytorch_model*.bin"]
         return _reach(repository, lambda: _snapshot(repository, None, patterns)), None
-    patterns = [*SMALL, *_weights(info)]
+    weights = _weights(info)
+    if weights and weights[0].endswith(".bin") and not pickles:
+        raise CheckpointError(
+            f"{repository} has only .bin weights, which need torch to be converted: "
+            'pip install "mm1-mlx[torch]"'
+        )
+    patterns = [*SMALL, *weights]
     folder = _reach(repository, lambda: _snapshot(repository, info.sha, patterns))
     return folder, _licence(info)
+
+
+def download_small(repository: str) -> Path:
+    """The folder with the repository's files but the weights.
+
+    Raises:
+        CheckpointError: there is no such repository, or it cannot be reached.
+    """
+    return Path(
+        _reach(
+            repository,
+            lambda: snapshot_download(
+                repository, allow_patterns=list(SMALL), ignore_patterns=["*/*"]
+            ),
+        )
+    )
 
 
 def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:

@@ -30,6 +30,7 @@ _TEMPLATE_FAULTS = (
     ArithmeticError,
     AttributeError,
     LookupError,
+    MemoryError,
     RecursionError,
     TypeError,
     ValueError,
@@ -160,8 +161,14 @@ def _read_part(
             f"message part {kind!r} is not one of ['text', 'image', 'image_url']"
         )
     source = part.get(kind)
-    if isinstance(source, Mapping):
-        source = source.get("url")
+    if kind == "image_url":
+        source = source.get("url") if isinstance(source, Mapping) else source
+        # Messages may come from elsewhere; a name in them must not open a file here.
+        if not (isinstance(source, str) and source[:5].lower() == "data:"):
+            raise PromptError(
+                f"image_url is {source!r:.60}, expected a data URI; give a file as "
+                "{'type': 'image', 'image': PATH}"
+            )
     if source is None:
         if not given:
             raise PromptError(

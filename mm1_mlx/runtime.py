@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from typing import Any, Self, Unpack
 import mlx.core as mx
 from mlx_lm.generate import TextStateMachine, generate_step
 from mlx_lm.sample_utils import make_sampler
+from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mm1_mlx import hub
 from mm1_mlx.answer import (
@@ -234,13 +236,26 @@ def _answer(
     )
     times = [start, encoded]
     ids = (_timed(int(token), times) for token, _ in steps)
-    for piece in _pieces(ids, runtime.tokenizer, settings):
-        if piece.finish_reason is None:
-            yield piece
-        else:
-            yield Piece(
-                piece.text, piece.token, piece.finish_reason, _stats(built, times)
-            )
+    with _wired():
+        for piece in _pieces(ids, runtime.tokenizer, settings):
+            if piece.finish_reason is None:
+                yield piece
+            else:
+                yield Piece(
+                    piece.text, piece.token, piece.finish_reason, _stats(built, times)
+                )
+
+
+@contextmanager
+def _wired() -> Iterator[None]:
+    """Keep the weights in memory meanwhile, where the device has a limit for it."""
+    before = maybe_set_recommended_wired_limit()
+    try:
+        yield
+    finally:
+        if before is not None:
+            mx.synchronize()
+            mx.set_wired_limit(before)
 
 
 def _room(prompt: Prompt, config: MM1Config, settings: Settings) -> int:

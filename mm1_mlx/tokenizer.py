@@ -56,26 +56,52 @@ class Tokenizer:
         self.image_id: int = hf.convert_tokens_to_ids(image_token)
         # Longest first, so that no special token is cut in two by a shorter one.
         typed = sorted(specials | {image_token}, key=len, reverse=True)
+        self._specials = tuple(typed)
         vocabulary = hf.get_vocab()
         unused = (
             chr(code)
             for code in range(_FIRST_STAND_IN, _LAST_STAND_IN + 1)
             if chr(code) not in vocabulary
         )
+        self._unused = unused
         self._stand_ins = dict(zip(typed, unused, strict=False))
-        self._private = {ord(c): "\ufffd" for c in self._stand_ins.values()}
+        self._private = dict.fromkeys(
+            range(_FIRST_STAND_IN, _LAST_STAND_IN + 1), "\ufffd"
+        )
         self._typed: dict[int, list[int]] = {}
 
     def shield(self, text: str) -> str:
-        """``text`` with every special token in it replaced by a stand-in."""
+        """``text`` with every special token in it replaced by a stand-in.
+
+        So is the beginning of one at its end, which a template might complete with the
+        next text.
+        """
         text = text.translate(self._private)
-        for special, stand_in in self._stand_ins.items():
+        for special in tuple(self._stand_ins):
             if special in text:
-                self._add(stand_in)
-                token = self.hf.convert_tokens_to_ids(stand_in)
-                self._typed[token] = self._spell(special)
-                text = text.replace(special, stand_in)
+                text = text.replace(special, self._stand_in(special))
+        body = text.rstrip()
+        start = self._begun(body)
+        if start < len(body):
+            text = body[:start] + self._stand_in(body[start:]) + text[len(body) :]
         return text
+
+    def _begun(self, text: str) -> int:
+        """Where the longest beginning of a special token at the text's end starts."""
+        longest = max(map(len, self._stand_ins), default=0)
+        for start in range(max(0, len(text) - longest + 1), len(text)):
+            if any(special.startswith(text[start:]) for special in self._specials):
+                return start
+        return len(text)
+
+    def _stand_in(self, typed: str) -> str:
+        """The character that stands for a typed text, known to the tokenizer."""
+        if typed not in self._stand_ins:
+            self._stand_ins[typed] = next(self._unused, "\ufffd")
+        stand_in = self._stand_ins[typed]
+        self._add(stand_in)
+        self._typed[self.hf.convert_tokens_to_ids(stand_in)] = self._spell(typed)
+        return stand_in
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Tokens of rendered text; stand-ins become the characters they stand for."""

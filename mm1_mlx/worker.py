@@ -31,6 +31,7 @@ class Worker:
             target=_run, args=(self._jobs,), name="mm1", daemon=True
         )
         thread.start()
+        self._thread = thread
         # Also called when the worker is forgotten, and at the interpreter's exit.
         self.close = weakref.finalize(self, _close, self._jobs, self._lock, thread)
 
@@ -51,6 +52,8 @@ class Worker:
                 # Whatever it is, it belongs to the caller who waits for the result.
                 future.set_exception(error)
 
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("the runtime's own thread would wait for itself")
         with self._lock:
             if not self.close.alive:
                 raise RuntimeError("the runtime is closed")

@@ -259,3 +259,19 @@ def test_a_legacy_chat_template_file_is_read(byte_folder, tmp_path, plain_prompt
     path.write_text("[]")
     with pytest.raises(CheckpointError, match=r"chat_template.json holds no template"):
         load_tokenizer(tmp_path / "model", plain_prompt())
+
+
+def test_a_special_cannot_form_across_texts(any_tokenizer):
+    """A template may bring texts together: their ends are shielded too."""
+    end = any_tokenizer.hf.convert_tokens_to_ids("</s>")
+    for first, second in (("x <", "/s>"), ("x </", "s> y"), ("<ima ", "ge>")):
+        for joined in (
+            any_tokenizer.shield(first) + any_tokenizer.shield(second),
+            any_tokenizer.shield(first).strip() + any_tokenizer.shield(second),
+        ):
+            tokens = any_tokenizer.encode(joined, add_special_tokens=False)
+            assert end not in tokens
+            assert any_tokenizer.image_id not in tokens
+    text = "a < b and c </"
+    tokens = any_tokenizer.encode(any_tokenizer.shield(text), add_special_tokens=False)
+    assert any_tokenizer.hf.decode(tokens) == text

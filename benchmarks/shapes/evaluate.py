@@ -71,8 +71,8 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def normalise(answer: str) -> str:
-    """Lower case, without surrounding space or a final full stop."""
-    return answer.strip().lower().removesuffix(".")
+    """Lower case, without surrounding space."""
+    return answer.strip().lower()
 
 
 def scene_cases(num_pictures: int, split: Split = "held_out") -> Iterable[Case]:

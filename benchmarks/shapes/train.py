@@ -81,8 +81,9 @@ def export(trainer: Trainer[Tutored, JointBatch], folder: Path, out: Path) -> No
             writer.add(name, tensor.astype(mx.float16))
         for name in ("tokenizer.json", "tokenizer_config.json"):
             writer.add_file(name, folder / name)
-        for name, content in shipped_pictures().items():
-            writer.add_file(name, content)
+    # Beside the model, no part of it.
+    for name, content in shipped_pictures().items():
+        (out / name).write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def repository(monkeypatch, tmp_path):
         shutil.copy(TINY / name, folder)
     downloads = []
 
-    def download(name):
+    def download(name, *, pickles):
+        assert isinstance(pickles, bool)
         downloads.append(name)
         return folder, "mit"
 

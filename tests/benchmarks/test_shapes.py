@@ -181,12 +181,12 @@ def test_evaluation_counts_and_knows_chance():
         ("colour", None, "?", "blue", ("red", "blue")),
         ("caption", None, "?", "A red star.", ()),
     ]
-    figures = evaluate(lambda _, __: " Red. ", cases)
+    figures = evaluate(lambda _, __: " Red ", cases)
     assert figures["colour"]["accuracy"] == 0.5
     assert figures["colour"]["chance_uniform"] == 0.5
     assert figures["caption"]["accuracy"] == 0
     assert figures["all questions"]["n"] == 2
-    assert normalise(" A red star. ") == "a red star"
+    assert normalise(" A red star. ") == "a red star."
 
 
 def test_wilson_interval_is_the_textbooks():

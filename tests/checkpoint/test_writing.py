@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -253,7 +254,7 @@ def write(out):
         for name, shape in writer.expected.items():
             writer.add(name, mx.ones(shape))
 
-for i in range(16):
+for i in range(int(sys.argv[3]) + 1):
     reading, started = os.pipe()
     out = root / ("old" if i % 2 else f"new-{i}")
     child = os.fork()
@@ -263,7 +264,7 @@ for i in range(16):
     os.read(reading, 1)
     start = time.perf_counter()
     if i:
-        time.sleep(seconds * (i / 15))
+        time.sleep(seconds * (i % 16 / 15))
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if i == 0:
@@ -273,16 +274,17 @@ for i in range(16):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kills", [15, pytest.param(200, marks=pytest.mark.drill)])
 def test_a_killed_writer_leaves_no_half_model(
-    tmp_path, make_config, make_model, write, same
+    kills, tmp_path, make_config, make_model, write, same
 ):
     old = make_model(seed=5)
     write(tmp_path / "old", old)
     config = json.dumps(make_config().to_dict())
-    arguments = [sys.executable, "-c", KILLED, config, str(tmp_path)]
+    arguments = [sys.executable, "-c", KILLED, config, str(tmp_path), str(kills)]
     out = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
     rows = [line.split() for line in out.splitlines()]
-    assert len(rows) == 16
+    assert len(rows) == kills + 1
     assert rows[0] == ["new-0", "False"]
     assert sum(killed == "True" for _, killed in rows) >= 5
     assert len(load_model(tmp_path / "new-0").tensors()) == len(old.tensors())
@@ -300,3 +302,15 @@ def test_a_killed_writer_leaves_no_half_model(
     for partial in tmp_path.glob("*.partial-*"):
         with contextlib.suppress(CheckpointError):
             assert len(load_model(partial).tensors()) == len(old.tensors())
+
+
+def test_the_next_writer_clears_what_a_killed_one_left(tmp_path, make_model, write):
+    dead = 2**22 + 1  # above every process number
+    for name in (f"new.partial-{dead}", f"new.partial-{os.getppid()}", "new.notes-1"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / f"new.old-{dead}", make_model(seed=5))
+    with pytest.raises(CheckpointError, match="made by somebody else"):
+        write(tmp_path / "new", make_model())
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"new", f"new.partial-{os.getppid()}", "new.notes-1"}
+    load_model(tmp_path / "new")
