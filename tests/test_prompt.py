@@ -308,3 +308,14 @@ def test_place_widens_every_picture_to_its_tiles(make_config, tokenizer):
         PromptError, match="prompt has 2 places for pictures but 1 images"
     ):
         place([2, 2], [wide], config, image_id=2)
+
+
+def test_an_image_url_opens_no_local_file(tiny_config, tokenizer, tmp_path):
+    path = tmp_path / "secret.png"
+    Image.new("RGB", (4, 4)).save(path)
+    for url in (str(path), f"file://{path}", "https://example.com/a.png", None):
+        part = {"type": "image_url", "image_url": {"url": url}}
+        with pytest.raises(PromptError, match=r"image_url is .* expected a data URI"):
+            Prompt.build(
+                [{"role": "user", "content": [part]}], [], tiny_config, tokenizer
+            )

@@ -164,6 +164,7 @@ def test_messages_hold_several_pictures_in_place(runtime):
     [
         ({"max_tokens": 0}, "max_tokens is 0, expected 1"),
         ({"temperature": -1.0}, "temperature is -1.0, expected 0 to 2"),
+        ({"top_p": 0}, "top_p is 0, expected more"),
         ({"top_p": 1.5}, "top_p is 1.5, expected 0 to 1"),
         ({"stop": "x"}, "stop is 'x', expected a list"),
         ({"stop": [""]}, "expected a list of strings"),

@@ -52,3 +52,14 @@ def test_a_worker_may_close_itself():
     worker.submit(worker.close).result(timeout=5)
     with pytest.raises(RuntimeError, match="the runtime is closed"):
         worker.submit(int)
+
+
+def test_a_worker_does_not_wait_for_itself():
+    worker = Worker()
+
+    def inner():
+        return worker.submit(lambda: 1).result()
+
+    with pytest.raises(RuntimeError, match="would wait for itself"):
+        worker.submit(inner).result()
+    worker.close()

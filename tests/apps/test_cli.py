@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from mm1_mlx.apps.cli import main
+from mm1_mlx.apps.common import print_answer
 from mm1_mlx.runtime import TINY
 
 STAR = str(TINY / "red-star.png")
@@ -116,6 +117,30 @@ def test_doctor_asks_the_embedded_model(mm1):
     code, out, _ = mm1("doctor")
     assert code == 0
     assert "answers 'red' about a red star" in out
+
+
+def test_doctor_reports_a_model_that_does_not_answer(mm1, monkeypatch, tmp_path):
+    monkeypatch.setattr("mm1_mlx.runtime.TINY", tmp_path / "gone")
+    code, out, _ = mm1("doctor")
+    assert code == 0
+    assert "does not answer: model folder" in out
+
+
+def test_inspect_reads_only_small_files_of_a_repository(mm1, monkeypatch, tmp_path):
+    monkeypatch.setenv("MM1_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("mm1_mlx.hub.download", pytest.fail)
+    small = tmp_path / "small"
+    shutil.copytree(TINY, small, ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr("mm1_mlx.hub.download_small", lambda _: small)
+    _, out, err = mm1("inspect", "--json", "somebody/tiny")
+    assert err == ""
+    assert json.loads(out)["image_tokens"] == 16
+
+
+def test_control_characters_do_not_reach_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_answer("a\x1b[31mred\x07\tb\n")
+    assert capsys.readouterr().out == "a[31mred\tb\n"
 
 
 def damaged(folder: Path, change) -> Path:

@@ -575,3 +575,17 @@ def test_pictures_stand_on_a_token_of_the_vocabulary(
     prompt = read(tmp_path, LLAMA | fields).prompt
     assert prompt is not None
     assert prompt.image_token_id == expected
+
+
+def test_openclips_squash_wins_over_the_processors_crop(tmp_path: Path) -> None:
+    """Apple's DFN5B was trained with squashed pictures; the HF file says crop."""
+    files: dict[str, Any] = {
+        "preprocessor_config": {"do_center_crop": True, "crop_size": 378, "size": 378}
+    }
+    image = read(tmp_path / "a", DFN_H, **files).image
+    assert image is not None
+    assert image.resize == "crop"
+    files["open_clip_config"] = {"preprocess_cfg": {"resize_mode": "squash"}}
+    image = read(tmp_path / "b", DFN_H, **files).image
+    assert image is not None
+    assert image.resize == "squash"

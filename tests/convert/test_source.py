@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 )
 from safetensors.numpy import save_file
 
+from mm1_mlx import hub
 from mm1_mlx.convert import SourceInfo, convert, describe
 from mm1_mlx.convert.source import Source, unpickle, weight_files
 from mm1_mlx.errors import CheckpointError
@@ -357,3 +358,13 @@ def test_second_copies_of_weights_are_left_alone(tmp_path: Path) -> None:
     for name in ("open_clip_model.safetensors", "pytorch_model.bin"):
         (tmp_path / name).touch()
     assert weight_files(tmp_path) == ["pytorch_model.bin"]
+
+
+def test_pickles_are_not_fetched_where_nothing_reads_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    info = repository("config.json", "pytorch_model.bin")
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: info)
+    monkeypatch.setattr("mm1_mlx.hub.snapshot_download", pytest.fail)
+    with pytest.raises(CheckpointError, match=r"only \.bin weights.*mm1-mlx\[torch\]"):
+        hub.download("somebody/old")
