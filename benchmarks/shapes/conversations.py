@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.shapes.patches import PatchBatch, PatchHeads, label_patches, patch_loss
 from benchmarks.shapes.questions import caption, questions
 from benchmarks.shapes.recipe import Recipe, picture_rng, random_picture_scene
-from benchmarks.shapes.scene import Scene
+from benchmarks.shapes.scene import UNNAMED, Scene
 from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Turn
 from mm1_mlx.tokenizer import Tokenizer
@@ -80,13 +80,18 @@ class Conversations:
     def _conversations(
         self, scene: Scene, rng: np.random.Generator, *, single: bool
     ) -> list[Conversation]:
+        """Rows of one question, or of a caption and of two questions."""
         asked = [(q.text, q.answer) for q in questions(scene, rng)]
+        told = [caption(scene, rng)]
+        # What has no name is not talked about; what is asked must not need it.
+        asked = [pair for pair in asked if UNNAMED not in " ".join(pair).lower()]
+        told = [pair for pair in told if UNNAMED not in " ".join(pair).lower()]
         rng.shuffle(asked)
         if single:
             rows = [[pair] for pair in asked[: self.recipe.rows_per_picture]]
         else:
-            rows = [[caption(scene, rng)], asked[:2]]
-        return [tuple(_vary(pair, rng) for pair in row) for row in rows]
+            rows = [told, asked[:2]]
+        return [tuple(_vary(pair, rng) for pair in row) for row in rows if row]
 
     def _build(self, pairs: Conversation) -> Sample:
         turns: list[Turn] = []

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from benchmarks.shapes.draw import draw
 from benchmarks.shapes.recipe import Recipe, picture_rng, random_picture_scene
-from benchmarks.shapes.scene import COLOURS, SHAPES, Scene
+from benchmarks.shapes.scene import COLOURS, SHAPES, UNNAMED, Scene
 from mm1_mlx.config import MM1Config
 from mm1_mlx.image import load_picture
 from mm1_mlx.models.vision import CLIPEncoder
 
-# Class 0 is the background.
+# Class 0 is the background; a colour without a name is no class.
 SHAPE_CLASSES = {name: i for i, name in enumerate(SHAPES, 1)}
-COLOUR_CLASSES = {name: i for i, name in enumerate(COLOURS, 1)}
+COLOUR_CLASSES = {name: i for i, name in enumerate(COLOURS, 1)} | {UNNAMED: -1}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ def patch_loss(heads: PatchHeads, features: mx.array, batch: PatchBatch) -> mx.a
     """Mean over patches of the cross-entropies of shape and colour, in nats."""
     shapes, colours = heads(features)
     losses = nn.losses.cross_entropy(shapes, mx.array(batch.shapes))
-    losses = losses + nn.losses.cross_entropy(colours, mx.array(batch.colours))
+    named = mx.array(batch.colours >= 0)
+    labels = mx.array(np.maximum(batch.colours, 0))
+    losses = losses + nn.losses.cross_entropy(colours, labels) * named
     return losses.mean()
 
 

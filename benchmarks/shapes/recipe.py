@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.shapes.questions import caption, questions
-from benchmarks.shapes.scene import Scene, random_scene, split_rng
+from benchmarks.shapes.scene import Scene, pick, random_scene, recolour, split_rng
 from mm1_mlx.config import MM1Config
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
@@ -24,6 +24,8 @@ SPECIALS = ("<pad>", "</s>", "<image>")
 VOCAB_SIZE = 512
 # Share of the pictures drawn at the model's size.
 NATIVE_SIZE = 0.6
+# Of a picture's objects, those in colours without a name.
+UNNAMED_SHARES = (0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def picture_rng(seed: int, step: int, shard: int) -> np.random.Generator:
 def random_picture_scene(rng: np.random.Generator) -> Scene:
     """A training scene, mostly of the model's size."""
     short_side = 96 if rng.random() < NATIVE_SIZE else int(rng.integers(64, 193))
-    return random_scene(rng, short_side=short_side)
+    scene = random_scene(rng, short_side=short_side)
+    return recolour(scene, pick(rng, UNNAMED_SHARES), rng)
 
 
 def open_tokenizer(folder: Path, config: MM1Config) -> Tokenizer:

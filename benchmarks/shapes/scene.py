@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
 from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 Split = Literal["train", "validation", "held_out"]
 Style = Literal["solid", "edged", "outline", "striped", "dotted"]
@@ -75,6 +78,9 @@ GAP = 0.03
 MIN_CONTRAST = 20.0
 MIN_LINE_CONTRAST = 40.0
 MIN_LINE_LIGHTNESS = 12.0
+# CIELAB distance of a colour without a name from every one that has one.
+MIN_UNNAMED = 22.0
+UNNAMED = "unnamed"
 
 _SEED_KEYS: dict[Split, int] = {"train": 1, "validation": 2, "held_out": 3}
 
@@ -163,6 +169,50 @@ def random_rgb(rng: np.random.Generator, colour: str) -> RGB:
         a + int(rng.random() * (z - a + 1)) for a, z in zip(low, high, strict=True)
     )
     return r, g, b
+
+
+def recolour(scene: Scene, share: float, rng: np.random.Generator) -> Scene:
+    """The scene with a share of its objects in colours that have no name here.
+
+    Else a colour would only ever be seen on the shapes it is not held out from, and an
+    encoder would learn shapes colour by colour. Nothing that people might call by one
+    of the names is used: a held-out pair stays unseen.
+    """
+    objects = [
+        replace(item, colour=UNNAMED, rgb=unnamed_rgb(scene.background, rng))
+        if rng.random() < share
+        else item
+        for item in scene.objects
+    ]
+    return replace(scene, objects=tuple(objects))
+
+
+def unnamed_rgb(background: Background, rng: np.random.Generator) -> RGB:
+    """A value far from every named colour and from the background."""
+    while True:
+        r, g, b = (int(c) for c in rng.integers(0, 256, 3))
+        rgb = r, g, b
+        if not _is_named(rgb) and background_contrast(rgb, background) >= MIN_CONTRAST:
+            return rgb
+
+
+def _is_named(rgb: RGB) -> bool:
+    """Whether people might call the value by one of the names."""
+    named, low, high = _named_values()
+    if (np.linalg.norm(named - _lab(rgb), axis=1) < MIN_UNNAMED).any():
+        return True
+    return bool(((low <= rgb) & (rgb <= high)).all(axis=1).any())
+
+
+@cache
+def _named_values() -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """CIELAB of the named values and boxes' corners; the boxes' low and high ends."""
+    values = [value for named, _ in COLOURS.values() for value in named]
+    boxes = [box for _, boxes in COLOURS.values() for box in boxes]
+    for box in boxes:
+        values += [(r, g, b) for r, g, b in product(*zip(*box, strict=True))]
+    low, high = (np.array(ends) for ends in zip(*boxes, strict=True))
+    return np.array([_lab(value) for value in values]), low, high
 
 
 def contrast(a: RGB, b: RGB) -> float:

@@ -72,7 +72,6 @@ def export(trainer: Trainer[Tutored, JointBatch], folder: Path, out: Path) -> No
     source = {
         "name": "mm1-tiny",
         "recipe": "benchmarks/shapes/recipe.json",
-        "steps": trainer.step,
         "licence": "MIT",
     }
     model = trainer.model.mm1

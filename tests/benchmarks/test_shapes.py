@@ -6,20 +6,29 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from benchmarks.shapes.conversations import Conversations
 from benchmarks.shapes.draw import draw
 from benchmarks.shapes.evaluate import evaluate, normalise, plain_cases, wilson
 from benchmarks.shapes.patches import COLOUR_CLASSES, SHAPE_CLASSES, patch_classes
 from benchmarks.shapes.questions import caption, questions
-from benchmarks.shapes.recipe import load_recipe, picture_rng, random_picture_scene
+from benchmarks.shapes.recipe import (
+    load_recipe,
+    open_tokenizer,
+    picture_rng,
+    random_picture_scene,
+)
 from benchmarks.shapes.scene import (
     COLOURS,
     HELD_OUT,
+    MIN_UNNAMED,
     SHAPES,
     Background,
     Object,
     Scene,
+    contrast,
     random_scene,
     split_rng,
+    unnamed_rgb,
 )
 
 
@@ -205,3 +214,30 @@ def test_committed_recipe_is_the_embedded_models():
     from mm1_mlx.runtime import TINY
 
     assert load_config(TINY) == load_recipe().config
+
+
+def test_unnamed_colours_are_far_from_every_named_one():
+    rng = split_rng("train", 5)
+    white = Background((255, 255, 255), (255, 255, 255))
+    named = [value for values, _ in COLOURS.values() for value in values]
+    for _ in range(300):
+        rgb = unnamed_rgb(white, rng)
+        assert min(contrast(rgb, value) for value in named) >= MIN_UNNAMED
+        assert not any(
+            all(a <= c <= z for a, c, z in zip(low, rgb, high, strict=True))
+            for _, boxes in COLOURS.values()
+            for low, high in boxes
+        )
+
+
+def test_nothing_without_a_name_is_talked_about(tmp_path):
+    recipe = load_recipe()
+    tokenizer = open_tokenizer(tmp_path, recipe.config)
+    conversations = Conversations(recipe, tokenizer)
+    unnamed = 0
+    for step in (0, 1):
+        batch = conversations(step, 0)
+        unnamed += int((batch.patches.colours < 0).sum())
+        for row in batch.rows.tokens:
+            assert "unnamed" not in tokenizer.hf.decode(row.tolist()).lower()
+    assert unnamed > 100
