@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from benchmarks.shapes.patches import PatchBatch, PatchHeads, label_patches, patch_loss
-from benchmarks.shapes.questions import caption, questions
+from benchmarks.shapes.questions import ask_place, caption, questions
 from benchmarks.shapes.recipe import Recipe, picture_rng, random_picture_scene
 from benchmarks.shapes.scene import UNNAMED, Scene
 from mm1_mlx.models import MM1
@@ -21,6 +22,8 @@ from mm1_mlx.train.sample import Batch, Sample, build_sample, collate
 
 # Share of the questions in lower case.
 LOWER_CASE = 0.15
+# Every row repeats the picture's tokens, so it asks more than once.
+QUESTIONS_PER_ROW = 3
 
 Conversation = tuple[tuple[str, str], ...]
 
@@ -55,8 +58,7 @@ def joint_loss(model: Tutored, batch: JointBatch) -> tuple[mx.array, mx.array]:
 class Conversations:
     """The batch of (step, shard): fresh pictures, each with several conversations.
 
-    Even steps ask single questions, odd steps caption and hold longer conversations:
-    rows of like length waste little padding.
+    Odd steps caption as well: rows of like length waste little padding.
     """
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
@@ -68,37 +70,64 @@ class Conversations:
         rng = picture_rng(self.recipe.train.seed, step, shard)
         scenes, samples, owners = [], [], []
         for i in range(self.recipe.pictures_per_step):
-            scene = random_picture_scene(rng)
+            scene = random_picture_scene(rng, self.recipe.train_unnamed)
             scenes.append(scene)
-            for conversation in self._conversations(scene, rng, single=step % 2 == 0):
-                samples.append(self._sample(conversation))
+            for conversation in self.talk(scene, rng, told=step % 2 == 1):
+                samples.append(self.row(conversation))
                 owners.append([i])
         config = self.recipe.config
         rows = collate(samples, owners, (), config, self.tokenizer.image_id)
         return JointBatch(rows, label_patches(scenes, config))
 
-    def _conversations(
-        self, scene: Scene, rng: np.random.Generator, *, single: bool
+    def talk(
+        self, scene: Scene, rng: np.random.Generator, *, told: bool
     ) -> list[Conversation]:
-        """Rows of one question, or of a caption and of two questions."""
-        asked = [(q.text, q.answer) for q in questions(scene, rng)]
-        told = [caption(scene, rng)]
-        # What has no name is not talked about; what is asked must not need it.
-        asked = [pair for pair in asked if UNNAMED not in " ".join(pair).lower()]
-        told = [pair for pair in told if UNNAMED not in " ".join(pair).lower()]
-        rng.shuffle(asked)
-        if single:
-            rows = [[pair] for pair in asked[: self.recipe.rows_per_picture]]
-        else:
-            rows = [told, asked[:2]]
-        return [tuple(_vary(pair, rng) for pair in row) for row in rows if row]
+        """Rows of questions about one picture; a caption opens the first if ``told``."""
+        asked = ask(scene, rng, self.recipe.rows_per_picture * QUESTIONS_PER_ROW)
+        if told:
+            asked = [*_sayable([caption(scene, rng)]), *asked[:-1]]
+        size = QUESTIONS_PER_ROW
+        rows = [asked[i : i + size] for i in range(0, len(asked), size)]
+        return [tuple(_vary(pair, rng) for pair in row) for row in rows]
 
-    def _build(self, pairs: Conversation) -> Sample:
-        turns: list[Turn] = []
-        for i, (question, answer) in enumerate(pairs):
-            picture: list[str | None] = [None] if i == 0 else []
-            turns += [("user", [*picture, question]), ("assistant", [answer])]
+    def row(self, pairs: Conversation) -> Sample:
+        """The row's sample; in this model's template turns follow one another as is."""
+        parts = [self._sample(pair, i == 0) for i, pair in enumerate(pairs)]
+        tokens = [token for part in parts for token in part.tokens]
+        learned = [flag for part in parts for flag in part.learned]
+        return Sample(tuple(tokens), tuple(learned))
+
+    def _build(self, pair: tuple[str, str], picture: bool) -> Sample:
+        question, answer = pair
+        shown: list[str | None] = [None] if picture else []
+        turns: list[Turn] = [("user", [*shown, question]), ("assistant", [answer])]
         return build_sample(turns, self.recipe.config, self.tokenizer)
+
+
+def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+    """At most ``count`` questions, up to half of them about where things are."""
+    kinds: dict[str, list[tuple[str, str]]] = {"where": [], "other": []}
+    for _ in range(2):
+        for q in [*questions(scene, rng), ask_place(scene, rng)]:
+            if q is not None:
+                kind = "where" if q.kind in ("where", "place") else "other"
+                kinds[kind].append((q.text, q.answer))
+    where, others = (_sayable(pairs) for pairs in kinds.values())
+    rng.shuffle(others)
+    rng.shuffle(where)
+    asked = where[: count // 2]
+    asked += others[: count - len(asked)]
+    rng.shuffle(asked)
+    return asked
+
+
+def _sayable(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What can be said without a name for what has none, every question once."""
+    return [
+        (question, answer)
+        for question, answer in dict(pairs).items()
+        if UNNAMED not in f"{question} {answer}".lower()
+    ]
 
 
 def _vary(pair: tuple[str, str], rng: np.random.Generator) -> tuple[str, str]:

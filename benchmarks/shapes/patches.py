@@ -83,8 +83,9 @@ class Patches:
 
     def __call__(self, step: int, shard: int) -> PatchBatch:
         rng = picture_rng(self.recipe.pretrain.seed, step, shard)
+        shares = self.recipe.pretrain_unnamed
         count = self.recipe.pictures_per_step
-        scenes = [random_picture_scene(rng) for _ in range(count)]
+        scenes = [random_picture_scene(rng, shares) for _ in range(count)]
         return label_patches(scenes, self.recipe.config)
 
 

@@ -25,7 +25,7 @@ from benchmarks.shapes.scene import (
     pick,
 )
 
-Kind = Literal["colour", "shape", "count", "exists", "where"]
+Kind = Literal["colour", "shape", "count", "exists", "where", "place"]
 KINDS: tuple[Kind, ...] = ("colour", "shape", "count", "exists", "where")
 
 YES_NO = ("yes", "no")
@@ -33,6 +33,8 @@ NUMBERS = tuple(str(n) for n in range(MAX_OBJECTS + 1))
 ACROSS, ALONG = ("left", "right"), ("above", "below")
 # How much larger the displacement along one axis has to be.
 DOMINANCE = 1.5
+# How far from the middle an object has to be, as a share of the picture's side.
+CLEAR_OF_MIDDLE = 0.1
 # Large counts are rare in scenes, so they are asked for more often where they occur.
 _COUNT_WEIGHTS = {"0": 0.7, "1": 0.7, "2": 1.3, "3": 2.0, "4": 4.0}
 
@@ -104,6 +106,16 @@ CLAIM_TEXTS = {
     "right": ("Is the {a} right of the {b}?", "Is the {a} to the right of the {b}?"),
     "above": ("Is the {a} above the {b}?", "Is the {a} higher than the {b}?"),
     "below": ("Is the {a} below the {b}?", "Is the {a} lower than the {b}?"),
+}
+PLACE_TEXTS = {
+    ACROSS: (
+        "Is the {a} on the left or on the right?",
+        "Is the {a} in the left or in the right half?",
+    ),
+    ALONG: (
+        "Is the {a} above or below the middle?",
+        "Is the {a} above the middle of the picture or below it?",
+    ),
 }
 CAPTION_TEXTS = (
     "Describe the picture.",
@@ -215,6 +227,23 @@ def ask_where(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question("where", text, side, (*ACROSS, *ALONG), a)
 
 
+def ask_place(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """In which half of the picture an object is.
+
+    The step before ``ask_where``; for training, no part of ``questions``.
+    """
+    named = _named(scene)
+    if not named:
+        return None
+    target = pick(rng, named)
+    axis = pick(rng, (ACROSS, ALONG))
+    share = target.x / scene.width if axis is ACROSS else target.y / scene.height
+    if abs(share - 0.5) < CLEAR_OF_MIDDLE:
+        return None
+    text = pick(rng, PLACE_TEXTS[axis]).format(a=_name(scene, target, rng))
+    return Question("place", text, axis[share > 0.5], axis, target)
+
+
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> tuple[str, str]:
     """An instruction and the sentence that lists every object, from left to right.
 
@@ -306,9 +335,7 @@ def _absent_pair(
 
 
 def _relations(scene: Scene) -> list[tuple[Object, Object, str]]:
-    named = [
-        o for o in scene.objects if [p.pair for p in scene.objects].count(o.pair) == 1
-    ]
+    named = _named(scene)
     focus = _focus(scene)
     found = []
     for a in named:
@@ -317,6 +344,12 @@ def _relations(scene: Scene) -> list[tuple[Object, Object, str]]:
             if a is not b and side is not None and (a in focus or b in focus):
                 found.append((a, b, side))
     return found
+
+
+def _named(scene: Scene) -> list[Object]:
+    """The objects whose pair of colour and shape no other has."""
+    counts = Counter(item.pair for item in scene.objects)
+    return [item for item in scene.objects if counts[item.pair] == 1]
 
 
 def _name(scene: Scene, item: Object, rng: np.random.Generator) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,6 @@ SPECIALS = ("<pad>", "</s>", "<image>")
 VOCAB_SIZE = 512
 # Share of the pictures drawn at the model's size.
 NATIVE_SIZE = 0.6
-# Of a picture's objects, those in colours without a name.
-UNNAMED_SHARES = (0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,9 @@ class Recipe:
     config: MM1Config
     pretrain: TrainConfig
     train: TrainConfig
+    # Of a picture's objects, those in colours without a name: each share as likely.
+    pretrain_unnamed: tuple[float, ...]
+    train_unnamed: tuple[float, ...]
     pictures_per_step: int
     rows_per_picture: int
     patch_weight: float
@@ -47,6 +49,8 @@ def load_recipe() -> Recipe:
         config=_config(values["model"]),
         pretrain=TrainConfig(**values["pretrain"]),
         train=TrainConfig(**values["train"]),
+        pretrain_unnamed=tuple(values["pretrain_unnamed"]),
+        train_unnamed=tuple(values["train_unnamed"]),
         pictures_per_step=values["pictures_per_step"],
         rows_per_picture=values["rows_per_picture"],
         patch_weight=values["patch_weight"],
@@ -112,11 +116,13 @@ def picture_rng(seed: int, step: int, shard: int) -> np.random.Generator:
     return split_rng("train", 1 + (seed * 2**32 + step) * 16 + shard)
 
 
-def random_picture_scene(rng: np.random.Generator) -> Scene:
+def random_picture_scene(
+    rng: np.random.Generator, unnamed_shares: Sequence[float]
+) -> Scene:
     """A training scene, mostly of the model's size."""
     short_side = 96 if rng.random() < NATIVE_SIZE else int(rng.integers(64, 193))
     scene = random_scene(rng, short_side=short_side)
-    return recolour(scene, pick(rng, UNNAMED_SHARES), rng)
+    return recolour(scene, pick(rng, unnamed_shares), rng)
 
 
 def open_tokenizer(folder: Path, config: MM1Config) -> Tokenizer:

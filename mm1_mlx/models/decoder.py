@@ -116,12 +116,24 @@ class Decoder(nn.Module):
         cache: list[Any] | None = None,
         input_embeddings: mx.array | None = None,
     ) -> mx.array:
+        return self.logits(self.hidden(tokens, cache, input_embeddings))
+
+    def hidden(
+        self,
+        tokens: mx.array,
+        cache: list[Any] | None = None,
+        input_embeddings: mx.array | None = None,
+    ) -> mx.array:
+        """The normed states [B, T, D] that ``logits`` reads."""
         x = self.embed_tokens(tokens) if input_embeddings is None else input_embeddings
         caches = cache or [None] * len(self.layers)
         mask = create_attention_mask(x, caches[0], window_size=self.sliding_window)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             x = layer(x, mask, layer_cache)
-        x = self.norm(x)
+        return self.norm(x)
+
+    def logits(self, x: mx.array) -> mx.array:
+        """Logits [..., V] of states [..., D]."""
         if "lm_head" in self:
             return self.lm_head(x)
         return self.embed_tokens.as_linear(x)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mm1_mlx.models import MM1
 from mm1_mlx.train.sample import Batch
@@ -21,11 +22,16 @@ def answer_loss(
 
     Right padding needs no mask: causal attention never looks at what follows.
     """
+    # Logits only where something is learned: the head is a large part of a small model.
+    learned = batch.learned[:, 1:]
+    if not learned.any():
+        return mx.array(0.0), mx.array(0)
+    targets = mx.array(batch.tokens[:, 1:][learned])
+    places = mx.array(np.flatnonzero(learned))
     tokens = mx.array(batch.tokens)
     B, T = tokens.shape
-    embeddings = model.embed(tokens.flatten(), image_tokens, batch.spans)
-    logits = model(tokens, input_embeddings=embeddings.reshape(B, T, -1))
-    losses = nn.losses.cross_entropy(logits[:, :-1].astype(mx.float32), tokens[:, 1:])
-    learned = mx.array(batch.learned)[:, 1:]
-    count = learned.sum()
-    return (losses * learned).sum() / mx.maximum(count, 1), count
+    x = model.embed(tokens.flatten(), image_tokens, batch.spans).reshape(B, T, -1)
+    states = model.decoder.hidden(tokens, input_embeddings=x)[:, :-1]
+    logits = model.decoder.logits(states.flatten(0, 1)[places])
+    losses = nn.losses.cross_entropy(logits.astype(mx.float32), targets)
+    return losses.mean(), mx.array(targets.size)

@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
@@ -50,7 +51,7 @@ class TrainConfig:
     weight_decay: float = field(default=0.01, metadata={"help": "decoupled decay"})
     clip_norm: float = field(default=1.0, metadata={"help": "largest gradient norm"})
     micro_batches: int = field(
-        default=1, metadata={"help": "batches whose gradients make one step"}
+        default=1, metadata={"help": "batches of a step, shared out among processes"}
     )
     seed: int = field(default=0, metadata={"help": "of initialisation and data"})
     save_every: int = field(default=200, metadata={"help": "steps per checkpoint"})
@@ -91,15 +92,16 @@ def schedule(config: TrainConfig, peak: float) -> Callable[[mx.array], mx.array]
     Until the decay begins the schedule does not depend on the number of steps, so a run
     may be lengthened or cut short and still equal one that was planned so.
     """
-    start = config.steps - config.decay_steps
-    return optim.join_schedules(
-        [
-            optim.linear_schedule(0.0, peak, config.warmup_steps),
-            lambda _: mx.array(peak),
-            optim.cosine_decay(peak, config.decay_steps, peak * config.final_fraction),
-        ],
-        [config.warmup_steps, start],
-    )
+    parts = [
+        optim.linear_schedule(0.0, peak, config.warmup_steps),
+        lambda _: mx.array(peak),
+    ]
+    starts = [config.warmup_steps]
+    if config.decay_steps:
+        last = peak * config.final_fraction
+        parts.append(optim.cosine_decay(peak, config.decay_steps, last))
+        starts.append(config.steps - config.decay_steps)
+    return optim.join_schedules(parts, starts)
 
 
 class Trainer(Generic[Model, Batch]):
@@ -108,8 +110,7 @@ class Trainer(Generic[Model, Batch]):
     Args:
         model: trained in place.
         loss: mean loss of (model, batch), and how many targets it is the mean of.
-        batches: the batch of (step, shard); every micro-batch of every process is a
-            shard of its own.
+        batches: the batch of (step, shard); every micro-batch is a shard of its own.
         config: the run.
         folder: where the checkpoint and ``log.jsonl`` are kept.
     """
@@ -129,12 +130,20 @@ class Trainer(Generic[Model, Batch]):
         self.step = 0
         self._schedule = schedule(config, config.learning_rate)
         self.group = mx.distributed.init()
+        self._share, rest = divmod(config.micro_batches, self.group.size())
+        if rest:
+            raise ConfigError(
+                f"{config.micro_batches} micro-batches cannot be shared out among "
+                f"{self.group.size()} processes"
+            )
         self.optimizer = make_optimizer(config)
         self.optimizer.init(model.trainable_parameters())
         mx.eval(model.state, self.optimizer.state)
-        parallel = config.micro_batches if mx.default_device() == mx.cpu else 1
+        parallel = self._share if mx.default_device() == mx.cpu else 1
         self._workers = [Worker() for _ in range(parallel)]
         self._tracing = threading.Lock()
+        self._loader = Worker()
+        self._loading: dict[tuple[int, int], Future[Batch]] = {}
         self._loss_and_grad = nn.value_and_grad(model, loss)
 
     def run(self, report: Callable[[dict[str, Any]], None]) -> None:
@@ -160,8 +169,11 @@ class Trainer(Generic[Model, Batch]):
 
         The micro-batches' gradients are averaged.
         """
-        first = self.group.rank() * self.config.micro_batches
-        shards = range(first, first + self.config.micro_batches)
+        first = self.group.rank() * self._share
+        shards = range(first, first + self._share)
+        for step in (self.step, self.step + 1):
+            for shard in shards:
+                self._load(step, shard)
         pending = [
             self._workers[i % len(self._workers)].submit(self._backward, shard)
             for i, shard in enumerate(shards)
@@ -175,13 +187,19 @@ class Trainer(Generic[Model, Batch]):
         self.step += 1
         return sum(losses) / len(losses)
 
+    def _load(self, step: int, shard: int) -> None:
+        """Begin to make a batch, unless that is done or under way."""
+        if step < self.config.steps and (step, shard) not in self._loading:
+            batch = self._loader.submit(self.batches, step, shard)
+            self._loading[step, shard] = batch
+
     def _backward(self, shard: int) -> tuple[float, Any]:
         """Loss and gradients of one micro-batch, evaluated.
 
         Runs on a worker thread, whose stream is its own: on a CPU, micro-batches run
         side by side. Only tracing, which puts tracers into the shared model, must not.
         """
-        batch = self.batches(self.step, shard)
+        batch = self._loading.pop((self.step, shard)).result()
         with self._tracing:
             parameters = self.model.trainable_parameters()
             (loss, _), grads = self._loss_and_grad(self.model, batch)
@@ -254,6 +272,7 @@ class Trainer(Generic[Model, Batch]):
         ]
         self.model.load_weights(model)
         self.optimizer.state = tree_unflatten(optimizer)
+        self._loading.clear()
         # Now: a worker could not evaluate them on this thread's stream.
         mx.eval(self.model.state, self.optimizer.state)
         self.step = cast(int, state["step"].item())

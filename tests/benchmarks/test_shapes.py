@@ -6,11 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks.shapes.conversations import Conversations
+from benchmarks.shapes.conversations import Conversations, ask
 from benchmarks.shapes.draw import draw
 from benchmarks.shapes.evaluate import evaluate, normalise, plain_cases, wilson
 from benchmarks.shapes.patches import COLOUR_CLASSES, SHAPE_CLASSES, patch_classes
-from benchmarks.shapes.questions import caption, questions
+from benchmarks.shapes.questions import ask_place, caption, questions
 from benchmarks.shapes.recipe import (
     load_recipe,
     open_tokenizer,
@@ -30,6 +30,7 @@ from benchmarks.shapes.scene import (
     split_rng,
     unnamed_rgb,
 )
+from mm1_mlx.train.sample import build_sample
 
 
 def scenes(split, count):
@@ -52,7 +53,7 @@ def test_training_never_shows_a_held_out_pair():
         assert not {item.pair for item in scene.objects} & HELD_OUT
     rng = picture_rng(0, 0, 0)
     for _ in range(3000):
-        scene = random_picture_scene(rng)
+        scene = random_picture_scene(rng, (0.0, 0.5))
         assert not {item.pair for item in scene.objects} & HELD_OUT
 
 
@@ -145,6 +146,19 @@ def lies(a, b, side):
     along = {"left": -dx, "right": dx, "above": -dy, "below": dy}[side]
     across = abs(dy) if side in ("left", "right") else abs(dx)
     return along >= 1.5 * across
+
+
+def test_halves_are_clear_in_the_picture():
+    answers = Counter()
+    for scene, rng in scenes("train", 400):
+        q = ask_place(scene, rng)
+        if q is None:
+            continue
+        answers[q.answer] += 1
+        across, down = q.target.x / scene.width, q.target.y / scene.height
+        shares = {"left": 1 - across, "right": across, "above": 1 - down, "below": down}
+        assert shares[q.answer] >= 0.6
+    assert min(answers[side] for side in ("left", "right", "above", "below")) > 30
 
 
 def test_yes_and_no_are_balanced():
@@ -241,3 +255,30 @@ def test_nothing_without_a_name_is_talked_about(tmp_path):
         for row in batch.rows.tokens:
             assert "unnamed" not in tokenizer.hf.decode(row.tolist()).lower()
     assert unnamed > 100
+
+
+def test_a_row_is_the_sample_of_its_conversation(tmp_path):
+    recipe = load_recipe()
+    tokenizer = open_tokenizer(tmp_path, recipe.config)
+    conversations = Conversations(recipe, tokenizer)
+    rng = split_rng("train", 3)
+    lengths = set()
+    for step in range(20):
+        scene = random_picture_scene(rng, recipe.train_unnamed)
+        for pairs in conversations.talk(scene, rng, told=step % 2 == 1):
+            turns = []
+            for question, answer in pairs:
+                shown = [] if turns else [None]
+                turns += [("user", [*shown, question]), ("assistant", [answer])]
+            expected = build_sample(turns, recipe.config, tokenizer)
+            assert conversations.row(pairs) == expected
+            lengths.add(len(pairs))
+    assert lengths == {1, 2, 3}
+
+
+def test_relations_are_asked_often_enough_to_be_learned():
+    rng = split_rng("train", 4)
+    sides = ("left", "right", "above", "below")
+    asked = [pair for scene, _ in scenes("train", 200) for pair in ask(scene, rng, 6)]
+    share = sum(any(side in q or side == a for side in sides) for q, a in asked)
+    assert 0.25 < share / len(asked) < 0.6
