@@ -9,11 +9,13 @@ from functools import lru_cache
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from numpy.typing import NDArray
 
+from benchmarks.shapes.balance import AnswerAdjustment
 from benchmarks.shapes.patches import PatchBatch, PatchHeads, label_patches, patch_loss
 from benchmarks.shapes.questions import ask_place, caption, questions
 from benchmarks.shapes.recipe import Recipe, picture_rng, random_picture_scene
-from benchmarks.shapes.scene import UNNAMED, Scene
+from benchmarks.shapes.scene import UNNAMED, Pair, Scene
 from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Turn
 from mm1_mlx.tokenizer import Tokenizer
@@ -25,7 +27,9 @@ LOWER_CASE = 0.15
 # Every row repeats the picture's tokens, so it asks more than once.
 QUESTIONS_PER_ROW = 3
 
-Conversation = tuple[tuple[str, str], ...]
+# A question, its answer, and the pair it is about where the answer is half of one.
+Exchange = tuple[str, str, Pair | None]
+Conversation = tuple[Exchange, ...]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class JointBatch:
 
     rows: Batch
     patches: PatchBatch
+    # [learned tokens, V], where the losses are balanced.
+    adjustment: NDArray[np.float32] | None
 
 
 class Tutored(nn.Module):
@@ -50,8 +56,10 @@ def joint_loss(model: Tutored, batch: JointBatch) -> tuple[mx.array, mx.array]:
     """Loss of the answers plus the weighted loss of the patches; answer tokens."""
     features = model.mm1.vision(mx.array(batch.patches.pixels))
     image_tokens = list(model.mm1.connector(features))
-    answers, count = answer_loss(model.mm1, batch.rows, image_tokens)
-    patches = patch_loss(model.heads, features, batch.patches)
+    balanced = batch.adjustment is not None
+    adjustment = mx.array(batch.adjustment) if balanced else None
+    answers, count = answer_loss(model.mm1, batch.rows, image_tokens, adjustment)
+    patches = patch_loss(model.heads, features, batch.patches, balanced=balanced)
     return answers + model.patch_weight * patches, count
 
 
@@ -65,19 +73,28 @@ class Conversations:
         self.recipe = recipe
         self.tokenizer = tokenizer
         self._sample = lru_cache(maxsize=100_000)(self._build)
+        assert recipe.config.decoder is not None
+        vocab_size = recipe.config.decoder.vocab_size
+        self._adjustment = AnswerAdjustment(tokenizer, vocab_size)
 
     def __call__(self, step: int, shard: int) -> JointBatch:
         rng = picture_rng(self.recipe.train.seed, step, shard)
         scenes, samples, owners = [], [], []
+        left_out: list[tuple[int, ...]] = []
         for i in range(self.recipe.pictures_per_step):
             scene = random_picture_scene(rng, self.recipe.train_unnamed)
             scenes.append(scene)
             for conversation in self.talk(scene, rng, told=step % 2 == 1):
                 samples.append(self.row(conversation))
                 owners.append([i])
+                for pair in conversation:
+                    left_out += self._left_out(pair)
         config = self.recipe.config
         rows = collate(samples, owners, (), config, self.tokenizer.image_id)
-        return JointBatch(rows, label_patches(scenes, config))
+        patches = label_patches(scenes, config)
+        if step < self.recipe.balance_from:
+            return JointBatch(rows, patches, None)
+        return JointBatch(rows, patches, self._adjustment.table(left_out))
 
     def talk(
         self, scene: Scene, rng: np.random.Generator, *, told: bool
@@ -85,14 +102,14 @@ class Conversations:
         """Rows of questions about one picture; a caption opens the first if ``told``."""
         asked = ask(scene, rng, self.recipe.rows_per_picture * QUESTIONS_PER_ROW)
         if told:
-            asked = [*_sayable([caption(scene, rng)]), *asked[:-1]]
+            asked = [*_sayable([(*caption(scene, rng), None)]), *asked[:-1]]
         size = QUESTIONS_PER_ROW
         rows = [asked[i : i + size] for i in range(0, len(asked), size)]
         return [tuple(_vary(pair, rng) for pair in row) for row in rows]
 
     def row(self, pairs: Conversation) -> Sample:
         """The row's sample; in this model's template turns follow one another as is."""
-        parts = [self._sample(pair, i == 0) for i, pair in enumerate(pairs)]
+        parts = [self._sample(pair[:2], i == 0) for i, pair in enumerate(pairs)]
         tokens = [token for part in parts for token in part.tokens]
         learned = [flag for part in parts for flag in part.learned]
         return Sample(tuple(tokens), tuple(learned))
@@ -103,16 +120,26 @@ class Conversations:
         turns: list[Turn] = [("user", [*shown, question]), ("assistant", [answer])]
         return build_sample(turns, self.recipe.config, self.tokenizer)
 
+    def _left_out(self, exchange: Exchange) -> list[tuple[int, ...]]:
+        """The tokens left out of the score of every learned token of an exchange."""
+        question, answer, about = exchange
+        sample = self._sample((question, answer), False)
+        learned = zip(sample.tokens, sample.learned, strict=True)
+        return self._adjustment([t for t, flag in learned if flag], about)
 
-def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+
+def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[Exchange]:
     """At most ``count`` questions, up to half of them about where things are."""
-    kinds: dict[str, list[tuple[str, str]]] = {"where": [], "other": []}
+    where: list[Exchange] = []
+    others: list[Exchange] = []
     for _ in range(2):
         for q in [*questions(scene, rng), ask_place(scene, rng)]:
             if q is not None:
-                kind = "where" if q.kind in ("where", "place") else "other"
-                kinds[kind].append((q.text, q.answer))
-    where, others = (_sayable(pairs) for pairs in kinds.values())
+                half = q.target is not None and q.kind in ("colour", "shape")
+                about = q.target.pair if q.target is not None and half else None
+                kind = where if q.kind in ("where", "place") else others
+                kind.append((q.text, q.answer, about))
+    where, others = _sayable(where), _sayable(others)
     rng.shuffle(others)
     rng.shuffle(where)
     asked = where[: count // 2]
@@ -121,16 +148,16 @@ def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[tuple[str, s
     return asked
 
 
-def _sayable(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def _sayable(exchanges: Sequence[Exchange]) -> list[Exchange]:
     """What can be said without a name for what has none, every question once."""
     return [
-        (question, answer)
-        for question, answer in dict(pairs).items()
-        if UNNAMED not in f"{question} {answer}".lower()
+        exchange
+        for exchange in {e[0]: e for e in exchanges}.values()
+        if UNNAMED not in f"{exchange[0]} {exchange[1]}".lower()
     ]
 
 
-def _vary(pair: tuple[str, str], rng: np.random.Generator) -> tuple[str, str]:
-    """The pair as people also type it."""
-    question, answer = pair
-    return (question.lower(), answer) if rng.random() < LOWER_CASE else pair
+def _vary(exchange: Exchange, rng: np.random.Generator) -> Exchange:
+    """The exchange as people also type it."""
+    question, answer, about = exchange
+    return (question.lower() if rng.random() < LOWER_CASE else question, answer, about)

@@ -14,6 +14,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.shapes.balance import class_adjustments
 from benchmarks.shapes.draw import draw
 from benchmarks.shapes.recipe import Recipe, picture_rng, random_picture_scene
 from benchmarks.shapes.scene import COLOURS, SHAPES, UNNAMED, Scene
@@ -57,9 +58,16 @@ class PatchClassifier(nn.Module):
         self.heads = PatchHeads(recipe.config.vision.hidden_size)
 
 
-def patch_loss(heads: PatchHeads, features: mx.array, batch: PatchBatch) -> mx.array:
+def patch_loss(
+    heads: PatchHeads, features: mx.array, batch: PatchBatch, *, balanced: bool = False
+) -> mx.array:
     """Mean over patches of the cross-entropies of shape and colour, in nats."""
     shapes, colours = heads(features)
+    if balanced:
+        by_colour, by_shape = class_adjustments()
+        # The index -1 is the last row's: no name, no adjustment.
+        shapes = shapes + mx.array(by_colour[batch.colours])
+        colours = colours + mx.array(by_shape[batch.shapes])
     losses = nn.losses.cross_entropy(shapes, mx.array(batch.shapes))
     named = mx.array(batch.colours >= 0)
     labels = mx.array(np.maximum(batch.colours, 0))

@@ -40,6 +40,8 @@ class Recipe:
     pictures_per_step: int
     rows_per_picture: int
     patch_weight: float
+    # The step of the second stage from which its losses are balanced.
+    balance_from: int
 
 
 def load_recipe() -> Recipe:
@@ -54,6 +56,7 @@ def load_recipe() -> Recipe:
         pictures_per_step=values["pictures_per_step"],
         rows_per_picture=values["rows_per_picture"],
         patch_weight=values["patch_weight"],
+        balance_from=values["balance_from"],
     )
 
 

@@ -16,11 +16,21 @@ def next_token_loss(model: MM1, batch: Batch) -> tuple[mx.array, mx.array]:
 
 
 def answer_loss(
-    model: MM1, batch: Batch, image_tokens: Sequence[mx.array]
+    model: MM1,
+    batch: Batch,
+    image_tokens: Sequence[mx.array],
+    adjustment: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
     """``next_token_loss`` for pictures that are encoded already.
 
     Right padding needs no mask: causal attention never looks at what follows.
+
+    Args:
+        model: all three parts.
+        batch: the rows.
+        image_tokens: [K, D] of every picture.
+        adjustment: [learned tokens, V], added to the scores (logit adjustment,
+            arXiv 2007.07314).
     """
     # Logits only where something is learned: the head is a large part of a small model.
     learned = batch.learned[:, 1:]
@@ -33,5 +43,7 @@ def answer_loss(
     x = model.embed(tokens.flatten(), image_tokens, batch.spans).reshape(B, T, -1)
     states = model.decoder.hidden(tokens, input_embeddings=x)[:, :-1]
     logits = model.decoder.logits(states.flatten(0, 1)[places])
+    if adjustment is not None:
+        logits = logits + adjustment
     losses = nn.losses.cross_entropy(logits.astype(mx.float32), targets)
     return losses.mean(), mx.array(targets.size)

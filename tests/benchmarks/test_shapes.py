@@ -267,7 +267,7 @@ def test_a_row_is_the_sample_of_its_conversation(tmp_path):
         scene = random_picture_scene(rng, recipe.train_unnamed)
         for pairs in conversations.talk(scene, rng, told=step % 2 == 1):
             turns = []
-            for question, answer in pairs:
+            for question, answer, _ in pairs:
                 shown = [] if turns else [None]
                 turns += [("user", [*shown, question]), ("assistant", [answer])]
             expected = build_sample(turns, recipe.config, tokenizer)
@@ -280,5 +280,5 @@ def test_relations_are_asked_often_enough_to_be_learned():
     rng = split_rng("train", 4)
     sides = ("left", "right", "above", "below")
     asked = [pair for scene, _ in scenes("train", 200) for pair in ask(scene, rng, 6)]
-    share = sum(any(side in q or side == a for side in sides) for q, a in asked)
+    share = sum(any(side in q or side == a for side in sides) for q, a, _ in asked)
     assert 0.25 < share / len(asked) < 0.6
