@@ -69,16 +69,20 @@ class Conversations:
     Odd steps caption as well: rows of like length waste little padding.
     """
 
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, recipe: Recipe, tokenizer: Tokenizer, seed: int, balance_from: int
+    ) -> None:
         self.recipe = recipe
         self.tokenizer = tokenizer
+        self.seed = seed
+        self.balance_from = balance_from
         self._sample = lru_cache(maxsize=100_000)(self._build)
         assert recipe.config.decoder is not None
         vocab_size = recipe.config.decoder.vocab_size
         self._adjustment = AnswerAdjustment(tokenizer, vocab_size)
 
     def __call__(self, step: int, shard: int) -> JointBatch:
-        rng = picture_rng(self.recipe.train.seed, step, shard)
+        rng = picture_rng(self.seed, step, shard)
         scenes, samples, owners = [], [], []
         left_out: list[tuple[int, ...]] = []
         for i in range(self.recipe.pictures_per_step):
@@ -92,7 +96,7 @@ class Conversations:
         config = self.recipe.config
         rows = collate(samples, owners, (), config, self.tokenizer.image_id)
         patches = label_patches(scenes, config)
-        if step < self.recipe.balance_from:
+        if step < self.balance_from:
             return JointBatch(rows, patches, None)
         return JointBatch(rows, patches, self._adjustment.table(left_out))
 

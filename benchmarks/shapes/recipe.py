@@ -34,13 +34,14 @@ class Recipe:
     config: MM1Config
     pretrain: TrainConfig
     train: TrainConfig
+    finish: TrainConfig
     # Of a picture's objects, those in colours without a name: each share as likely.
     pretrain_unnamed: tuple[float, ...]
     train_unnamed: tuple[float, ...]
     pictures_per_step: int
     rows_per_picture: int
     patch_weight: float
-    # The step of the second stage from which its losses are balanced.
+    # The second stage's step from which losses are balanced; the third's all are.
     balance_from: int
 
 
@@ -51,6 +52,7 @@ def load_recipe() -> Recipe:
         config=_config(values["model"]),
         pretrain=TrainConfig(**values["pretrain"]),
         train=TrainConfig(**values["train"]),
+        finish=TrainConfig(**values["finish"]),
         pretrain_unnamed=tuple(values["pretrain_unnamed"]),
         train_unnamed=tuple(values["train_unnamed"]),
         pictures_per_step=values["pictures_per_step"],

@@ -34,12 +34,14 @@ from benchmarks.shapes.patches import (  # noqa: E402
     encoder_loss,
 )
 from benchmarks.shapes.pictures import shipped_pictures  # noqa: E402
+from benchmarks.shapes.positions import sine_cosine_positions  # noqa: E402
 from benchmarks.shapes.recipe import load_recipe, open_tokenizer  # noqa: E402
 from mm1_mlx.checkpoint import CheckpointWriter  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
-from mm1_mlx.train.trainer import Trainer  # noqa: E402
+from mm1_mlx.train.trainer import TrainConfig, Trainer  # noqa: E402
 
 RANK = "MLX_RANK"
+Joint = Trainer[Tutored, JointBatch]
 
 
 def main() -> None:
@@ -55,24 +57,35 @@ def main() -> None:
     tokenizer = open_tokenizer(arguments.folder, recipe.config)
     mm1 = MM1(recipe.config)
     encoder = PatchClassifier(recipe)
-    trainer = Trainer(
-        Tutored(mm1, encoder.heads, recipe.patch_weight),
-        joint_loss,
-        Conversations(recipe, tokenizer),
-        recipe.train,
-        arguments.folder / "joint",
-    )
-    resumed = trainer.resume()
+    tutored = Tutored(mm1, encoder.heads, recipe.patch_weight)
+
+    def conversing(config: TrainConfig, balance_from: int, name: str) -> Joint:
+        batches = Conversations(recipe, tokenizer, config.seed, balance_from)
+        return Trainer(tutored, joint_loss, batches, config, arguments.folder / name)
+
+    finish = conversing(recipe.finish, 0, "finish")
+    resumed = finish.resume()
     if arguments.export:
-        export(trainer, arguments.folder, arguments.export)
+        export(mm1, arguments.folder, arguments.export)
         return
     if not resumed:
-        stage = arguments.folder / "encoder"
-        Trainer(encoder, encoder_loss, Patches(recipe), recipe.pretrain, stage).run(
-            report
-        )
-        mm1.vision.update(encoder.vision.parameters())
-    trainer.run(report)
+        train = conversing(recipe.train, recipe.balance_from, "joint")
+        if not train.resume():
+            stage = arguments.folder / "encoder"
+            Trainer(encoder, encoder_loss, Patches(recipe), recipe.pretrain, stage).run(
+                report
+            )
+            mm1.vision.update(encoder.vision.parameters())
+        train.run(report)
+        show_places(mm1)
+    finish.run(report)
+
+
+def show_places(mm1: MM1) -> None:
+    """Tell the connector where the patches are: by itself it hardly learns that."""
+    connector = mm1.connector
+    grid, width = connector.grid_size, connector.position_embedding.shape[1]
+    connector.position_embedding += sine_cosine_positions(grid, width)
 
 
 def start_ring(folder: Path, size: int) -> int:
@@ -115,14 +128,13 @@ def report(line: dict[str, Any]) -> None:
     print(" ".join(f"{key} {value:.5g}" for key, value in line.items()), flush=True)
 
 
-def export(trainer: Trainer[Tutored, JointBatch], folder: Path, out: Path) -> None:
+def export(model: MM1, folder: Path, out: Path) -> None:
     """Write the model in half precision, with its tokenizer and two pictures."""
     source = {
         "name": "mm1-tiny",
         "recipe": "benchmarks/shapes/recipe.json",
         "licence": "MIT",
     }
-    model = trainer.model.mm1
     with CheckpointWriter(out, model.config, source, overwrite=True) as writer:
         for name, tensor in model.tensors().items():
             writer.add(name, tensor.astype(mx.float16))

@@ -150,6 +150,8 @@ class Trainer(Generic[Model, Batch]):
         """Train to the last step; ``report`` receives every log line."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
+        # Weights that the caller has just made: workers could not evaluate them.
+        mx.eval(self.model.state)
         self._trim_log()
         self.model.train()
         start, first = time.perf_counter(), self.step

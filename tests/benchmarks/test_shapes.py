@@ -10,6 +10,7 @@ from benchmarks.shapes.conversations import Conversations, ask
 from benchmarks.shapes.draw import draw
 from benchmarks.shapes.evaluate import evaluate, normalise, plain_cases, wilson
 from benchmarks.shapes.patches import COLOUR_CLASSES, SHAPE_CLASSES, patch_classes
+from benchmarks.shapes.positions import sine_cosine_positions
 from benchmarks.shapes.questions import ask_place, caption, questions
 from benchmarks.shapes.recipe import (
     load_recipe,
@@ -247,7 +248,7 @@ def test_unnamed_colours_are_far_from_every_named_one():
 def test_nothing_without_a_name_is_talked_about(tmp_path):
     recipe = load_recipe()
     tokenizer = open_tokenizer(tmp_path, recipe.config)
-    conversations = Conversations(recipe, tokenizer)
+    conversations = Conversations(recipe, tokenizer, seed=0, balance_from=0)
     unnamed = 0
     for step in (0, 1):
         batch = conversations(step, 0)
@@ -260,7 +261,7 @@ def test_nothing_without_a_name_is_talked_about(tmp_path):
 def test_a_row_is_the_sample_of_its_conversation(tmp_path):
     recipe = load_recipe()
     tokenizer = open_tokenizer(tmp_path, recipe.config)
-    conversations = Conversations(recipe, tokenizer)
+    conversations = Conversations(recipe, tokenizer, seed=0, balance_from=0)
     rng = split_rng("train", 3)
     lengths = set()
     for step in range(20):
@@ -282,3 +283,15 @@ def test_relations_are_asked_often_enough_to_be_learned():
     asked = [pair for scene, _ in scenes("train", 200) for pair in ask(scene, rng, 6)]
     share = sum(any(side in q or side == a for side in sides) for q, a, _ in asked)
     assert 0.25 < share / len(asked) < 0.6
+
+
+def test_positions_tell_near_from_far_along_both_sides():
+    table = np.array(sine_cosine_positions(12, 96)).reshape(12, 12, 96)
+    assert np.abs(table.mean(axis=(0, 1))).max() < 1e-6
+    for places in (table[5], table[:, 5]):
+        distances = np.linalg.norm(places - places[0], axis=1)
+        assert (np.diff(distances[:4]) > 0).all()
+        assert distances[4:].min() > distances[3] * 0.9
+    # A column is the same in every row, but for the half that tells the row.
+    assert np.array_equal(table[0, :, :48], table[7, :, :48])
+    assert np.array_equal(table[:, 0, 48:], table[:, 7, 48:])
