@@ -23,13 +23,25 @@ from benchmarks.shapes.draw import draw
 from benchmarks.shapes.plain import COLOURS as PLAIN_COLOURS
 from benchmarks.shapes.plain import SHAPES as PLAIN_SHAPES
 from benchmarks.shapes.plain import plain_pictures
-from benchmarks.shapes.questions import caption, questions
-from benchmarks.shapes.scene import Split, random_scene, split_rng
+from benchmarks.shapes.questions import KINDS, Question, ask_place, caption, questions
+from benchmarks.shapes.scene import UNSEEN_PAIRS, Split, random_scene, split_rng
 
 # A picture and a question in, an answer out.
 Answerer = Callable[[Image.Image, str], str]
-# One case: kind, picture, question, expected answer, options it leaves open.
-Case = tuple[str, Image.Image, str, str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question about a picture."""
+
+    kind: str
+    picture: Image.Image
+    question: str
+    expected: str
+    # The answers that the question leaves open.
+    options: tuple[str, ...] = ()
+    # Those that would make a pair which training never showed.
+    unseen: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -41,13 +53,16 @@ class Tally:
     # Sum over questions of 1 / options.
     uniform: float = 0.0
     answers: Counter[str] = field(default_factory=Counter)
+    unseen: int = 0
 
-    def add(self, right: bool, answer: str, options: int) -> None:
+    def add(self, case: Case, answer: str) -> None:
         """Count one question."""
-        self.right += right
+        expected, answer = normalise(case.expected), normalise(answer)
+        self.right += answer == expected
         self.total += 1
-        self.uniform += 1 / options if options else 0
-        self.answers[answer] += 1
+        self.uniform += 1 / len(case.options) if case.options else 0
+        self.answers[expected] += 1
+        self.unseen += answer in case.unseen
 
     def row(self) -> dict[str, Any]:
         """The figures, as JSON values."""
@@ -58,6 +73,7 @@ class Tally:
             "interval_95": [round(low, 4), round(high, 4)],
             "chance_uniform": round(self.uniform / self.total, 4),
             "chance_majority": round(max(self.answers.values()) / self.total, 4),
+            "answered_unseen_pair": round(self.unseen / self.total, 4),
         }
 
 
@@ -76,34 +92,47 @@ def normalise(answer: str) -> str:
 
 
 def scene_cases(num_pictures: int, split: Split = "held_out") -> Iterable[Case]:
-    """One question of each kind, and a caption, about each of the split's pictures."""
+    """One question of each kind, a caption and a half, about each of the pictures."""
     for seed in range(num_pictures):
         rng = split_rng(split, seed)
         scene = random_scene(rng, split)
         picture = draw(scene)
         for q in questions(scene, rng):
-            yield q.kind, picture, q.text, q.answer, q.options
+            yield Case(q.kind, picture, q.text, q.answer, q.options, unseen_answers(q))
         instruction, sentence = caption(scene, rng)
-        yield "caption", picture, instruction, sentence, ()
+        yield Case("caption", picture, instruction, sentence)
+        # Last, so that it changes nothing of what the others ask.
+        if half := ask_place(scene, rng):
+            yield Case("place", picture, half.text, half.answer, half.options)
+
+
+def unseen_answers(question: Question) -> frozenset[str]:
+    """The colours or shapes that training never showed on what is asked about."""
+    if question.target is None or question.kind not in ("colour", "shape"):
+        return frozenset()
+    colour, shape = question.target.pair
+    if question.kind == "colour":
+        return frozenset(c for c, s in UNSEEN_PAIRS if s == shape)
+    return frozenset(s for c, s in UNSEEN_PAIRS if c == colour)
 
 
 def plain_cases() -> Iterable[Case]:
     """The colour and the shape of every plainly drawn picture."""
     for picture, colour, shape in plain_pictures():
         question = f"What colour is the {shape}?"
-        yield "plain colour", picture, question, colour, PLAIN_COLOURS
-        yield "plain shape", picture, "What shape is this?", shape, PLAIN_SHAPES
+        yield Case("plain colour", picture, question, colour, PLAIN_COLOURS)
+        question = "What shape is this?"
+        yield Case("plain shape", picture, question, shape, PLAIN_SHAPES)
 
 
 def evaluate(answer: Answerer, cases: Iterable[Case]) -> dict[str, dict[str, Any]]:
-    """Figures by kind of question, and over all of them but captions."""
+    """Figures by kind, and over all ``KINDS``: neither captions nor halves."""
     tallies: dict[str, Tally] = {}
-    for kind, picture, question, expected, options in cases:
-        right = normalise(answer(picture, question)) == normalise(expected)
-        kinds = [kind] if kind == "caption" else [kind, "all questions"]
-        for name in kinds:
-            tally = tallies.setdefault(name, Tally())
-            tally.add(right, normalise(expected), len(options))
+    for case in cases:
+        said = answer(case.picture, case.question)
+        names = [case.kind, "all questions"] if case.kind in KINDS else [case.kind]
+        for name in names:
+            tallies.setdefault(name, Tally()).add(case, said)
     return {name: tally.row() for name, tally in tallies.items()}
 
 

@@ -43,6 +43,8 @@ class Recipe:
     patch_weight: float
     # The second stage's step from which losses are balanced; the third's all are.
     balance_from: int
+    # Of the sines and cosines that the third stage begins with.
+    position_scale: float
 
 
 def load_recipe() -> Recipe:
@@ -59,6 +61,7 @@ def load_recipe() -> Recipe:
         rows_per_picture=values["rows_per_picture"],
         patch_weight=values["patch_weight"],
         balance_from=values["balance_from"],
+        position_scale=values["position_scale"],
     )
 
 

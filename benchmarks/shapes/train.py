@@ -77,15 +77,15 @@ def main() -> None:
             )
             mm1.vision.update(encoder.vision.parameters())
         train.run(report)
-        show_places(mm1)
+        show_places(mm1, recipe.position_scale)
     finish.run(report)
 
 
-def show_places(mm1: MM1) -> None:
+def show_places(mm1: MM1, scale: float) -> None:
     """Tell the connector where the patches are: by itself it hardly learns that."""
     connector = mm1.connector
     grid, width = connector.grid_size, connector.position_embedding.shape[1]
-    connector.position_embedding += sine_cosine_positions(grid, width)
+    connector.position_embedding += scale * sine_cosine_positions(grid, width)
 
 
 def start_ring(folder: Path, size: int) -> int:

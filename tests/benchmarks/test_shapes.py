@@ -8,7 +8,14 @@ import pytest
 
 from benchmarks.shapes.conversations import Conversations, ask
 from benchmarks.shapes.draw import draw
-from benchmarks.shapes.evaluate import evaluate, normalise, plain_cases, wilson
+from benchmarks.shapes.evaluate import (
+    Case,
+    evaluate,
+    normalise,
+    plain_cases,
+    scene_cases,
+    wilson,
+)
 from benchmarks.shapes.patches import COLOUR_CLASSES, SHAPE_CLASSES, patch_classes
 from benchmarks.shapes.positions import sine_cosine_positions
 from benchmarks.shapes.questions import ask_place, caption, questions
@@ -201,16 +208,29 @@ def test_patch_classes_lie_on_the_objects():
 
 def test_evaluation_counts_and_knows_chance():
     cases = [
-        ("colour", None, "?", "red", ("red", "blue")),
-        ("colour", None, "?", "blue", ("red", "blue")),
-        ("caption", None, "?", "A red star.", ()),
+        Case("colour", None, "?", "red", ("red", "blue")),
+        Case("colour", None, "?", "blue", ("red", "blue"), frozenset({"red"})),
+        Case("caption", None, "?", "A red star."),
+        Case("place", None, "?", "left", ("left", "right")),
     ]
     figures = evaluate(lambda _, __: " Red ", cases)
     assert figures["colour"]["accuracy"] == 0.5
     assert figures["colour"]["chance_uniform"] == 0.5
-    assert figures["caption"]["accuracy"] == 0
+    assert figures["colour"]["answered_unseen_pair"] == 0.5
+    assert figures["caption"]["accuracy"] == figures["place"]["accuracy"] == 0
     assert figures["all questions"]["n"] == 2
     assert normalise(" A red star. ") == "a red star."
+
+
+def test_cases_know_which_answers_training_never_showed():
+    asked = {"colour": 0, "shape": 0}
+    for case in scene_cases(60, "held_out"):
+        if case.kind in asked:
+            asked[case.kind] += 1
+            assert case.expected in case.unseen
+    assert min(asked.values()) > 20
+    for case in scene_cases(60, "validation"):
+        assert case.expected not in case.unseen
 
 
 def test_wilson_interval_is_the_textbooks():
@@ -221,7 +241,7 @@ def test_wilson_interval_is_the_textbooks():
 def test_plain_pictures_show_every_colour_and_shape_without_smoothing():
     cases = list(plain_cases())
     assert len(cases) == 2 * 8 * 4 * 3 * 3
-    assert {len(case[1].getcolors()) for case in cases} == {2}
+    assert {len(case.picture.getcolors()) for case in cases} == {2}
 
 
 def test_committed_recipe_is_the_embedded_models():
