@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from benchmarks.shapes.balance import AnswerAdjustment
 from benchmarks.shapes.patches import PatchBatch, PatchHeads, label_patches, patch_loss
-from benchmarks.shapes.questions import ask_place, caption, questions
+from benchmarks.shapes.questions import Question, ask_place, caption, questions
 from benchmarks.shapes.recipe import Recipe, picture_rng, random_picture_scene
-from benchmarks.shapes.scene import UNNAMED, Pair, Scene
+from benchmarks.shapes.scene import COLOURS, UNNAMED, Pair, Scene
 from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Turn
 from mm1_mlx.tokenizer import Tokenizer
@@ -136,9 +136,10 @@ def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[Exchange]:
     """At most ``count`` questions, up to half of them about where things are."""
     where: list[Exchange] = []
     others: list[Exchange] = []
+    named = sum(o.colour != UNNAMED for o in scene.objects) / len(scene.objects)
     for _ in range(2):
         for q in [*questions(scene, rng), ask_place(scene, rng)]:
-            if q is not None:
+            if q is not None and (rng.random() < named or not _denies(q)):
                 half = q.target is not None and q.kind in ("colour", "shape")
                 about = q.target.pair if q.target is not None and half else None
                 kind = where if q.kind in ("where", "place") else others
@@ -150,6 +151,15 @@ def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[Exchange]:
     asked += others[: count - len(asked)]
     rng.shuffle(asked)
     return asked
+
+
+def _denies(question: Question) -> bool:
+    """Whether the answer is that some colour is not there.
+
+    Where objects have no name, its counterpart cannot be said as often.
+    """
+    denied = question.kind in ("exists", "count") and question.answer in ("no", "0")
+    return denied and any(colour in question.text for colour in COLOURS)
 
 
 def _sayable(exchanges: Sequence[Exchange]) -> list[Exchange]:

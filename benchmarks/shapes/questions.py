@@ -18,6 +18,7 @@ from benchmarks.shapes.scene import (
     MAX_OBJECTS,
     SEEN_PAIRS,
     SHAPES,
+    UNNAMED,
     UNSEEN_PAIRS,
     Object,
     Pair,
@@ -355,7 +356,9 @@ def _named(scene: Scene) -> list[Object]:
 def _name(scene: Scene, item: Object, rng: np.random.Generator) -> str:
     """Words that only ``item`` in the scene answers to."""
     short = rng.random()
-    if short < 0.15 and [o.shape for o in scene.objects].count(item.shape) == 1:
+    # The colour says nothing where it has no name.
+    only_shape = 1.0 if item.colour == UNNAMED else 0.15
+    if short < only_shape and [o.shape for o in scene.objects].count(item.shape) == 1:
         return item.shape
     if short > 0.85 and [o.colour for o in scene.objects].count(item.colour) == 1:
         return f"{item.colour} {pick(rng, ('object', 'shape'))}"

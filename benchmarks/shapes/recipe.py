@@ -35,16 +35,19 @@ class Recipe:
     pretrain: TrainConfig
     train: TrainConfig
     finish: TrainConfig
+    settle: TrainConfig
     # Of a picture's objects, those in colours without a name: each share as likely.
     pretrain_unnamed: tuple[float, ...]
     train_unnamed: tuple[float, ...]
     pictures_per_step: int
     rows_per_picture: int
     patch_weight: float
-    # The second stage's step from which losses are balanced; the third's all are.
+    # The second stage's step from which losses are balanced; all later ones are.
     balance_from: int
     # Of the sines and cosines that the third stage begins with.
     position_scale: float
+    # The step at which the third stage ends, half-way through its schedule.
+    finish_stop: int
 
 
 def load_recipe() -> Recipe:
@@ -55,6 +58,7 @@ def load_recipe() -> Recipe:
         pretrain=TrainConfig(**values["pretrain"]),
         train=TrainConfig(**values["train"]),
         finish=TrainConfig(**values["finish"]),
+        settle=TrainConfig(**values["settle"]),
         pretrain_unnamed=tuple(values["pretrain_unnamed"]),
         train_unnamed=tuple(values["train_unnamed"]),
         pictures_per_step=values["pictures_per_step"],
@@ -62,6 +66,7 @@ def load_recipe() -> Recipe:
         patch_weight=values["patch_weight"],
         balance_from=values["balance_from"],
         position_scale=values["position_scale"],
+        finish_stop=values["finish_stop"],
     )
 
 

@@ -63,22 +63,26 @@ def main() -> None:
         batches = Conversations(recipe, tokenizer, config.seed, balance_from)
         return Trainer(tutored, joint_loss, batches, config, arguments.folder / name)
 
-    finish = conversing(recipe.finish, 0, "finish")
-    resumed = finish.resume()
+    settle = conversing(recipe.settle, 0, "settle")
+    resumed = settle.resume()
     if arguments.export:
         export(mm1, arguments.folder, arguments.export)
         return
     if not resumed:
-        train = conversing(recipe.train, recipe.balance_from, "joint")
-        if not train.resume():
-            stage = arguments.folder / "encoder"
-            Trainer(encoder, encoder_loss, Patches(recipe), recipe.pretrain, stage).run(
-                report
-            )
-            mm1.vision.update(encoder.vision.parameters())
-        train.run(report)
-        show_places(mm1, recipe.position_scale)
-    finish.run(report)
+        finish = conversing(recipe.finish, 0, "finish")
+        if not finish.resume():
+            train = conversing(recipe.train, recipe.balance_from, "joint")
+            if not train.resume():
+                folder = arguments.folder / "encoder"
+                batches = Patches(recipe)
+                Trainer(encoder, encoder_loss, batches, recipe.pretrain, folder).run(
+                    report
+                )
+                mm1.vision.update(encoder.vision.parameters())
+            train.run(report)
+            show_places(mm1, recipe.position_scale)
+        finish.run(report, stop=recipe.finish_stop)
+    settle.run(report)
 
 
 def show_places(mm1: MM1, scale: float) -> None:
