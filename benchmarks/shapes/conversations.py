@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.shapes.balance import AnswerAdjustment
+from benchmarks.shapes.mentions import MentionFinder, Mentions
 from benchmarks.shapes.patches import PatchBatch, PatchHeads, label_patches, patch_loss
 from benchmarks.shapes.questions import Question, ask_place, caption, questions
 from benchmarks.shapes.recipe import Recipe, picture_rng, random_picture_scene
@@ -19,7 +20,7 @@ from benchmarks.shapes.scene import COLOURS, UNNAMED, Pair, Scene
 from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Turn
 from mm1_mlx.tokenizer import Tokenizer
-from mm1_mlx.train.loss import answer_loss
+from mm1_mlx.train.loss import batch_states, states_loss
 from mm1_mlx.train.sample import Batch, Sample, build_sample, collate
 
 # Share of the questions in lower case.
@@ -40,6 +41,7 @@ class JointBatch:
     patches: PatchBatch
     # [learned tokens, V], where the losses are balanced.
     adjustment: NDArray[np.float32] | None
+    mentions: Mentions
 
 
 class Tutored(nn.Module):
@@ -52,15 +54,43 @@ class Tutored(nn.Module):
         self.patch_weight = patch_weight
 
 
+class Pointing(nn.Module):
+    """A tutored model that also points at what a question names."""
+
+    def __init__(self, tutored: Tutored, point_weight: float) -> None:
+        super().__init__()
+        self.tutored = tutored
+        config = tutored.mm1.config
+        assert config.decoder is not None
+        self.point = nn.Linear(config.decoder.hidden_size, 2)
+        self.point_weight = point_weight
+
+
 def joint_loss(model: Tutored, batch: JointBatch) -> tuple[mx.array, mx.array]:
     """Loss of the answers plus the weighted loss of the patches; answer tokens."""
+    loss, count, _ = _joint_loss(model, batch)
+    return loss, count
+
+
+def pointing_loss(model: Pointing, batch: JointBatch) -> tuple[mx.array, mx.array]:
+    """``joint_loss`` plus the weighted squared distance of what is pointed at."""
+    loss, count, states = _joint_loss(model.tutored, batch)
+    named = states.flatten(0, 1)[mx.array(batch.mentions.tokens)]
+    misses = (model.point(named) - mx.array(batch.mentions.places)).square().sum(-1)
+    return loss + model.point_weight * misses.mean(), count
+
+
+def _joint_loss(
+    model: Tutored, batch: JointBatch
+) -> tuple[mx.array, mx.array, mx.array]:
     features = model.mm1.vision(mx.array(batch.patches.pixels))
     image_tokens = list(model.mm1.connector(features))
+    states = batch_states(model.mm1, batch.rows, image_tokens)
     balanced = batch.adjustment is not None
     adjustment = mx.array(batch.adjustment) if balanced else None
-    answers, count = answer_loss(model.mm1, batch.rows, image_tokens, adjustment)
+    answers, count = states_loss(model.mm1, batch.rows, states, adjustment)
     patches = patch_loss(model.heads, features, batch.patches, balanced=balanced)
-    return answers + model.patch_weight * patches, count
+    return answers + model.patch_weight * patches, count, states
 
 
 class Conversations:
@@ -79,6 +109,7 @@ class Conversations:
         self._sample = lru_cache(maxsize=100_000)(self._build)
         assert recipe.config.decoder is not None
         vocab_size = recipe.config.decoder.vocab_size
+        self._mentions = MentionFinder(tokenizer)
         self._adjustment = AnswerAdjustment(tokenizer, vocab_size)
 
     def __call__(self, step: int, shard: int) -> JointBatch:
@@ -93,12 +124,19 @@ class Conversations:
                 owners.append([i])
                 for pair in conversation:
                     left_out += self._left_out(pair)
-        config = self.recipe.config
-        rows = collate(samples, owners, (), config, self.tokenizer.image_id)
-        patches = label_patches(scenes, config)
-        if step < self.balance_from:
-            return JointBatch(rows, patches, None)
-        return JointBatch(rows, patches, self._adjustment.table(left_out))
+        rows = self.collate(samples, owners)
+        patches = label_patches(scenes, self.recipe.config)
+        mentions = self._mentions(rows, [scenes[i] for (i,) in owners])
+        balanced = step >= self.balance_from
+        adjustment = self._adjustment.table(left_out) if balanced else None
+        return JointBatch(rows, patches, adjustment, mentions)
+
+    def collate(
+        self, samples: Sequence[Sample], owners: Sequence[Sequence[int]]
+    ) -> Batch:
+        """The rows of samples about the pictures ``owners``."""
+        image_id = self.tokenizer.image_id
+        return collate(samples, owners, (), self.recipe.config, image_id)
 
     def talk(
         self, scene: Scene, rng: np.random.Generator, *, told: bool

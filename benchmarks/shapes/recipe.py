@@ -36,6 +36,7 @@ class Recipe:
     train: TrainConfig
     finish: TrainConfig
     settle: TrainConfig
+    point: TrainConfig
     # Of a picture's objects, those in colours without a name: each share as likely.
     pretrain_unnamed: tuple[float, ...]
     train_unnamed: tuple[float, ...]
@@ -46,8 +47,10 @@ class Recipe:
     balance_from: int
     # Of the sines and cosines that the third stage begins with.
     position_scale: float
-    # The step at which the third stage ends, half-way through its schedule.
+    # The steps at which these stages end, half-way through their schedules.
     finish_stop: int
+    settle_stop: int
+    point_weight: float
 
 
 def load_recipe() -> Recipe:
@@ -59,6 +62,7 @@ def load_recipe() -> Recipe:
         train=TrainConfig(**values["train"]),
         finish=TrainConfig(**values["finish"]),
         settle=TrainConfig(**values["settle"]),
+        point=TrainConfig(**values["point"]),
         pretrain_unnamed=tuple(values["pretrain_unnamed"]),
         train_unnamed=tuple(values["train_unnamed"]),
         pictures_per_step=values["pictures_per_step"],
@@ -67,6 +71,8 @@ def load_recipe() -> Recipe:
         balance_from=values["balance_from"],
         position_scale=values["position_scale"],
         finish_stop=values["finish_stop"],
+        settle_stop=values["settle_stop"],
+        point_weight=values["point_weight"],
     )
 
 

@@ -25,8 +25,10 @@ import mlx.core as mx  # noqa: E402
 from benchmarks.shapes.conversations import (  # noqa: E402
     Conversations,
     JointBatch,
+    Pointing,
     Tutored,
     joint_loss,
+    pointing_loss,
 )
 from benchmarks.shapes.patches import (  # noqa: E402
     PatchClassifier,
@@ -63,26 +65,32 @@ def main() -> None:
         batches = Conversations(recipe, tokenizer, config.seed, balance_from)
         return Trainer(tutored, joint_loss, batches, config, arguments.folder / name)
 
-    settle = conversing(recipe.settle, 0, "settle")
-    resumed = settle.resume()
+    pointing = Pointing(tutored, recipe.point_weight)
+    seed = recipe.point.seed
+    batches = Conversations(recipe, tokenizer, seed, balance_from=0)
+    folder = arguments.folder / "point"
+    point = Trainer(pointing, pointing_loss, batches, recipe.point, folder)
+    resumed = point.resume()
     if arguments.export:
         export(mm1, arguments.folder, arguments.export)
         return
     if not resumed:
-        finish = conversing(recipe.finish, 0, "finish")
-        if not finish.resume():
-            train = conversing(recipe.train, recipe.balance_from, "joint")
-            if not train.resume():
-                folder = arguments.folder / "encoder"
-                batches = Patches(recipe)
-                Trainer(encoder, encoder_loss, batches, recipe.pretrain, folder).run(
-                    report
-                )
-                mm1.vision.update(encoder.vision.parameters())
-            train.run(report)
-            show_places(mm1, recipe.position_scale)
-        finish.run(report, stop=recipe.finish_stop)
-    settle.run(report)
+        settle = conversing(recipe.settle, 0, "settle")
+        if not settle.resume():
+            finish = conversing(recipe.finish, 0, "finish")
+            if not finish.resume():
+                train = conversing(recipe.train, recipe.balance_from, "joint")
+                if not train.resume():
+                    folder = arguments.folder / "encoder"
+                    Trainer(
+                        encoder, encoder_loss, Patches(recipe), recipe.pretrain, folder
+                    ).run(report)
+                    mm1.vision.update(encoder.vision.parameters())
+                train.run(report)
+                show_places(mm1, recipe.position_scale)
+            finish.run(report, stop=recipe.finish_stop)
+        settle.run(report, stop=recipe.settle_stop)
+    point.run(report)
 
 
 def show_places(mm1: MM1, scale: float) -> None:

@@ -16,21 +16,32 @@ def next_token_loss(model: MM1, batch: Batch) -> tuple[mx.array, mx.array]:
 
 
 def answer_loss(
-    model: MM1,
-    batch: Batch,
-    image_tokens: Sequence[mx.array],
-    adjustment: mx.array | None = None,
+    model: MM1, batch: Batch, image_tokens: Sequence[mx.array]
 ) -> tuple[mx.array, mx.array]:
-    """``next_token_loss`` for pictures that are encoded already.
+    """``next_token_loss`` for pictures that are encoded already."""
+    return states_loss(model, batch, batch_states(model, batch, image_tokens))
+
+
+def batch_states(
+    model: MM1, batch: Batch, image_tokens: Sequence[mx.array]
+) -> mx.array:
+    """The decoder's last states [B, T, D].
 
     Right padding needs no mask: causal attention never looks at what follows.
+    """
+    tokens = mx.array(batch.tokens)
+    B, T = tokens.shape
+    x = model.embed(tokens.flatten(), image_tokens, batch.spans).reshape(B, T, -1)
+    return model.decoder.hidden(tokens, input_embeddings=x)
 
-    Args:
-        model: all three parts.
-        batch: the rows.
-        image_tokens: [K, D] of every picture.
-        adjustment: [learned tokens, V], added to the scores (logit adjustment,
-            arXiv 2007.07314).
+
+def states_loss(
+    model: MM1, batch: Batch, states: mx.array, adjustment: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """``next_token_loss`` from the decoder's last states [B, T, D].
+
+    ``adjustment`` [learned tokens, V] is added to the scores (logit adjustment,
+    arXiv 2007.07314).
     """
     # Logits only where something is learned: the head is a large part of a small model.
     learned = batch.learned[:, 1:]
@@ -38,11 +49,7 @@ def answer_loss(
         return mx.array(0.0), mx.array(0)
     targets = mx.array(batch.tokens[:, 1:][learned])
     places = mx.array(np.flatnonzero(learned))
-    tokens = mx.array(batch.tokens)
-    B, T = tokens.shape
-    x = model.embed(tokens.flatten(), image_tokens, batch.spans).reshape(B, T, -1)
-    states = model.decoder.hidden(tokens, input_embeddings=x)[:, :-1]
-    logits = model.decoder.logits(states.flatten(0, 1)[places])
+    logits = model.decoder.logits(states[:, :-1].flatten(0, 1)[places])
     if adjustment is not None:
         logits = logits + adjustment
     losses = nn.losses.cross_entropy(logits.astype(mx.float32), targets)

@@ -1,0 +1,79 @@
+"""What a question names, and where it is: "the red star", "the star", "red"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.shapes.scene import COLOURS, SHAPES, Object, Scene
+from mm1_mlx.tokenizer import Tokenizer
+from mm1_mlx.train.sample import Batch
+
+NOUNS = ("object", "shape", "one")
+
+
+@dataclass(frozen=True)
+class Mentions:
+    """Tokens that end the name of one object, and where that object is."""
+
+    # [M], counted through the flattened rows [B * T].
+    tokens: NDArray[np.int32]
+    # [M, 2]: x and y, -0.5 to 0.5 across the square that the encoder sees.
+    places: NDArray[np.float32]
+
+
+class MentionFinder:
+    """Finds what questions name, where one object alone answers to it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        def tokens(words: Sequence[str]) -> dict[int, str]:
+            encoded = {
+                word: tokenizer.hf.encode(f" {word}", add_special_tokens=False)
+                for word in words
+            }
+            return {ids[0]: word for word, ids in encoded.items() if len(ids) == 1}
+
+        self.colours = tokens(tuple(COLOURS))
+        self.shapes = tokens(SHAPES)
+        self.nouns = tokens(NOUNS)
+
+    def __call__(self, rows: Batch, scenes: Sequence[Scene]) -> Mentions:
+        """The mentions in rows of conversations, each about the scene beside it."""
+        names = [*self.colours, *self.shapes, *self.nouns]
+        T = rows.tokens.shape[1]
+        tokens, places = [], []
+        for b, t in np.argwhere(np.isin(rows.tokens, names) & ~rows.learned).tolist():
+            item = self._named(rows.tokens[b], t, scenes[b])
+            if item is not None:
+                tokens.append(b * T + t)
+                places.append(place(scenes[b], item))
+        return Mentions(
+            np.array(tokens, np.int32), np.array(places, np.float32).reshape(-1, 2)
+        )
+
+    def _named(self, row: NDArray[np.int32], t: int, scene: Scene) -> Object | None:
+        """The only object that the name which ends at ``t`` fits, if a name does."""
+        token, before, after = int(row[t]), int(row[t - 1]), int(row[t + 1])
+        if token in self.colours:
+            if after in self.shapes or after in self.nouns:
+                return None
+            colour, shape = self.colours[token], None
+        else:
+            colour, shape = self.colours.get(before), self.shapes.get(token)
+        if colour is None and shape is None:
+            return None
+        fitting = [
+            item
+            for item in scene.objects
+            if colour in (None, item.colour) and shape in (None, item.shape)
+        ]
+        return fitting[0] if len(fitting) == 1 else None
+
+
+def place(scene: Scene, item: Object) -> tuple[float, float]:
+    """Where an object is across the square in whose middle the picture stands."""
+    side = max(scene.width, scene.height)
+    return (item.x - scene.width / 2) / side, (item.y - scene.height / 2) / side
