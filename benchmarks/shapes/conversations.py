@@ -15,7 +15,7 @@ from benchmarks.shapes.balance import AnswerAdjustment
 from benchmarks.shapes.mentions import MentionFinder, Mentions
 from benchmarks.shapes.patches import PatchBatch, PatchHeads, label_patches, patch_loss
 from benchmarks.shapes.questions import Question, ask_place, caption, questions
-from benchmarks.shapes.recipe import Recipe, picture_rng, random_picture_scene
+from benchmarks.shapes.recipe import Recipe, Stage, picture_rng, random_picture_scene
 from benchmarks.shapes.scene import COLOURS, UNNAMED, Pair, Scene
 from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Turn
@@ -99,13 +99,10 @@ class Conversations:
     Odd steps caption as well: rows of like length waste little padding.
     """
 
-    def __init__(
-        self, recipe: Recipe, tokenizer: Tokenizer, seed: int, balance_from: int
-    ) -> None:
+    def __init__(self, recipe: Recipe, stage: Stage, tokenizer: Tokenizer) -> None:
         self.recipe = recipe
+        self.stage = stage
         self.tokenizer = tokenizer
-        self.seed = seed
-        self.balance_from = balance_from
         self._sample = lru_cache(maxsize=100_000)(self._build)
         assert recipe.config.decoder is not None
         vocab_size = recipe.config.decoder.vocab_size
@@ -113,11 +110,11 @@ class Conversations:
         self._adjustment = AnswerAdjustment(tokenizer, vocab_size)
 
     def __call__(self, step: int, shard: int) -> JointBatch:
-        rng = picture_rng(self.seed, step, shard)
+        rng = picture_rng(self.stage.train.seed, step, shard)
         scenes, samples, owners = [], [], []
         left_out: list[tuple[int, ...]] = []
-        for i in range(self.recipe.pictures_per_step):
-            scene = random_picture_scene(rng, self.recipe.train_unnamed)
+        for i in range(self.recipe.pictures_per_batch):
+            scene = random_picture_scene(rng, self.stage.unnamed)
             scenes.append(scene)
             for conversation in self.talk(scene, rng, told=step % 2 == 1):
                 samples.append(self.row(conversation))
@@ -127,7 +124,7 @@ class Conversations:
         rows = self.collate(samples, owners)
         patches = label_patches(scenes, self.recipe.config)
         mentions = self._mentions(rows, [scenes[i] for (i,) in owners])
-        balanced = step >= self.balance_from
+        balanced = step >= self.stage.balance_from
         adjustment = self._adjustment.table(left_out) if balanced else None
         return JointBatch(rows, patches, adjustment, mentions)
 

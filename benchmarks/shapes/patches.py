@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.shapes.balance import class_adjustments
 from benchmarks.shapes.draw import draw
-from benchmarks.shapes.recipe import Recipe, picture_rng, random_picture_scene
+from benchmarks.shapes.recipe import Recipe, Stage, picture_rng, random_picture_scene
 from benchmarks.shapes.scene import COLOURS, SHAPES, UNNAMED, Scene
 from mm1_mlx.config import MM1Config
 from mm1_mlx.image import load_picture
@@ -86,13 +86,14 @@ def encoder_loss(
 class Patches:
     """The labelled pictures of (step, shard)."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, stage: Stage) -> None:
         self.recipe = recipe
+        self.stage = stage
 
     def __call__(self, step: int, shard: int) -> PatchBatch:
-        rng = picture_rng(self.recipe.pretrain.seed, step, shard)
-        shares = self.recipe.pretrain_unnamed
-        count = self.recipe.pictures_per_step
+        rng = picture_rng(self.stage.train.seed, step, shard)
+        shares = self.stage.unnamed
+        count = self.recipe.pictures_per_batch
         scenes = [random_picture_scene(rng, shares) for _ in range(count)]
         return label_patches(scenes, self.recipe.config)
 

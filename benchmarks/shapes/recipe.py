@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
@@ -28,52 +28,45 @@ NATIVE_SIZE = 0.6
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A run of the trainer; the next one goes on with its weights."""
+
+    name: str
+    # Labels of patches; conversations beside them; pointing at what they name, too.
+    task: Literal["patches", "conversations", "pointing"]
+    train: TrainConfig
+    # Of a picture's objects, those in colours without a name: each share as likely.
+    unnamed: tuple[float, ...]
+    # The step to end at, short of the schedule's.
+    stop: int | None = None
+    # The step from which losses are balanced.
+    balance_from: int = 0
+    # Of the sines and cosines that the connector's positions begin with.
+    position_scale: float = 0.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """``recipe.json``, read."""
 
     config: MM1Config
-    pretrain: TrainConfig
-    train: TrainConfig
-    finish: TrainConfig
-    settle: TrainConfig
-    point: TrainConfig
-    # Of a picture's objects, those in colours without a name: each share as likely.
-    pretrain_unnamed: tuple[float, ...]
-    train_unnamed: tuple[float, ...]
-    pictures_per_step: int
+    stages: tuple[Stage, ...]
+    pictures_per_batch: int
     rows_per_picture: int
     patch_weight: float
-    # The second stage's step from which losses are balanced; all later ones are.
-    balance_from: int
-    # Of the sines and cosines that the third stage begins with.
-    position_scale: float
-    # The steps at which these stages end, half-way through their schedules.
-    finish_stop: int
-    settle_stop: int
     point_weight: float
 
 
 def load_recipe() -> Recipe:
     """The committed recipe."""
     values = json.loads(RECIPE.read_text())
-    return Recipe(
-        config=_config(values["model"]),
-        pretrain=TrainConfig(**values["pretrain"]),
-        train=TrainConfig(**values["train"]),
-        finish=TrainConfig(**values["finish"]),
-        settle=TrainConfig(**values["settle"]),
-        point=TrainConfig(**values["point"]),
-        pretrain_unnamed=tuple(values["pretrain_unnamed"]),
-        train_unnamed=tuple(values["train_unnamed"]),
-        pictures_per_step=values["pictures_per_step"],
-        rows_per_picture=values["rows_per_picture"],
-        patch_weight=values["patch_weight"],
-        balance_from=values["balance_from"],
-        position_scale=values["position_scale"],
-        finish_stop=values["finish_stop"],
-        settle_stop=values["settle_stop"],
-        point_weight=values["point_weight"],
-    )
+    config, train = _config(values.pop("model")), values.pop("train")
+    stages = []
+    for stage in values.pop("stages"):
+        stage["train"] = TrainConfig(**train, **stage["train"])
+        stage["unnamed"] = tuple(stage["unnamed"])
+        stages.append(Stage(**stage))
+    return Recipe(config, tuple(stages), **values)
 
 
 def _config(parts: dict[str, dict[str, Any]]) -> MM1Config:

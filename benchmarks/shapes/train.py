@@ -24,7 +24,6 @@ import mlx.core as mx  # noqa: E402
 
 from benchmarks.shapes.conversations import (  # noqa: E402
     Conversations,
-    JointBatch,
     Pointing,
     Tutored,
     joint_loss,
@@ -37,13 +36,13 @@ from benchmarks.shapes.patches import (  # noqa: E402
 )
 from benchmarks.shapes.pictures import shipped_pictures  # noqa: E402
 from benchmarks.shapes.positions import sine_cosine_positions  # noqa: E402
-from benchmarks.shapes.recipe import load_recipe, open_tokenizer  # noqa: E402
+from benchmarks.shapes.recipe import Recipe, Stage, load_recipe, open_tokenizer  # noqa: E402
 from mm1_mlx.checkpoint import CheckpointWriter  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
-from mm1_mlx.train.trainer import TrainConfig, Trainer  # noqa: E402
+from mm1_mlx.tokenizer import Tokenizer  # noqa: E402
+from mm1_mlx.train.trainer import Trainer  # noqa: E402
 
 RANK = "MLX_RANK"
-Joint = Trainer[Tutored, JointBatch]
 
 
 def main() -> None:
@@ -55,49 +54,53 @@ def main() -> None:
     if arguments.processes > 1 and RANK not in os.environ and not arguments.export:
         sys.exit(start_ring(arguments.folder, arguments.processes))
     recipe = load_recipe()
-    mx.random.seed(recipe.train.seed)
+    mx.random.seed(1)
     tokenizer = open_tokenizer(arguments.folder, recipe.config)
-    mm1 = MM1(recipe.config)
-    encoder = PatchClassifier(recipe)
-    tutored = Tutored(mm1, encoder.heads, recipe.patch_weight)
-
-    def conversing(config: TrainConfig, balance_from: int, name: str) -> Joint:
-        batches = Conversations(recipe, tokenizer, config.seed, balance_from)
-        return Trainer(tutored, joint_loss, batches, config, arguments.folder / name)
-
-    pointing = Pointing(tutored, recipe.point_weight)
-    seed = recipe.point.seed
-    batches = Conversations(recipe, tokenizer, seed, balance_from=0)
-    folder = arguments.folder / "point"
-    point = Trainer(pointing, pointing_loss, batches, recipe.point, folder)
-    resumed = point.resume()
+    pupil = Pupil(recipe)
+    for stage in recipe.stages:
+        trainer = make_trainer(stage, recipe, pupil, tokenizer, arguments.folder)
+        if not trainer.resume():
+            if arguments.export:
+                sys.exit(f"stage {stage.name} has not been trained")
+            show_places(pupil.mm1, stage.position_scale)
+        if not arguments.export:
+            trainer.run(report, stage.stop)
     if arguments.export:
-        export(mm1, arguments.folder, arguments.export)
-        return
-    if not resumed:
-        settle = conversing(recipe.settle, 0, "settle")
-        if not settle.resume():
-            finish = conversing(recipe.finish, 0, "finish")
-            if not finish.resume():
-                train = conversing(recipe.train, recipe.balance_from, "joint")
-                if not train.resume():
-                    folder = arguments.folder / "encoder"
-                    Trainer(
-                        encoder, encoder_loss, Patches(recipe), recipe.pretrain, folder
-                    ).run(report)
-                    mm1.vision.update(encoder.vision.parameters())
-                train.run(report)
-                show_places(mm1, recipe.position_scale)
-            finish.run(report, stop=recipe.finish_stop)
-        settle.run(report, stop=recipe.settle_stop)
-    point.run(report)
+        export(pupil.mm1, arguments.folder, arguments.export)
+
+
+class Pupil:
+    """The model, and what is trained beside it and thrown away."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.mm1 = MM1(recipe.config)
+        self.classifier = PatchClassifier(recipe)
+        # The first stage trains the model's own encoder.
+        self.mm1.vision = self.classifier.vision
+        self.tutored = Tutored(self.mm1, self.classifier.heads, recipe.patch_weight)
+        self.pointing = Pointing(self.tutored, recipe.point_weight)
+
+
+def make_trainer(
+    stage: Stage, recipe: Recipe, pupil: Pupil, tokenizer: Tokenizer, folder: Path
+) -> Trainer[Any, Any]:
+    """The trainer of one stage, which keeps its checkpoint in a folder of its own."""
+    place = folder / stage.name
+    if stage.task == "patches":
+        batches = Patches(recipe, stage)
+        return Trainer(pupil.classifier, encoder_loss, batches, stage.train, place)
+    talks = Conversations(recipe, stage, tokenizer)
+    if stage.task == "conversations":
+        return Trainer(pupil.tutored, joint_loss, talks, stage.train, place)
+    return Trainer(pupil.pointing, pointing_loss, talks, stage.train, place)
 
 
 def show_places(mm1: MM1, scale: float) -> None:
     """Tell the connector where the patches are: by itself it hardly learns that."""
     connector = mm1.connector
     grid, width = connector.grid_size, connector.position_embedding.shape[1]
-    connector.position_embedding += scale * sine_cosine_positions(grid, width)
+    places = scale * sine_cosine_positions(grid, width)
+    connector.position_embedding = connector.position_embedding + places
 
 
 def start_ring(folder: Path, size: int) -> int:

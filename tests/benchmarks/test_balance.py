@@ -1,5 +1,7 @@
 """Pairs that training never shows are neither answers nor evidence there."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -81,7 +83,7 @@ def test_a_sentence_leaves_out_by_its_own_pairs(left_out):
 
 
 def test_no_target_is_left_out(recipe, tokenizer):
-    conversations = Conversations(recipe, tokenizer, seed=0, balance_from=0)
+    conversations = Conversations(recipe, recipe.stages[-1], tokenizer)
     adjusted = 0
     for step in range(4):
         batch = conversations(step, 0)
@@ -94,7 +96,9 @@ def test_no_target_is_left_out(recipe, tokenizer):
 
 
 def test_losses_are_balanced_from_a_step_on(recipe, tokenizer):
-    conversations = Conversations(recipe, tokenizer, seed=0, balance_from=3)
+    conversations = Conversations(
+        recipe, replace(recipe.stages[-1], balance_from=3), tokenizer
+    )
     assert conversations(2, 0).adjustment is None
     assert conversations(3, 0).adjustment is not None
 

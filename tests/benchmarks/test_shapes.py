@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -38,6 +39,8 @@ from benchmarks.shapes.scene import (
     split_rng,
     unnamed_rgb,
 )
+from benchmarks.shapes.train import Pupil, make_trainer, show_places
+from mm1_mlx.models import MM1
 from mm1_mlx.train.sample import build_sample
 
 
@@ -268,7 +271,7 @@ def test_unnamed_colours_are_far_from_every_named_one():
 def test_nothing_without_a_name_is_talked_about(tmp_path):
     recipe = load_recipe()
     tokenizer = open_tokenizer(tmp_path, recipe.config)
-    conversations = Conversations(recipe, tokenizer, seed=0, balance_from=0)
+    conversations = Conversations(recipe, recipe.stages[-1], tokenizer)
     unnamed = 0
     for step in (0, 1):
         batch = conversations(step, 0)
@@ -281,11 +284,11 @@ def test_nothing_without_a_name_is_talked_about(tmp_path):
 def test_a_row_is_the_sample_of_its_conversation(tmp_path):
     recipe = load_recipe()
     tokenizer = open_tokenizer(tmp_path, recipe.config)
-    conversations = Conversations(recipe, tokenizer, seed=0, balance_from=0)
+    conversations = Conversations(recipe, recipe.stages[-1], tokenizer)
     rng = split_rng("train", 3)
     lengths = set()
     for step in range(20):
-        scene = random_picture_scene(rng, recipe.train_unnamed)
+        scene = random_picture_scene(rng, (0.0, 0.5, 1.0))
         for pairs in conversations.talk(scene, rng, told=step % 2 == 1):
             turns = []
             for question, answer, _ in pairs:
@@ -315,3 +318,25 @@ def test_positions_tell_near_from_far_along_both_sides():
     # A column is the same in every row, but for the half that tells the row.
     assert np.array_equal(table[0, :, :48], table[7, :, :48])
     assert np.array_equal(table[:, 0, 48:], table[:, 7, 48:])
+
+
+def test_the_stages_train_one_model(tmp_path):
+    recipe = load_recipe()
+    tokenizer = open_tokenizer(tmp_path, recipe.config)
+    pupil = Pupil(recipe)
+    stages = {
+        stage.task: make_trainer(stage, recipe, pupil, tokenizer, tmp_path).model
+        for stage in recipe.stages
+    }
+    assert stages["patches"].vision is pupil.mm1.vision
+    assert stages["conversations"].mm1 is pupil.mm1
+    assert stages["pointing"].tutored is stages["conversations"]
+    assert stages["conversations"].heads is stages["patches"].heads
+
+
+def test_showing_places_changes_the_connectors_positions_alone():
+    mm1 = MM1(load_recipe().config)
+    before = dict(mm1.tensors())
+    show_places(mm1, 2.0)
+    changed = [k for k, v in mm1.tensors().items() if not mx.array_equal(v, before[k])]
+    assert changed == ["connector.position_embedding"]
