@@ -120,6 +120,25 @@ def test_a_stopped_run_that_goes_on_equals_the_uninterrupted_one(
     assert_equal(resumed, whole)
 
 
+def test_a_run_may_stop_short_of_its_schedule(make_trainer):
+    whole, short = make_trainer("whole"), make_trainer("short")
+    run(whole)
+    short.run(lambda line: None, stop=5)
+    assert short.step == 5
+    resumed = make_trainer("short")
+    run(resumed)
+    assert_equal(resumed, whole)
+
+
+def test_weights_made_just_before_a_run_are_trained(make_trainer):
+    """A worker thread could not evaluate what this thread has not."""
+    trainer = make_trainer("made")
+    norm = trainer.model.decoder.norm
+    norm.weight = norm.weight + 0.5 * mx.ones_like(norm.weight)
+    run(trainer)
+    assert trainer.step == 8
+
+
 def test_muon_takes_the_matrices_and_no_table(tiny_model):
     matrices = {k for k, v in tiny_model.tensors().items() if is_matrix(k, v)}
     assert "decoder.layers.0.mlp.up_proj.weight" in matrices
