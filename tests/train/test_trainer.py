@@ -123,7 +123,7 @@ def test_a_stopped_run_that_goes_on_equals_the_uninterrupted_one(
 def test_a_run_may_stop_short_of_its_schedule(make_trainer):
     whole, short = make_trainer("whole"), make_trainer("short")
     run(whole)
-    short.run(lambda line: None, stop=5)
+    short.run([].append, stop=5)
     assert short.step == 5
     resumed = make_trainer("short")
     run(resumed)
