@@ -1,14 +1,15 @@
 """Losses balanced for what the training split shows (arXiv 2007.07314, 2007.10740).
 
 A score is adjusted by how often its class occurs, here of shapes by the colour they are
-seen in and the other way round. All but the pairs that never occur are as frequent, so
-what remains of the adjustment is to leave those out: that red is never a square in
-training is no evidence against a red square.
+seen in. All but the pairs that never occur are as frequent, so what remains of the
+adjustment is to leave those out: that red is never a square in training is no evidence
+against a red square. Colours are told apart without it; balanced too, a model in doubt
+took to the ones that were never marked wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,23 +23,18 @@ OUT = -1e9
 _UNSEEN = frozenset(ALL_PAIRS) - frozenset(SEEN_PAIRS)
 
 
-def class_adjustments() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of shape scores by colour class, and of colour scores by shape class.
+def shape_adjustments() -> NDArray[np.float32]:
+    """What is added to shape scores, by colour class.
 
-    Class 0 is the background; the last colour row is that of colours without a name.
+    Class 0 is the background; the last row is that of colours without a name.
     """
-    unseen = np.array(
-        [[OUT * ((c, s) in _UNSEEN) for s in SHAPES] for c in COLOURS], np.float32
-    )
     shapes = np.zeros((len(COLOURS) + 2, len(SHAPES) + 1), np.float32)
-    shapes[1:-1, 1:] = unseen
-    colours = np.zeros((len(SHAPES) + 1, len(COLOURS) + 1), np.float32)
-    colours[1:, 1:] = unseen.T
-    return shapes, colours
+    shapes[1:-1, 1:] = [[OUT * ((c, s) in _UNSEEN) for s in SHAPES] for c in COLOURS]
+    return shapes
 
 
 class AnswerAdjustment:
-    """Which tokens are left out where an answer names a colour or a shape."""
+    """Which tokens are left out where an answer names a shape."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self.vocab_size = vocab_size
@@ -65,14 +61,13 @@ class AnswerAdjustment:
         """
         left_out: list[tuple[int, ...]] = [()] * len(tokens)
         for i, token in enumerate(tokens):
-            if token in self.colours:
-                shape = self._shape(tokens[i + 1]) or (about[1] if about else None)
-                left_out[i] = self._unseen(self.colours, lambda c, s=shape: (c, s))
             for form in self.forms:
                 if token in form:
                     colour = self.colours.get(tokens[i - 1])
                     colour = colour or (about[0] if about else None)
-                    left_out[i] = self._unseen(form, lambda s, c=colour: (c, s))
+                    left_out[i] = tuple(
+                        t for t, shape in form.items() if (colour, shape) in _UNSEEN
+                    )
         return left_out
 
     def table(self, left_out: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
@@ -81,13 +76,3 @@ class AnswerAdjustment:
         for row, tokens in zip(table, left_out, strict=True):
             row[list(tokens)] = OUT
         return table
-
-    def _shape(self, token: int) -> str | None:
-        return next((form[token] for form in self.forms if token in form), None)
-
-    def _unseen(
-        self,
-        words: dict[int, str],
-        pair: Callable[[str], tuple[str | None, str | None]],
-    ) -> tuple[int, ...]:
-        return tuple(t for t, word in words.items() if pair(word) in _UNSEEN)

@@ -25,8 +25,6 @@ from mm1_mlx.train.sample import Batch, Sample, build_sample, collate
 
 # Share of the questions in lower case.
 LOWER_CASE = 0.15
-# Every row repeats the picture's tokens, so it asks more than once.
-QUESTIONS_PER_ROW = 3
 
 # A question, its answer, and the pair it is about where the answer is half of one.
 Exchange = tuple[str, str, Pair | None]
@@ -96,7 +94,8 @@ def _joint_loss(
 class Conversations:
     """The batch of (step, shard): fresh pictures, each with several conversations.
 
-    Odd steps caption as well: rows of like length waste little padding.
+    Even steps ask single questions, odd steps caption and ask two in a row: rows of like
+    length waste little padding, and no answer can be read off a caption before it.
     """
 
     def __init__(self, recipe: Recipe, stage: Stage, tokenizer: Tokenizer) -> None:
@@ -138,13 +137,12 @@ class Conversations:
     def talk(
         self, scene: Scene, rng: np.random.Generator, *, told: bool
     ) -> list[Conversation]:
-        """Rows of questions about one picture; a caption opens the first if ``told``."""
-        asked = ask(scene, rng, self.recipe.rows_per_picture * QUESTIONS_PER_ROW)
+        """Rows of one question; or, if ``told``, of a caption and of two questions."""
+        asked = ask(scene, rng, self.recipe.questions_per_picture)
+        rows = [[exchange] for exchange in asked]
         if told:
-            asked = [*_sayable([(*caption(scene, rng), None)]), *asked[:-1]]
-        size = QUESTIONS_PER_ROW
-        rows = [asked[i : i + size] for i in range(0, len(asked), size)]
-        return [tuple(_vary(pair, rng) for pair in row) for row in rows]
+            rows = [_sayable([(*caption(scene, rng), None)]), asked[:2]]
+        return [tuple(_vary(exchange, rng) for exchange in row) for row in rows if row]
 
     def row(self, pairs: Conversation) -> Sample:
         """The row's sample; in this model's template turns follow one another as is."""
@@ -168,24 +166,16 @@ class Conversations:
 
 
 def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[Exchange]:
-    """At most ``count`` questions, up to half of them about where things are."""
-    where: list[Exchange] = []
-    others: list[Exchange] = []
+    """At most ``count`` questions, of different kinds."""
     named = sum(o.colour != UNNAMED for o in scene.objects) / len(scene.objects)
-    for _ in range(2):
-        for q in [*questions(scene, rng), ask_place(scene, rng)]:
-            if q is not None and (rng.random() < named or not _denies(q)):
-                half = q.target is not None and q.kind in ("colour", "shape")
-                about = q.target.pair if q.target is not None and half else None
-                kind = where if q.kind in ("where", "place") else others
-                kind.append((q.text, q.answer, about))
-    where, others = _sayable(where), _sayable(others)
-    rng.shuffle(others)
-    rng.shuffle(where)
-    asked = where[: count // 2]
-    asked += others[: count - len(asked)]
+    asked: list[Exchange] = []
+    for q in [*questions(scene, rng), ask_place(scene, rng)]:
+        if q is not None and (rng.random() < named or not _denies(q)):
+            about = q.target.pair if q.target and q.kind == "shape" else None
+            asked.append((q.text, q.answer, about))
+    asked = _sayable(asked)
     rng.shuffle(asked)
-    return asked
+    return asked[:count]
 
 
 def _denies(question: Question) -> bool:

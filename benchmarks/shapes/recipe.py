@@ -52,7 +52,7 @@ class Recipe:
     config: MM1Config
     stages: tuple[Stage, ...]
     pictures_per_batch: int
-    rows_per_picture: int
+    questions_per_picture: int
     patch_weight: float
     point_weight: float
 

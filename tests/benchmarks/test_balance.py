@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from benchmarks.shapes.balance import OUT, AnswerAdjustment, class_adjustments
+from benchmarks.shapes.balance import OUT, AnswerAdjustment, shape_adjustments
 from benchmarks.shapes.conversations import Conversations
 from benchmarks.shapes.patches import (
     COLOUR_CLASSES,
@@ -55,29 +55,24 @@ def left_out(recipe, tokenizer):
 
 
 def test_the_left_out_classes_are_the_held_out_pairs():
-    by_colour, by_shape = class_adjustments()
+    adjustments = shape_adjustments()
     for colour, shape in ALL_PAIRS:
-        c, s = COLOUR_CLASSES[colour], SHAPE_CLASSES[shape]
         expected = OUT if (colour, shape) in HELD_OUT else 0
-        assert by_colour[c, s] == by_shape[s, c] == expected
+        assert adjustments[COLOUR_CLASSES[colour], SHAPE_CLASSES[shape]] == expected
     # Neither the background nor a colour without a name leaves anything out.
-    assert not by_colour[0].any()
-    assert not by_colour[COLOUR_CLASSES[UNNAMED]].any()
-    assert not by_shape[0].any()
+    assert not adjustments[0].any()
+    assert not adjustments[COLOUR_CLASSES[UNNAMED]].any()
 
 
 def test_a_word_leaves_out_what_it_could_never_have_been(left_out):
     assert left_out("star", ("red", "star")) == {"star": {"square"}}
-    assert left_out("red", ("red", "triangle")) == {"red": {"blue", "pink"}}
     assert left_out("star", (UNNAMED, "star")) == {}
-    assert left_out("2") == left_out("yes") == left_out("left") == {}
+    assert left_out("red") == left_out("2") == left_out("yes") == {}
 
 
 def test_a_sentence_leaves_out_by_its_own_pairs(left_out):
     assert left_out("A red star, two green hearts.") == {
-        "red": {"green"},
         "star": {"square"},
-        "green": {"orange", "black"},
         "hearts": {"stars"},
     }
 
@@ -92,7 +87,7 @@ def test_no_target_is_left_out(recipe, tokenizer):
         assert batch.adjustment.shape == (len(targets), 512)
         assert not batch.adjustment[np.arange(len(targets)), targets].any()
         adjusted += int(batch.adjustment.any(axis=1).sum())
-    assert adjusted > 100
+    assert adjusted > 50
 
 
 def test_losses_are_balanced_from_a_step_on(recipe, tokenizer):

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -297,15 +298,15 @@ def test_a_row_is_the_sample_of_its_conversation(tmp_path):
             expected = build_sample(turns, recipe.config, tokenizer)
             assert conversations.row(pairs) == expected
             lengths.add(len(pairs))
-    assert lengths == {1, 2, 3}
+    assert lengths == {1, 2}
 
 
 def test_relations_are_asked_often_enough_to_be_learned():
     rng = split_rng("train", 4)
     sides = ("left", "right", "above", "below")
-    asked = [pair for scene, _ in scenes("train", 200) for pair in ask(scene, rng, 6)]
+    asked = [pair for scene, _ in scenes("train", 200) for pair in ask(scene, rng, 4)]
     share = sum(any(side in q or side == a for side in sides) for q, a, _ in asked)
-    assert 0.25 < share / len(asked) < 0.6
+    assert 0.2 < share / len(asked) < 0.5
 
 
 def test_positions_tell_near_from_far_along_both_sides():
@@ -326,7 +327,10 @@ def test_the_stages_train_one_model(tmp_path):
     pupil = Pupil(recipe)
     stages = {
         stage.task: make_trainer(stage, recipe, pupil, tokenizer, tmp_path).model
-        for stage in recipe.stages
+        for stage in (
+            *recipe.stages,
+            replace(recipe.stages[-1], task="conversations"),
+        )
     }
     assert stages["patches"].vision is pupil.mm1.vision
     assert stages["conversations"].mm1 is pupil.mm1
