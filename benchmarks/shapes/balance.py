@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.shapes.questions import plural
-from benchmarks.shapes.scene import ALL_PAIRS, COLOURS, SEEN_PAIRS, SHAPES, Pair
+from benchmarks.shapes.scene import COLOURS, HELD_OUT, SHAPES, Pair
 from mm1_mlx.tokenizer import Tokenizer
 
 # What is added to the score of a class that is left out.
 OUT = -1e9
-_UNSEEN = frozenset(ALL_PAIRS) - frozenset(SEEN_PAIRS)
 
 
 def shape_adjustments() -> NDArray[np.float32]:
@@ -29,7 +28,7 @@ def shape_adjustments() -> NDArray[np.float32]:
     Class 0 is the background; the last row is that of colours without a name.
     """
     shapes = np.zeros((len(COLOURS) + 2, len(SHAPES) + 1), np.float32)
-    shapes[1:-1, 1:] = [[OUT * ((c, s) in _UNSEEN) for s in SHAPES] for c in COLOURS]
+    shapes[1:-1, 1:] = [[OUT * ((c, s) in HELD_OUT) for s in SHAPES] for c in COLOURS]
     return shapes
 
 
@@ -66,7 +65,7 @@ class AnswerAdjustment:
                     colour = self.colours.get(tokens[i - 1])
                     colour = colour or (about[0] if about else None)
                     left_out[i] = tuple(
-                        t for t, shape in form.items() if (colour, shape) in _UNSEEN
+                        t for t, shape in form.items() if (colour, shape) in HELD_OUT
                     )
         return left_out
 
