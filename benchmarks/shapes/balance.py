@@ -1,15 +1,14 @@
 """Losses balanced for what the training split shows (arXiv 2007.07314, 2007.10740).
 
-A score is adjusted by how often its class occurs, here of shapes by the colour they are
-seen in. All but the pairs that never occur are as frequent, so what remains of the
-adjustment is to leave those out: that red is never a square in training is no evidence
-against a red square. Colours are told apart without it; balanced too, a model in doubt
-took to the ones that were never marked wrong.
+A score is adjusted by how often its class occurs: of shapes by the colour they are seen
+in, and the other way round. All but the pairs that never occur are as frequent, so what
+remains of the adjustment is about those: that red is never a square in training is next
+to no evidence against a red square.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,14 @@ from benchmarks.shapes.questions import plural
 from benchmarks.shapes.scene import COLOURS, HELD_OUT, SHAPES, Pair
 from mm1_mlx.tokenizer import Tokenizer
 
-# What is added to the score of a class that is left out.
+# What is added to the score of a shape that a colour never has: it is left out.
 OUT = -1e9
+# And to that of a colour which a shape never has. Left out as well, such a colour is
+# never marked wrong, and a model in doubt takes to it; as rare as this, it is.
+RARE = -6.0
+
+# What is added to the scores of one token, by the tokens that compete for its place.
+Balance = Mapping[int, float]
 
 
 def shape_adjustments() -> NDArray[np.float32]:
@@ -33,7 +38,7 @@ def shape_adjustments() -> NDArray[np.float32]:
 
 
 class AnswerAdjustment:
-    """Which tokens are left out where an answer names a shape."""
+    """What balances the scores where an answer names a colour or a shape."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self.vocab_size = vocab_size
@@ -48,30 +53,36 @@ class AnswerAdjustment:
             {token(shape): shape for shape in SHAPES},
             {token(plural(shape)): shape for shape in SHAPES},
         ]
+        self._shapes = {t: shape for form in self.forms for t, shape in form.items()}
 
-    def __call__(
-        self, tokens: Sequence[int], about: Pair | None
-    ) -> list[tuple[int, ...]]:
-        """For each token of an answer, the tokens that are left out in its place.
+    def __call__(self, tokens: Sequence[int], about: Pair | None) -> list[Balance]:
+        """For each token of an answer, what balances the scores in its place.
 
         Args:
             tokens: of the answer. In a sentence a colour stands before its shape.
             about: of an answer in one word, the pair that is asked about.
         """
-        left_out: list[tuple[int, ...]] = [()] * len(tokens)
+        colour, shape = about or (None, None)
+        balances: list[Balance] = []
         for i, token in enumerate(tokens):
+            balance = {}
+            if token in self.colours:
+                seen_as = self._shapes.get(tokens[i + 1], shape)
+                for t, name in self.colours.items():
+                    if (name, seen_as) in HELD_OUT:
+                        balance[t] = RARE
             for form in self.forms:
                 if token in form:
-                    colour = self.colours.get(tokens[i - 1])
-                    colour = colour or (about[0] if about else None)
-                    left_out[i] = tuple(
-                        t for t, shape in form.items() if (colour, shape) in HELD_OUT
-                    )
-        return left_out
+                    seen_in = self.colours.get(tokens[i - 1], colour)
+                    for t, name in form.items():
+                        if (seen_in, name) in HELD_OUT:
+                            balance[t] = OUT
+            balances.append(balance)
+        return balances
 
-    def table(self, left_out: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
+    def table(self, balances: Sequence[Balance]) -> NDArray[np.float32]:
         """What is added to the scores [tokens, V]."""
-        table = np.zeros((len(left_out), self.vocab_size), np.float32)
-        for row, tokens in zip(table, left_out, strict=True):
-            row[list(tokens)] = OUT
+        table = np.zeros((len(balances), self.vocab_size), np.float32)
+        for row, balance in zip(table, balances, strict=True):
+            row[list(balance)] = list(balance.values())
         return table

@@ -1,4 +1,4 @@
-"""The second stage: conversations about pictures, patches still labelled beside them."""
+"""The second stage's batches: conversations, and the labelled pictures they are about."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.shapes.balance import AnswerAdjustment
+from benchmarks.shapes.balance import AnswerAdjustment, Balance
 from benchmarks.shapes.mentions import MentionFinder, Mentions
-from benchmarks.shapes.patches import PatchBatch, PatchHeads, label_patches, patch_loss
+from benchmarks.shapes.patches import PatchBatch, label_patches
 from benchmarks.shapes.questions import Question, ask_place, caption, questions
 from benchmarks.shapes.recipe import Recipe, Stage, picture_rng, random_picture_scene
 from benchmarks.shapes.scene import COLOURS, UNNAMED, Pair, Scene
-from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Turn
 from mm1_mlx.tokenizer import Tokenizer
-from mm1_mlx.train.loss import batch_states, states_loss
 from mm1_mlx.train.sample import Batch, Sample, build_sample, collate
 
 # Share of the questions in lower case.
@@ -37,58 +33,9 @@ class JointBatch:
 
     rows: Batch
     patches: PatchBatch
-    # [learned tokens, V], where the losses are balanced.
-    adjustment: NDArray[np.float32] | None
+    # [learned tokens, V]: what balances their scores.
+    adjustment: NDArray[np.float32]
     mentions: Mentions
-
-
-class Tutored(nn.Module):
-    """A model whose encoder goes on answering for its patches while it trains."""
-
-    def __init__(self, mm1: MM1, heads: PatchHeads, patch_weight: float) -> None:
-        super().__init__()
-        self.mm1 = mm1
-        self.heads = heads
-        self.patch_weight = patch_weight
-
-
-class Pointing(nn.Module):
-    """A tutored model that also points at what a question names."""
-
-    def __init__(self, tutored: Tutored, point_weight: float) -> None:
-        super().__init__()
-        self.tutored = tutored
-        config = tutored.mm1.config
-        assert config.decoder is not None
-        self.point = nn.Linear(config.decoder.hidden_size, 2)
-        self.point_weight = point_weight
-
-
-def joint_loss(model: Tutored, batch: JointBatch) -> tuple[mx.array, mx.array]:
-    """Loss of the answers plus the weighted loss of the patches; answer tokens."""
-    loss, count, _ = _joint_loss(model, batch)
-    return loss, count
-
-
-def pointing_loss(model: Pointing, batch: JointBatch) -> tuple[mx.array, mx.array]:
-    """``joint_loss`` plus the weighted squared distance of what is pointed at."""
-    loss, count, states = _joint_loss(model.tutored, batch)
-    named = states.flatten(0, 1)[mx.array(batch.mentions.tokens)]
-    misses = (model.point(named) - mx.array(batch.mentions.places)).square().sum(-1)
-    return loss + model.point_weight * misses.mean(), count
-
-
-def _joint_loss(
-    model: Tutored, batch: JointBatch
-) -> tuple[mx.array, mx.array, mx.array]:
-    features = model.mm1.vision(mx.array(batch.patches.pixels))
-    image_tokens = list(model.mm1.connector(features))
-    states = batch_states(model.mm1, batch.rows, image_tokens)
-    balanced = batch.adjustment is not None
-    adjustment = mx.array(batch.adjustment) if balanced else None
-    answers, count = states_loss(model.mm1, batch.rows, states, adjustment)
-    patches = patch_loss(model.heads, features, batch.patches, balanced=balanced)
-    return answers + model.patch_weight * patches, count, states
 
 
 class Conversations:
@@ -111,7 +58,7 @@ class Conversations:
     def __call__(self, step: int, shard: int) -> JointBatch:
         rng = picture_rng(self.stage.train.seed, step, shard)
         scenes, samples, owners = [], [], []
-        left_out: list[tuple[int, ...]] = []
+        balances: list[Balance] = []
         for i in range(self.recipe.pictures_per_batch):
             scene = random_picture_scene(rng, self.stage.unnamed)
             scenes.append(scene)
@@ -119,12 +66,11 @@ class Conversations:
                 samples.append(self.row(conversation))
                 owners.append([i])
                 for pair in conversation:
-                    left_out += self._left_out(pair)
+                    balances += self._balance(pair)
         rows = self.collate(samples, owners)
         patches = label_patches(scenes, self.recipe.config)
         mentions = self._mentions(rows, [scenes[i] for (i,) in owners])
-        balanced = step >= self.stage.balance_from
-        adjustment = self._adjustment.table(left_out) if balanced else None
+        adjustment = self._adjustment.table(balances)
         return JointBatch(rows, patches, adjustment, mentions)
 
     def collate(
@@ -157,8 +103,8 @@ class Conversations:
         turns: list[Turn] = [("user", [*shown, question]), ("assistant", [answer])]
         return build_sample(turns, self.recipe.config, self.tokenizer)
 
-    def _left_out(self, exchange: Exchange) -> list[tuple[int, ...]]:
-        """The tokens left out of the score of every learned token of an exchange."""
+    def _balance(self, exchange: Exchange) -> list[Balance]:
+        """What balances the scores of every learned token of an exchange."""
         question, answer, about = exchange
         sample = self._sample((question, answer), False)
         learned = zip(sample.tokens, sample.learned, strict=True)
@@ -171,7 +117,8 @@ def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[Exchange]:
     asked: list[Exchange] = []
     for q in [*questions(scene, rng), ask_place(scene, rng)]:
         if q is not None and (rng.random() < named or not _denies(q)):
-            about = q.target.pair if q.target and q.kind == "shape" else None
+            half = q.kind in ("colour", "shape")
+            about = q.target.pair if q.target and half else None
             asked.append((q.text, q.answer, about))
     asked = _sayable(asked)
     rng.shuffle(asked)

@@ -51,11 +51,10 @@ class PatchHeads(nn.Module):
 class PatchClassifier(nn.Module):
     """An encoder with heads."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, vision: CLIPEncoder, heads: PatchHeads) -> None:
         super().__init__()
-        assert recipe.config.vision is not None
-        self.vision = CLIPEncoder(recipe.config.vision)
-        self.heads = PatchHeads(recipe.config.vision.hidden_size)
+        self.vision = vision
+        self.heads = heads
 
 
 def patch_loss(

@@ -32,15 +32,11 @@ class Stage:
     """A run of the trainer; the next one goes on with its weights."""
 
     name: str
-    # Labels of patches; conversations beside them; pointing at what they name, too.
-    task: Literal["patches", "conversations", "pointing"]
+    # Labels of patches, or conversations beside them.
+    task: Literal["patches", "conversations"]
     train: TrainConfig
     # Of a picture's objects, those in colours without a name: each share as likely.
     unnamed: tuple[float, ...]
-    # The step to end at, short of the schedule's.
-    stop: int | None = None
-    # The step from which losses are balanced.
-    balance_from: int = 0
     # Of the sines and cosines that the connector's positions begin with.
     position_scale: float = 0.0
 

@@ -22,13 +22,8 @@ preload_blas()
 
 import mlx.core as mx  # noqa: E402
 
-from benchmarks.shapes.conversations import (  # noqa: E402
-    Conversations,
-    Pointing,
-    Tutored,
-    joint_loss,
-    pointing_loss,
-)
+from benchmarks.shapes.conversations import Conversations  # noqa: E402
+from benchmarks.shapes.joint import Pupil, joint_loss  # noqa: E402
 from benchmarks.shapes.patches import (  # noqa: E402
     PatchClassifier,
     Patches,
@@ -64,21 +59,9 @@ def main() -> None:
                 sys.exit(f"stage {stage.name} has not been trained")
             show_places(pupil.mm1, stage.position_scale)
         if not arguments.export:
-            trainer.run(report, stage.stop)
+            trainer.run(report)
     if arguments.export:
         export(pupil.mm1, arguments.folder, arguments.export)
-
-
-class Pupil:
-    """The model, and what is trained beside it and thrown away."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.mm1 = MM1(recipe.config)
-        self.classifier = PatchClassifier(recipe)
-        # The first stage trains the model's own encoder.
-        self.mm1.vision = self.classifier.vision
-        self.tutored = Tutored(self.mm1, self.classifier.heads, recipe.patch_weight)
-        self.pointing = Pointing(self.tutored, recipe.point_weight)
 
 
 def make_trainer(
@@ -87,12 +70,12 @@ def make_trainer(
     """The trainer of one stage, which keeps its checkpoint in a folder of its own."""
     place = folder / stage.name
     if stage.task == "patches":
+        # The first stage trains the model's own encoder.
+        classifier = PatchClassifier(pupil.mm1.vision, pupil.heads)
         batches = Patches(recipe, stage)
-        return Trainer(pupil.classifier, encoder_loss, batches, stage.train, place)
+        return Trainer(classifier, encoder_loss, batches, stage.train, place)
     talks = Conversations(recipe, stage, tokenizer)
-    if stage.task == "conversations":
-        return Trainer(pupil.tutored, joint_loss, talks, stage.train, place)
-    return Trainer(pupil.pointing, pointing_loss, talks, stage.train, place)
+    return Trainer(pupil, joint_loss, talks, stage.train, place)
 
 
 def show_places(mm1: MM1, scale: float) -> None:

@@ -146,10 +146,8 @@ class Trainer(Generic[Model, Batch]):
         self._loading: dict[tuple[int, int], Future[Batch]] = {}
         self._loss_and_grad = nn.value_and_grad(model, loss)
 
-    def run(
-        self, report: Callable[[dict[str, Any]], None], stop: int | None = None
-    ) -> None:
-        """Train to the last step, or to ``stop``; ``report`` receives every log line."""
+    def run(self, report: Callable[[dict[str, Any]], None]) -> None:
+        """Train to the last step; ``report`` receives every log line."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
         # Weights that the caller has just made: workers could not evaluate them.
@@ -157,13 +155,15 @@ class Trainer(Generic[Model, Batch]):
         self._trim_log()
         self.model.train()
         start, first = time.perf_counter(), self.step
-        last = self.config.steps if stop is None else stop
-        while self.step < last:
+        while self.step < self.config.steps:
             loss = self.train_step()
             if self.step % self.config.log_every == 0:
                 seconds = (time.perf_counter() - start) / (self.step - first)
                 self._log(loss, seconds, report)
-            if self.step % self.config.save_every == 0 or self.step >= last:
+            if (
+                self.step % self.config.save_every == 0
+                or self.step == self.config.steps
+            ):
                 self.save()
 
     def train_step(self) -> float:

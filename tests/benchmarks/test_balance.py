@@ -1,12 +1,15 @@
 """Pairs that training never shows are neither answers nor evidence there."""
 
-from dataclasses import replace
-
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from benchmarks.shapes.balance import OUT, AnswerAdjustment, shape_adjustments
+from benchmarks.shapes.balance import (
+    OUT,
+    RARE,
+    AnswerAdjustment,
+    shape_adjustments,
+)
 from benchmarks.shapes.conversations import Conversations
 from benchmarks.shapes.patches import (
     COLOUR_CLASSES,
@@ -37,21 +40,21 @@ def tokenizer(recipe, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def left_out(recipe, tokenizer):
-    """A function: word by word of an answer, which words are left out in its place."""
+def balance(recipe, tokenizer):
+    """A function: word by word of an answer, what is added to which words' scores."""
     adjustment = AnswerAdjustment(tokenizer, recipe.config.decoder.vocab_size)
 
-    def left_out(answer, about=None):
+    def balance(answer, about=None):
         tokens = tokenizer.hf.encode(f" {answer}", add_special_tokens=False)
         tokens.append(tokenizer.hf.eos_token_id)
         words = [tokenizer.hf.decode([token]).strip() for token in tokens]
         others = [
-            {tokenizer.hf.decode([t]).strip() for t in out}
-            for out in adjustment(tokens, about)
+            {tokenizer.hf.decode([t]).strip(): value for t, value in words.items()}
+            for words in adjustment(tokens, about)
         ]
         return {w: o for w, o in zip(words, others, strict=True) if o}
 
-    return left_out
+    return balance
 
 
 def test_the_left_out_classes_are_the_held_out_pairs():
@@ -64,16 +67,20 @@ def test_the_left_out_classes_are_the_held_out_pairs():
     assert not adjustments[COLOUR_CLASSES[UNNAMED]].any()
 
 
-def test_a_word_leaves_out_what_it_could_never_have_been(left_out):
-    assert left_out("star", ("red", "star")) == {"star": {"square"}}
-    assert left_out("star", (UNNAMED, "star")) == {}
-    assert left_out("red") == left_out("2") == left_out("yes") == {}
+def test_a_word_is_balanced_against_what_it_could_never_have_been(balance):
+    assert balance("star", ("red", "star")) == {"star": {"square": OUT}}
+    assert balance("red", ("red", "star")) == {"red": {"green": RARE}}
+    assert balance("red", ("red", "heart")) == {"red": {"orange": RARE, "black": RARE}}
+    assert balance("star", (UNNAMED, "star")) == {}
+    assert balance("red") == balance("2") == balance("yes") == {}
 
 
-def test_a_sentence_leaves_out_by_its_own_pairs(left_out):
-    assert left_out("A red star, two green hearts.") == {
-        "star": {"square"},
-        "hearts": {"stars"},
+def test_a_sentence_is_balanced_by_its_own_pairs(balance):
+    assert balance("A red star, two green hearts.") == {
+        "red": {"green": RARE},
+        "star": {"square": OUT},
+        "green": {"orange": RARE, "black": RARE},
+        "hearts": {"stars": OUT},
     }
 
 
@@ -88,14 +95,6 @@ def test_no_target_is_left_out(recipe, tokenizer):
         assert not batch.adjustment[np.arange(len(targets)), targets].any()
         adjusted += int(batch.adjustment.any(axis=1).sum())
     assert adjusted > 50
-
-
-def test_losses_are_balanced_from_a_step_on(recipe, tokenizer):
-    conversations = Conversations(
-        recipe, replace(recipe.stages[-1], balance_from=3), tokenizer
-    )
-    assert conversations(2, 0).adjustment is None
-    assert conversations(3, 0).adjustment is not None
 
 
 def test_a_left_out_class_costs_nothing(recipe):

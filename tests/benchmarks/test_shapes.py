@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +17,7 @@ from benchmarks.shapes.evaluate import (
     scene_cases,
     wilson,
 )
+from benchmarks.shapes.joint import Pupil
 from benchmarks.shapes.patches import COLOUR_CLASSES, SHAPE_CLASSES, patch_classes
 from benchmarks.shapes.positions import sine_cosine_positions
 from benchmarks.shapes.questions import ask_place, caption, questions
@@ -40,7 +40,7 @@ from benchmarks.shapes.scene import (
     split_rng,
     unnamed_rgb,
 )
-from benchmarks.shapes.train import Pupil, make_trainer, show_places
+from benchmarks.shapes.train import make_trainer, show_places
 from mm1_mlx.models import MM1
 from mm1_mlx.train.sample import build_sample
 
@@ -325,17 +325,13 @@ def test_the_stages_train_one_model(tmp_path):
     recipe = load_recipe()
     tokenizer = open_tokenizer(tmp_path, recipe.config)
     pupil = Pupil(recipe)
-    stages = {
-        stage.task: make_trainer(stage, recipe, pupil, tokenizer, tmp_path).model
-        for stage in (
-            *recipe.stages,
-            replace(recipe.stages[-1], task="conversations"),
-        )
-    }
-    assert stages["patches"].vision is pupil.mm1.vision
-    assert stages["conversations"].mm1 is pupil.mm1
-    assert stages["pointing"].tutored is stages["conversations"]
-    assert stages["conversations"].heads is stages["patches"].heads
+    first, second = (
+        make_trainer(stage, recipe, pupil, tokenizer, tmp_path).model
+        for stage in recipe.stages
+    )
+    assert first.vision is pupil.mm1.vision
+    assert first.heads is pupil.heads
+    assert second is pupil
 
 
 def test_showing_places_changes_the_connectors_positions_alone():

@@ -120,16 +120,6 @@ def test_a_stopped_run_that_goes_on_equals_the_uninterrupted_one(
     assert_equal(resumed, whole)
 
 
-def test_a_run_may_stop_short_of_its_schedule(make_trainer):
-    whole, short = make_trainer("whole"), make_trainer("short")
-    run(whole)
-    short.run([].append, stop=5)
-    assert short.step == 5
-    resumed = make_trainer("short")
-    run(resumed)
-    assert_equal(resumed, whole)
-
-
 def test_weights_made_just_before_a_run_are_trained(make_trainer):
     """A worker thread could not evaluate what this thread has not."""
     trainer = make_trainer("made")
