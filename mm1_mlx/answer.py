@@ -68,7 +68,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds from the call on; ``encode`` and ``prefill`` are parts of the first token."""
+    """Seconds from the call on; ``encode`` is a part of ``first_token``, that of ``total``."""
 
     encode: float
     first_token: float

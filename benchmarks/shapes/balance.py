@@ -27,14 +27,17 @@ RARE = -6.0
 Balance = Mapping[int, float]
 
 
-def shape_adjustments() -> NDArray[np.float32]:
-    """What is added to shape scores, by colour class.
+def class_adjustments() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What is added to shape scores by colour class, and to colour scores by shape class.
 
-    Class 0 is the background; the last row is that of colours without a name.
+    Class 0 is the background; the last colour row is that of colours without a name.
     """
+    never = np.array([[(c, s) in HELD_OUT for s in SHAPES] for c in COLOURS])
     shapes = np.zeros((len(COLOURS) + 2, len(SHAPES) + 1), np.float32)
-    shapes[1:-1, 1:] = [[OUT * ((c, s) in HELD_OUT) for s in SHAPES] for c in COLOURS]
-    return shapes
+    shapes[1:-1, 1:] = OUT * never
+    colours = np.zeros((len(SHAPES) + 1, len(COLOURS) + 1), np.float32)
+    colours[1:, 1:] = RARE * never.T
+    return shapes, colours
 
 
 class AnswerAdjustment:

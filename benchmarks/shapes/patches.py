@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.shapes.balance import shape_adjustments
+from benchmarks.shapes.balance import class_adjustments
 from benchmarks.shapes.draw import draw
 from benchmarks.shapes.recipe import Recipe, Stage, picture_rng, random_picture_scene
 from benchmarks.shapes.scene import COLOURS, SHAPES, UNNAMED, Scene
@@ -63,8 +63,10 @@ def patch_loss(
     """Mean over patches of the cross-entropies of shape and colour, in nats."""
     shapes, colours = heads(features)
     if balanced:
+        by_colour, by_shape = class_adjustments()
         # The index -1 is the last row's: no name, no adjustment.
-        shapes = shapes + mx.array(shape_adjustments()[batch.colours])
+        shapes = shapes + mx.array(by_colour[batch.colours])
+        colours = colours + mx.array(by_shape[batch.shapes])
     losses = nn.losses.cross_entropy(shapes, mx.array(batch.shapes))
     named = mx.array(batch.colours >= 0)
     labels = mx.array(np.maximum(batch.colours, 0))

@@ -8,7 +8,7 @@ from benchmarks.shapes.balance import (
     OUT,
     RARE,
     AnswerAdjustment,
-    shape_adjustments,
+    class_adjustments,
 )
 from benchmarks.shapes.conversations import Conversations
 from benchmarks.shapes.patches import (
@@ -57,14 +57,16 @@ def balance(recipe, tokenizer):
     return balance
 
 
-def test_the_left_out_classes_are_the_held_out_pairs():
-    adjustments = shape_adjustments()
-    for colour, shape in ALL_PAIRS:
-        expected = OUT if (colour, shape) in HELD_OUT else 0
-        assert adjustments[COLOUR_CLASSES[colour], SHAPE_CLASSES[shape]] == expected
-    # Neither the background nor a colour without a name leaves anything out.
-    assert not adjustments[0].any()
-    assert not adjustments[COLOUR_CLASSES[UNNAMED]].any()
+def test_the_adjusted_classes_are_the_held_out_pairs():
+    shapes, colours = class_adjustments()
+    for pair in ALL_PAIRS:
+        colour, shape = COLOUR_CLASSES[pair[0]], SHAPE_CLASSES[pair[1]]
+        assert shapes[colour, shape] == np.float32(OUT if pair in HELD_OUT else 0)
+        assert colours[shape, colour] == np.float32(RARE if pair in HELD_OUT else 0)
+    # Neither the background nor a colour without a name adjusts anything.
+    assert not shapes[0].any()
+    assert not shapes[COLOUR_CLASSES[UNNAMED]].any()
+    assert not colours[0].any()
 
 
 def test_a_word_is_balanced_against_what_it_could_never_have_been(balance):
@@ -97,25 +99,41 @@ def test_no_target_is_left_out(recipe, tokenizer):
     assert adjusted > 50
 
 
-def test_a_left_out_class_costs_nothing(recipe):
-    """A score for red squares on red patches changes the plain loss alone."""
+@pytest.fixture(scope="module")
+def patches(recipe):
+    """Labelled pictures, scores of their patches, and where red is."""
     mx.random.seed(0)
     rng = split_rng("train", 9)
     scenes = [recolour(random_scene(rng), 0.5, rng) for _ in range(8)]
     batch = label_patches(scenes, recipe.config)
-    heads = PatchHeads(8)
-    features = mx.random.normal((8, 144, 8))
-    red = mx.array(batch.colours == COLOUR_CLASSES["red"])
-    assert red.any()
+    scores = PatchHeads(8)(mx.random.normal((8, 144, 8)))
+    return batch, scores
 
-    class Biased:
-        def __call__(self, x):
-            shapes, colours = heads(x)
-            square = mx.arange(shapes.shape[-1]) == SHAPE_CLASSES["square"]
-            return shapes + 5.0 * (red[..., None] & square), colours
 
-    def loss(heads, **kind):
-        return patch_loss(heads, features, batch, **kind).item()
+def patch_losses(patches, biased, seen, favoured):
+    """Plain and balanced, as they are, and with a favoured class where one is seen."""
+    batch, scores = patches
+    values = [batch.shapes, batch.colours]
+    where = mx.array(values[1 - biased] == seen)
+    assert where.any()
+    raised = list(scores)
+    is_favoured = mx.arange(scores[biased].shape[-1]) == favoured
+    raised[biased] = scores[biased] + 5.0 * (where[..., None] & is_favoured)
+    return [
+        patch_loss(lambda _, s=s: s, None, batch, balanced=balanced).item()
+        for balanced in (False, True)
+        for s in (scores, tuple(raised))
+    ]
 
-    assert loss(Biased(), balanced=True) == loss(heads, balanced=True)
-    assert loss(Biased()) > loss(heads)
+
+def test_a_shape_that_is_left_out_costs_nothing(patches):
+    red, square = COLOUR_CLASSES["red"], SHAPE_CLASSES["square"]
+    plain, plain_raised, balanced, raised = patch_losses(patches, 0, red, square)
+    assert plain_raised > plain
+    assert raised == balanced
+
+
+def test_a_colour_that_is_rare_costs_little(patches):
+    square, red = SHAPE_CLASSES["square"], COLOUR_CLASSES["red"]
+    plain, plain_raised, balanced, raised = patch_losses(patches, 1, square, red)
+    assert 0 < raised - balanced < 0.1 * (plain_raised - plain)
