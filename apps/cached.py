@@ -20,9 +20,10 @@ def resolve(model: str | None, yes: bool) -> str | None:
     """
     from mm1_mlx import hub
     from mm1_mlx.config import MODEL_TYPE
+    from mm1_mlx.files import user_path
 
     name = model or os.environ.get("MM1_MODEL") or ""
-    if Path(name).expanduser().exists() or not hub.is_repository(name):
+    if user_path(name).exists() or not hub.is_repository(name):
         return model
     copy = cached_copy(name)
     if copy.is_dir():

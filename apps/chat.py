@@ -26,6 +26,7 @@ HELP = """\
 /help                   show this
 /exit                   leave (Ctrl-D too)
 Ctrl-C stops an answer."""
+START_ANEW = "/clear starts a new conversation"
 
 
 def chat(
@@ -63,7 +64,9 @@ class Conversation:
     def clear(self) -> None:
         """Forget everything but the system message."""
         self.messages: list[dict[str, Any]] = []
-        self.pictures: list[str] = []
+        # Encoded, so that a file may go away while it is talked about.
+        self.pictures: list[bytes] = []
+        self.num_pictures = 0
         if self.system:
             self.messages.append({"role": "system", "content": self.system})
 
@@ -94,13 +97,13 @@ class Conversation:
     def add_pictures(self, rest: str) -> None:
         """Queue the named pictures, each of which must open."""
         import shlex
-        from pathlib import Path
 
         from mm1_mlx.errors import PromptError
-        from mm1_mlx.image import load_picture
+        from mm1_mlx.files import user_path
+        from mm1_mlx.image import DEFAULT_LIMITS, load_picture
 
         try:
-            paths = [str(Path(path).expanduser()) for path in shlex.split(rest)]
+            paths = [user_path(path) for path in shlex.split(rest)]
         except ValueError:
             note("error: a quote is not closed")
             return
@@ -109,27 +112,34 @@ class Conversation:
         if self.runtime.config.image is None:
             note("error: this model takes text only")
             return
+        most = DEFAULT_LIMITS.max_pictures
         for path in paths:
+            if self.num_pictures == most:
+                note(f"error: a conversation holds {most} pictures; {START_ANEW}")
+                return
             try:
                 width, height = load_picture(path, self.runtime.config.image).size
             except PromptError as error:
                 note(f"error: {error}")
             else:
-                self.pictures.append(path)
-                note(f"picture {len(self.pictures)}: {path} ({width} x {height})")
+                self.pictures.append(path.read_bytes())
+                self.num_pictures += 1
+                note(f"picture {self.num_pictures}: {path} ({width} x {height})")
 
     def ask(self, question: str) -> None:
         """Stream the answer to a question; a failed one is forgotten."""
         from mm1_mlx.errors import MM1Error
 
         parts: list[dict[str, Any]] = [
-            {"type": "image", "image": path} for path in self.pictures
+            {"type": "image", "image": data} for data in self.pictures
         ]
         user = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
         try:
             answer = self._stream([*self.messages, user])
         except MM1Error as error:
             note(f"error: {error}")
+            if self.messages:
+                note(START_ANEW)
             return
         self.messages += [user, {"role": "assistant", "content": answer}]
         self.pictures = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -47,4 +49,7 @@ def root(
 
 def main() -> None:
     """Run the command line."""
+    # What is not UTF-8 arrives as it does in arguments, and is refused as they are.
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     guarded(app)

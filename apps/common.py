@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -86,7 +85,14 @@ def print_json(value: Any) -> None:
 
 def picture(source: str) -> str | bytes:
     """A picture named on the command line; ``-`` is read from stdin."""
-    return sys.stdin.buffer.read() if source == "-" else str(Path(source).expanduser())
+    from mm1_mlx.files import user_path
+    from mm1_mlx.image import DEFAULT_LIMITS
+
+    if source == "-":
+        # One byte more, so that too long a picture is refused as such.
+        return sys.stdin.buffer.read(DEFAULT_LIMITS.max_bytes + 1)
+    # A Path would take the second slash out of a URL or a data URI.
+    return str(user_path(source)) if source.startswith("~") else source
 
 
 def open_runtime(model: str | None, yes: bool) -> Any:

@@ -46,6 +46,7 @@ def convert(
 
     preload_blas()
     from mm1_mlx.errors import ConfigError
+    from mm1_mlx.files import user_path
     from mm1_mlx.presets import PRESETS
 
     if len(paths) > 2:
@@ -64,7 +65,7 @@ def convert(
             _announce(name)
     parts = {"vision": vision, "connector": connector, "decoder": decoder}
     report = run_conversion(
-        whole, Path(out).expanduser(), parts, dtype=dtype, overwrite=overwrite
+        whole, user_path(out), parts, dtype=dtype, overwrite=overwrite
     )
     print(report.out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,8 @@ def inspect(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="model folder, hub repository or preset (default: mm1-tiny)"
+            help="model folder, hub repository or preset (default: $MM1_MODEL, "
+            "else mm1-tiny)"
         ),
     ] = None,
     as_json: AsJson = False,
@@ -71,15 +73,22 @@ def describe(model: str | None) -> dict[str, Any]:
 def _find(model: str | None) -> Path:
     """The model's folder; of a hub repository its small files are enough."""
     from mm1_mlx import hub
-    from mm1_mlx.runtime import find_model
+    from mm1_mlx.checkpoint import foreign
+    from mm1_mlx.config import MODEL_TYPE
+    from mm1_mlx.files import user_path
+    from mm1_mlx.runtime import MODEL_VARIABLE, find_model
 
     from .cached import cached_copy
 
-    name = model or ""
-    if Path(name).expanduser().is_dir() or not hub.is_repository(name):
+    name = model or os.environ.get(MODEL_VARIABLE) or ""
+    if user_path(name).exists() or not hub.is_repository(name):
         return find_model(model)
     copy = cached_copy(name)
-    return copy if copy.is_dir() else hub.download_small(name)
+    if copy.is_dir():
+        return copy
+    if (kind := hub.model_type(name)) != MODEL_TYPE:
+        raise foreign(name, kind)
+    return hub.download_small(name)
 
 
 def idle(config: Any) -> int:

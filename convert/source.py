@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mm1_mlx import hub
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.files import check_shard, read_json, safe_join
+from mm1_mlx.files import check_shard, read_json, safe_join, user_path
 from mm1_mlx.hub import SourceInfo
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
@@ -154,7 +154,7 @@ def local_folder(name: str) -> Path | None:
     Raises:
         CheckpointError: it is neither.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return path
     if path.exists():

@@ -68,9 +68,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds from the call on; ``encode`` is a part of ``first_token``, that of ``total``."""
+    """How long an answer took, in seconds."""
 
+    # Reading and encoding the pictures and the prompt.
     encode: float
+    # From the call on, waiting for other answers included.
     first_token: float
     total: float
     # Tokens per second after the first.

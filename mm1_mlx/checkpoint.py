@@ -8,10 +8,12 @@ run leaves nothing that loads. Attribute path = tensor name; no name is translat
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +21,7 @@ from typing import Any, Self
 
 import mlx.core as mx
 
-from mm1_mlx.config import MM1Config
+from mm1_mlx.config import MODEL_TYPE, MM1Config
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import fsync, read_json, read_shard, safe_join, sha256
 from mm1_mlx.models import MM1
@@ -57,9 +59,17 @@ def check_names(
     for name, shape in found.items():
         if shape != expected[name]:
             raise CheckpointError(
-                f"{where}: {name} has shape {list(shape)}, "
-                f"config.json says {list(expected[name])}"
+                f"{where}: {name} has shape {list(shape)}, config.json says "
+                f"{list(expected[name])}; they do not belong together"
             )
+
+
+def foreign(name: object, kind: object) -> CheckpointError:
+    """What is said of a model that is in another format."""
+    return CheckpointError(
+        f"{name} is a {kind!r} model, not {MODEL_TYPE!r}; convert it with "
+        f"'mm1 convert {name} OUT'"
+    )
 
 
 def load_config(path: Path) -> MM1Config:
@@ -70,14 +80,13 @@ def load_config(path: Path) -> MM1Config:
         ConfigError: its config.json does not describe a model.
     """
     if not path.is_dir():
-        raise CheckpointError(f"model folder {str(path)!r} does not exist")
+        raise CheckpointError(
+            f"model folder {str(path)!r} does not exist; check its name"
+        )
     values = read_json(path / CONFIG)
     kind = values.get("model_type") if isinstance(values, dict) else None
-    if kind != "mm1":
-        raise CheckpointError(
-            f"{path} is a {kind!r} model, not 'mm1'; convert it with "
-            f"'mm1 convert {path} OUT'"
-        )
+    if kind != MODEL_TYPE:
+        raise foreign(path, kind)
     version = read_manifest(path).get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -198,20 +207,13 @@ class CheckpointWriter:
         *,
         overwrite: bool = False,
     ) -> None:
-        if out.exists() and not overwrite:
-            raise CheckpointError(
-                f"{str(out)!r} already exists; choose another name or pass --overwrite"
-            )
-        if out.exists() and not (out / MANIFEST).is_file():
-            raise CheckpointError(
-                f"{str(out)!r} is not a model folder and will not be overwritten"
-            )
+        check_place(out, overwrite=overwrite)
         # Resolved: "." and ".." have no name to write beside.
         self.out = out.resolve()
         self.overwrite = overwrite
         self.config = config
         self.source = dict(source)
-        self.folder = self.out.with_name(f"{self.out.name}.partial-{os.getpid()}")
+        self.folder = self._beside("partial")
         self.expected = model_shapes(config)
         self.written: dict[str, tuple[int, ...]] = {}
         self.shard: dict[str, mx.array] = {}
@@ -221,19 +223,28 @@ class CheckpointWriter:
 
     def __enter__(self) -> Self:
         self._tidy()
+        # Again: a model may have come back.
+        check_place(self.out, overwrite=self.overwrite)
+        # Nearest first.
+        self.made = [path for path in self.out.parents if not path.exists()]
         self.folder.mkdir(parents=True)
         return self
 
+    def _beside(self, kind: str) -> Path:
+        """A folder next to the model's place; nobody else would give one such a name."""
+        return self.out.with_name(f"{self.out.name}.mm1-{kind}-{os.getpid()}")
+
     def _tidy(self) -> None:
         """Clear away what killed writers left; a model that stepped aside comes back."""
-        for left in self.out.parent.glob(f"{self.out.name}.*-*"):
-            kind, _, process = left.name.rpartition(".")[2].rpartition("-")
-            if kind not in ("partial", "old") or _is_alive(process):
-                continue
-            if kind == "old" and not self.out.exists():
-                left.rename(self.out)
-            else:
-                shutil.rmtree(left, ignore_errors=True)
+        for kind in ("old", "partial"):
+            pattern = glob.escape(self.out.name) + f".mm1-{kind}-*"
+            for left in self.out.parent.glob(pattern):
+                if _is_alive(left.name.rpartition("-")[2]):
+                    continue
+                if kind == "old" and not self.out.exists():
+                    left.rename(self.out)
+                else:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def add(self, name: str, tensor: mx.array) -> None:
         """Write one tensor of the model.
@@ -272,6 +283,10 @@ class CheckpointWriter:
                 self._finish()
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
+            if not self.out.exists():
+                with suppress(OSError):
+                    for path in self.made:
+                        path.rmdir()
 
     def _write_shard(self) -> None:
         self.shards.append(sorted(self.shard))
@@ -325,7 +340,7 @@ class CheckpointWriter:
 
     def _rename(self) -> None:
         """Put the folder in its place; an old one steps aside first and goes last."""
-        old = self.out.with_name(f"{self.out.name}.old-{os.getpid()}")
+        old = self._beside("old")
         if self.out.exists():
             if not self.overwrite:
                 raise CheckpointError(f"{str(self.out)!r} was made by somebody else")
@@ -338,6 +353,35 @@ class CheckpointWriter:
             raise
         fsync(self.out.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def check_place(out: Path, *, overwrite: bool) -> None:
+    """Pass only where a model may be written.
+
+    Raises:
+        CheckpointError: something is there that must not be replaced.
+    """
+    if not out.exists():
+        return
+    if not overwrite:
+        raise CheckpointError(
+            f"{str(out)!r} already exists; choose another name or pass --overwrite"
+        )
+    if not _is_model(out):
+        raise CheckpointError(
+            f"{str(out)!r} is not a model folder and will not be overwritten; choose "
+            "another name"
+        )
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a folder is a model of ours, of whatever version."""
+    try:
+        values = read_json(path / CONFIG)
+        read_manifest(path)
+    except (CheckpointError, OSError):
+        return False
+    return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
 
 
 def _is_alive(process: str) -> bool:

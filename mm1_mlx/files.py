@@ -20,6 +20,14 @@ MAX_JSON_BYTES = 64 << 20
 PLAIN_NAME = re.compile(r"\w[\w.+-]{0,199}", re.ASCII)
 
 
+def user_path(name: str) -> Path:
+    """The path a user wrote; ``~`` is their home.
+
+    Not ``Path.expanduser``, which refuses the name of a file that begins with a tilde.
+    """
+    return Path(os.path.expanduser(name))  # noqa: PTH111
+
+
 def read_json(path: Path) -> Any:
     """The parsed file.
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
+from PIL import Image
 
 from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.errors import ConfigError, PromptError
@@ -23,6 +25,7 @@ Message = Mapping[str, Any]
 Turn = tuple[str, list[str | None]]
 
 ROLES = ("system", "user", "assistant")
+GIVE_AS_MANY = "give one for each place"
 
 # What a template may raise: its own refusal, the sandbox's, or any fault of its code.
 _TEMPLATE_FAULTS = (
@@ -87,10 +90,13 @@ class Prompt:
         turns, sources = collect(messages, images)
         if sources and not config.sees:
             raise PromptError(
-                f"{len(sources)} picture(s) given, but the model takes text only"
+                f"{len(sources)} picture(s) given, but the model takes text only; "
+                "ask without pictures, or choose a model that sees"
             )
         pictures = load_pictures(sources, config.image) if config.image else []
         tokens = encode_turns(turns, config.prompt, tokenizer)
+        if not tokens:
+            raise PromptError("the prompt is empty; ask something")
         return place(tokens, pictures, config, tokenizer.image_id)
 
 
@@ -106,6 +112,10 @@ def collect(
         messages = [{"role": "user", "content": messages}]
     if not messages:
         raise PromptError("there are no messages, so there is nothing to answer")
+    if isinstance(images, str | bytes | Path | Image.Image):
+        raise PromptError(
+            f"images is one {type(images).__name__}, expected a list of pictures"
+        )
     given = list(images)
     sources: list[ImageSource] = []
     turns = [_read_message(message, given, sources) for message in messages]
@@ -118,7 +128,7 @@ def collect(
     if given:
         raise PromptError(
             f"prompt has {len(sources)} places for pictures but "
-            f"{len(sources) + len(given)} images were given"
+            f"{len(sources) + len(given)} images were given; {GIVE_AS_MANY}"
         )
     return turns, sources
 
@@ -131,12 +141,23 @@ def _read_message(
         raise PromptError(f"message role {role!r} is not one of {list(ROLES)}")
     content = message.get("content")
     if isinstance(content, str):
-        return role, [content]
+        return role, [_checked(content)]
     if not isinstance(content, list | tuple):
         raise PromptError(
             f"message content must be a string or a list of parts, got {content!r:.80}"
         )
     return role, _join_texts([_read_part(part, given, sources) for part in content])
+
+
+def _checked(text: str) -> str:
+    """The text, if it is one: undecodable bytes of a command line arrive as halves."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PromptError(
+            f"prompt {text!r:.60} is not valid UTF-8; convert it first"
+        ) from None
+    return text
 
 
 def _join_texts(parts: list[str | None]) -> list[str | None]:
@@ -155,7 +176,7 @@ def _read_part(
 ) -> str | None:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        return part["text"]
+        return _checked(part["text"])
     if kind not in ("image", "image_url"):
         raise PromptError(
             f"message part {kind!r} is not one of ['text', 'image', 'image_url']"
@@ -172,7 +193,8 @@ def _read_part(
     if source is None:
         if not given:
             raise PromptError(
-                f"prompt has more places for pictures than the {len(sources)} images given"
+                f"prompt has more places for pictures than the {len(sources)} images "
+                f"given; {GIVE_AS_MANY}"
             )
         source = given.pop(0)
     sources.append(source)
@@ -272,7 +294,7 @@ def place(
     if places != len(pictures):
         raise PromptError(
             f"prompt has {places} places for pictures but {len(pictures)} images "
-            "were given"
+            "were given; the model's chat template lost or made some"
         )
     assert config.prompt is not None
     assert config.decoder is not None

@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,9 +32,10 @@ from mm1_mlx.answer import (
     Stats,
     Timings,
 )
-from mm1_mlx.checkpoint import load_config, load_model
+from mm1_mlx.checkpoint import foreign, load_config, load_model
 from mm1_mlx.config import MODEL_TYPE, MM1Config
 from mm1_mlx.errors import CheckpointError, PromptError
+from mm1_mlx.files import user_path
 from mm1_mlx.image import ImageSource
 from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Message, Prompt
@@ -43,6 +44,8 @@ from mm1_mlx.worker import Worker
 
 TINY = Path(__file__).with_name("tiny")
 MODEL_VARIABLE = "MM1_MODEL"
+# Below it the likeliest token is all but certain.
+MIN_TEMPERATURE = 1e-6
 
 
 @dataclass
@@ -56,7 +59,7 @@ class Runtime:
         path: the folder it came from.
     """
 
-    model: MM1
+    model: MM1 = field(repr=False)
     tokenizer: Tokenizer
     config: MM1Config
     path: Path
@@ -76,6 +79,9 @@ class Runtime:
     def close(self) -> None:
         """Let the model go; answers under way are finished first."""
         self._worker.close()
+        # Whoever keeps the closed runtime does not keep the weights.
+        self.__dict__.pop("model", None)
+        mx.clear_cache()
 
 
 def load(source: str | Path | None = None, dtype: mx.Dtype | None = None) -> Runtime:
@@ -109,17 +115,19 @@ def find_model(source: str | Path | None = None) -> Path:
         CheckpointError: there is no such folder and no such hub repository.
     """
     name = str(source or os.environ.get(MODEL_VARIABLE) or TINY)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return path
+    if path.is_file():
+        raise CheckpointError(f"model {name!r} is a file; give the folder it lies in")
     if not hub.is_repository(name):
-        raise CheckpointError(f"model folder {name!r} does not exist")
+        raise CheckpointError(
+            f"model folder {name!r} does not exist; give a folder or a repository "
+            "(OWNER/NAME), or none for mm1-tiny"
+        )
     # Asked first: a foreign checkpoint's gigabytes would be fetched in vain.
     if (kind := hub.model_type(name)) != MODEL_TYPE:
-        raise CheckpointError(
-            f"{name} is a {kind!r} model, not {MODEL_TYPE!r}; convert it with "
-            f"'mm1 convert {name} OUT'"
-        )
+        raise foreign(name, kind)
     folder, _ = hub.download(name)
     return folder
 
@@ -185,6 +193,7 @@ def _consume(
 
     A caller that stops listening ends the answer.
     """
+    start = time.perf_counter()
     pieces: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
     abandoned = threading.Event()
 
@@ -192,7 +201,7 @@ def _consume(
         try:
             if abandoned.is_set():  # while other answers were under way
                 return
-            for piece in _answer(runtime, prompt, images, settings):
+            for piece in _answer(runtime, prompt, images, settings, start):
                 pieces.put(piece)
                 if abandoned.is_set():
                     break
@@ -213,8 +222,10 @@ def _answer(
     prompt: str | Sequence[Message],
     images: Sequence[ImageSource],
     settings: Settings,
+    start: float,
 ) -> Iterator[Piece]:
-    start = time.perf_counter()
+    """The pieces of an answer that was asked for at ``start``."""
+    began = time.perf_counter()
     built = Prompt.build(prompt, images, runtime.config, runtime.tokenizer)
     max_tokens = _room(built, runtime.config, settings)
     embeddings = None
@@ -223,27 +234,26 @@ def _answer(
         mx.eval(image_tokens)
         tokens = mx.array(built.tokens)
         embeddings = runtime.model.embed(tokens, image_tokens, built.spans)
-    encoded = time.perf_counter()
+    encode = time.perf_counter() - began
     if settings.seed is not None:
         mx.random.seed(settings.seed)
     steps = generate_step(
         mx.array(built.tokens),
         runtime.model,
         max_tokens=max_tokens,
-        sampler=make_sampler(settings.temperature, settings.top_p),
+        sampler=_sampler(settings),
         prompt_progress_callback=settings.progress,
         input_embeddings=embeddings,
     )
-    times = [start, encoded]
+    times: list[float] = []
     ids = (_timed(int(token), times) for token, _ in steps)
     with _wired():
         for piece in _pieces(ids, runtime.tokenizer, settings):
             if piece.finish_reason is None:
                 yield piece
             else:
-                yield Piece(
-                    piece.text, piece.token, piece.finish_reason, _stats(built, times)
-                )
+                stats = _stats(built, start, encode, times)
+                yield Piece(piece.text, piece.token, piece.finish_reason, stats)
 
 
 @contextmanager
@@ -265,9 +275,17 @@ def _room(prompt: Prompt, config: MM1Config, settings: Settings) -> int:
     if len(prompt.tokens) >= context:
         raise PromptError(
             f"prompt has {len(prompt.tokens):,} tokens, {prompt.num_image_tokens:,} of "
-            f"them pictures, but the model's context holds {context:,}"
+            f"them pictures, but the model's context holds {context:,}; ask with fewer "
+            "pictures or earlier turns"
         )
     return min(settings.max_tokens, context - len(prompt.tokens))
+
+
+def _sampler(settings: Settings) -> Callable[[mx.array], mx.array]:
+    greedy = settings.temperature < MIN_TEMPERATURE
+    sample = make_sampler(0.0 if greedy else settings.temperature, settings.top_p)
+    # In half precision small temperatures overflow.
+    return lambda logprobs: sample(logprobs.astype(mx.float32))
 
 
 def _timed(token: int, times: list[float]) -> int:
@@ -275,15 +293,16 @@ def _timed(token: int, times: list[float]) -> int:
     return token
 
 
-def _stats(prompt: Prompt, times: Sequence[float]) -> Stats:
-    start, encoded, *tokens = times
+def _stats(
+    prompt: Prompt, start: float, encode: float, tokens: Sequence[float]
+) -> Stats:
     seconds = tokens[-1] - tokens[0]
     return Stats(
         prompt_tokens=len(prompt.tokens),
         image_tokens=prompt.num_image_tokens,
         generated_tokens=len(tokens),
         timings=Timings(
-            encode=encoded - start,
+            encode=encode,
             first_token=tokens[0] - start,
             total=tokens[-1] - start,
             decode_rate=(len(tokens) - 1) / seconds if seconds else 0.0,
@@ -318,7 +337,7 @@ def _pieces(
             return
         yield Piece(text, token)
         if settings.cancel is not None and settings.cancel.is_set():
-            yield Piece("", None, "cancelled")
+            yield Piece(machine.flush(state)[1], None, "cancelled")
             return
     else:
         reason = "length"

@@ -64,7 +64,7 @@ class Tokenizer:
             if chr(code) not in vocabulary
         )
         self._unused = unused
-        self._stand_ins = dict(zip(typed, unused, strict=False))
+        self._stand_ins: dict[str, str] = {}
         self._private = dict.fromkeys(
             range(_FIRST_STAND_IN, _LAST_STAND_IN + 1), "\ufffd"
         )
@@ -77,7 +77,7 @@ class Tokenizer:
         next text.
         """
         text = text.translate(self._private)
-        for special in tuple(self._stand_ins):
+        for special in self._specials:
             if special in text:
                 text = text.replace(special, self._stand_in(special))
         body = text.rstrip()
@@ -88,7 +88,7 @@ class Tokenizer:
 
     def _begun(self, text: str) -> int:
         """Where the longest beginning of a special token at the text's end starts."""
-        longest = max(map(len, self._stand_ins), default=0)
+        longest = len(self._specials[0])
         for start in range(max(0, len(text) - longest + 1), len(text)):
             if any(special.startswith(text[start:]) for special in self._specials):
                 return start
@@ -97,11 +97,10 @@ class Tokenizer:
     def _stand_in(self, typed: str) -> str:
         """The character that stands for a typed text, known to the tokenizer."""
         if typed not in self._stand_ins:
-            self._stand_ins[typed] = next(self._unused, "\ufffd")
-        stand_in = self._stand_ins[typed]
-        self._add(stand_in)
-        self._typed[self.hf.convert_tokens_to_ids(stand_in)] = self._spell(typed)
-        return stand_in
+            stand_in = self._stand_ins[typed] = next(self._unused, "\ufffd")
+            self._add(stand_in)
+            self._typed[self.hf.convert_tokens_to_ids(stand_in)] = self._spell(typed)
+        return self._stand_ins[typed]
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Tokens of rendered text; stand-ins become the characters they stand for."""

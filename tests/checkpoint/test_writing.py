@@ -154,14 +154,19 @@ def test_a_model_is_overwritten_on_request(folder, make_model, write, same):
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
+@pytest.mark.parametrize("kind", ["folder", "web app", "foreign model", "file"])
 def test_what_is_no_model_is_never_overwritten(kind, tmp_path, tiny_model, write):
     out = tmp_path / "holiday"
-    if kind == "folder":
+    if kind == "file":
+        out.write_bytes(b"")
+    else:
         out.mkdir()
         (out / "photo.png").write_bytes(b"")
-    else:
-        out.write_bytes(b"")
+    if kind == "web app":
+        (out / "manifest.json").write_text('{"name": "mine"}')
+    elif kind == "foreign model":
+        (out / "manifest.json").write_text('{"files": {}}')
+        (out / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(CheckpointError, match="is not a model folder and will not be"):
         write(out, tiny_model, overwrite=True)
     assert out.exists()
@@ -186,7 +191,7 @@ def test_a_rename_that_fails_keeps_the_old_model(
     rename = Path.rename
 
     def fail(path, target):
-        if ".partial-" in path.name:
+        if ".mm1-partial-" in path.name:
             raise OSError("no")
         return rename(path, target)
 
@@ -297,20 +302,40 @@ def test_a_killed_writer_leaves_no_half_model(
             # The one moment of an overwrite in which the old model stands aside.
             assert killed == "True"
             assert name != "old" or same(
-                load_model(next(tmp_path.glob("old.old-*"))), old
+                load_model(next(tmp_path.glob("old.mm1-old-*"))), old
             )
-    for partial in tmp_path.glob("*.partial-*"):
+    for partial in tmp_path.glob("*.mm1-partial-*"):
         with contextlib.suppress(CheckpointError):
             assert len(load_model(partial).tensors()) == len(old.tensors())
 
 
 def test_the_next_writer_clears_what_a_killed_one_left(tmp_path, make_model, write):
     dead = 2**22 + 1  # above every process number
-    for name in (f"new.partial-{dead}", f"new.partial-{os.getppid()}", "new.notes-1"):
+    for name in (
+        f"new.mm1-partial-{dead}",
+        f"new.mm1-partial-{os.getppid()}",
+        "new.old-20240601",
+    ):
         (tmp_path / name).mkdir()
-    write(tmp_path / f"new.old-{dead}", make_model(seed=5))
-    with pytest.raises(CheckpointError, match="made by somebody else"):
+    write(tmp_path / f"new.mm1-old-{dead}", make_model(seed=5))
+    with pytest.raises(CheckpointError, match="already exists; choose another name"):
         write(tmp_path / "new", make_model())
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"new", f"new.partial-{os.getppid()}", "new.notes-1"}
+    assert left == {"new", f"new.mm1-partial-{os.getppid()}", "new.old-20240601"}
     load_model(tmp_path / "new")
+
+
+def test_leftovers_of_a_name_with_brackets_are_cleared(tmp_path, make_model, write):
+    left = tmp_path / f"my[1].mm1-partial-{2**22 + 1}"
+    left.mkdir()
+    write(tmp_path / "my[1]", make_model())
+    assert [path.name for path in tmp_path.iterdir()] == ["my[1]"]
+
+
+def test_a_failure_leaves_no_new_parents(tmp_path, make_model):
+    model = make_model()
+    (tmp_path / "there").mkdir()
+    writer = CheckpointWriter(tmp_path / "there/new/deep/model", model.config, {})
+    with pytest.raises(KeyboardInterrupt), writer:
+        raise KeyboardInterrupt
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
