@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mm1_mlx.checkpoint import CheckpointWriter, model_shapes
+from mm1_mlx.checkpoint import CheckpointWriter, check_place, model_shapes
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.models import MM1
@@ -80,10 +80,7 @@ def convert(
         CheckpointError: a source cannot be had, read, or understood.
         ConfigError: the parts do not fit together.
     """
-    if out.exists() and not overwrite:
-        raise CheckpointError(
-            f"{str(out)!r} already exists; choose another name or pass --overwrite"
-        )
+    check_place(out, overwrite=overwrite)
     chosen = {"vision": vision, "connector": connector, "decoder": decoder}
     spec = connector if connector and is_spec(connector) else None
     if spec:

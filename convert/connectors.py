@@ -13,6 +13,7 @@ from mm1_mlx.config import (
     VisionConfig,
 )
 from mm1_mlx.errors import ConfigError
+from mm1_mlx.presets import PRESETS
 
 SPELLINGS = ("linear", "mlp", "average-pool:TOKENS", "c-abstractor:TOKENS")
 _SPEC = re.compile(r"(linear|mlp|average-pool|c-abstractor)(?::(.*))?")
@@ -26,10 +27,10 @@ def is_spec(text: str) -> bool:
     """
     if _SPEC.fullmatch(text):
         return True
-    if "/" not in text:
+    if "/" not in text and text not in PRESETS:
         raise ConfigError(
-            f"connector {text!r} is none of {', '.join(SPELLINGS)}, nor a source such as "
-            "'./folder' or 'owner/name'"
+            f"connector {text!r} is none of {', '.join(SPELLINGS)}, nor a preset, nor a "
+            "source such as './folder' or 'owner/name'"
         )
     return False
 

@@ -28,9 +28,9 @@ RULES: Table = {
 def detect(source: Source) -> bool:
     """Whether the source is a Honeybee; its config.json names no model type."""
     keys = set(source.config)
-    return "vision_config" in keys and bool(
-        keys & {"projector_config", "visual_projector_config"}
-    )
+    projectors = {"projector_config", "visual_projector_config"}
+    unnamed = not source.config.get("model_type")
+    return unnamed and "vision_config" in keys and bool(keys & projectors)
 
 
 def config(source: Source) -> MM1Config:

@@ -89,6 +89,15 @@ def compose(origins: Origins, spec: str | None) -> MM1Config:
     for part, section in (("vision", "image"), ("decoder", "prompt")):
         if part in origins:
             values[section] = getattr(config_of(origins[part]), section)
+    trained = config_of(origins["connector"]).vision if "connector" in origins else None
+    if trained and "vision" in values:
+        # A connector goes on reading the features it was trained on.
+        values["vision"] = replace(
+            values["vision"],
+            feature_layer=trained.feature_layer,
+            apply_post_norm=trained.apply_post_norm,
+            drop_cls=trained.drop_cls,
+        )
     both = "vision" in values and "decoder" in values
     if spec:
         if not both:

@@ -89,14 +89,15 @@ def _resize(fields: Fields) -> str:
     size = fields.get("size")
     if pad or aspect == "pad":
         return "pad"
+    if isinstance(size, dict) and "height" in size:
+        return "squash"  # to what a crop, if there is one, leaves as it is
     if crop:
         return "crop"
-    if isinstance(size, dict) and "shortest_edge" in size:
-        raise ConfigError(
-            f"{fields.where}.size: {size} without do_center_crop makes pictures of many "
-            "sizes, which the encoder here does not take"
-        )
-    return "squash"
+    # A number is the shortest edge's, too.
+    raise ConfigError(
+        f"{fields.where}.size: {size} without do_center_crop makes pictures of many "
+        "sizes, which the encoder here does not take"
+    )
 
 
 def _size(fields: Fields, default: int) -> int:

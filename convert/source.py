@@ -38,8 +38,11 @@ class Source:
         with Source("llava-hf/llava-1.5-7b-hf") as source:
             source.json("config.json"), source.tensors, source.read(name)
 
+    A hub repository's weights are downloaded when ``tensors`` is first asked for, so
+    that its config can be refused before.
+
     Args:
-        name: a folder, or a hub repository, which is downloaded.
+        name: a folder or a hub repository.
 
     Raises:
         CheckpointError: there is no such folder or repository, or it cannot be had.
@@ -48,12 +51,9 @@ class Source:
     def __init__(self, name: str) -> None:
         self.name = name
         folder = local_folder(name)
-        if folder is None:
-            self.folder, self.licence = hub.download(
-                name, pickles=find_spec("torch") is not None
-            )
-        else:
-            self.folder, self.licence = folder, _licence(folder)
+        self._remote = folder is None
+        self.folder = folder or hub.download_small(name)
+        self.licence = _licence(folder) if folder else None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
@@ -104,6 +104,10 @@ class Source:
         Raises:
             CheckpointError: a shard is missing, damaged, or not allowed.
         """
+        if self._remote:
+            self.folder, self.licence = hub.download(
+                self.name, pickles=find_spec("torch") is not None
+            )
         tensors: dict[str, TensorInfo] = {}
         for path in self._shards():
             shapes = check_shard(path)
@@ -261,6 +265,11 @@ def unpickle(paths: list[Path], folder: Path) -> list[Path]:
         [*command, *arguments], capture_output=True, text=True, check=False
     )
     if child.returncode:
-        lines = child.stderr.strip().splitlines() or [f"exit {child.returncode}"]
-        raise CheckpointError(lines[-1])
+        lines = child.stderr.strip().splitlines()
+        # Nothing is said where the system ended it.
+        silent = (
+            f"reading {paths[0].name} was ended (status {child.returncode}); is there "
+            "enough memory?"
+        )
+        raise CheckpointError(lines[-1] if lines else silent)
     return sorted(folder.iterdir())

@@ -24,13 +24,20 @@ def main(arguments: list[str]) -> None:
             f"{Path(sources[0]).name} is a PyTorch pickle, which needs torch to read; "
             'run pip install "mm1-mlx[torch]" or use a safetensors checkpoint'
         ) from None
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     count = 0
     for source in sources:
         for shard in _shards(_load(torch, source)):
             count += 1
-            save_file(shard, Path(folder) / f"shard-{count:05}.safetensors")
+            try:
+                save_file(shard, Path(folder) / f"shard-{count:05}.safetensors")
+            except (SafetensorError, OSError) as error:
+                raise SystemExit(
+                    f"{folder} cannot be written ({error}); is the disk full? "
+                    "TMPDIR names another folder for what is unpacked"
+                ) from None
 
 
 def _load(torch: Any, source: str) -> dict[str, Any]:
@@ -47,8 +54,10 @@ def _load(torch: Any, source: str) -> dict[str, Any]:
             f"{source} is not a plain PyTorch weight file: it wants to run code or is "
             "damaged; use a safetensors checkpoint"
         ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:
+        # Whatever a damaged pickle makes torch's reader stumble over.
         reason = str(error).partition("\n")[0].partition(". ")[0]
+        reason = reason or type(error).__name__
         raise SystemExit(f"{source} is damaged ({reason}); get it again") from None
     if not isinstance(tensors, dict) or not all(
         isinstance(tensor, torch.Tensor) for tensor in tensors.values()

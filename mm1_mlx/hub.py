@@ -9,7 +9,6 @@ from typing import TypeVar
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
@@ -56,12 +55,14 @@ def is_repository(name: str) -> bool:
 def describe(repository: str) -> SourceInfo:
     """Name, size of the weights in bytes and licence, from the model card.
 
+    Nothing but the name where the hub cannot be asked: there may be a local copy.
+
     Raises:
-        CheckpointError: there is no such repository, or it cannot be reached.
+        CheckpointError: there is no such repository.
     """
-    info = _reach(
-        repository, lambda: HfApi().model_info(repository, files_metadata=True)
-    )
+    info = _ask(repository, files_metadata=True)
+    if info is None:
+        return SourceInfo(repository, None, None)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     size = sum(sizes[name] for name in _weights(info))
     return SourceInfo(repository, size, _licence(info))
@@ -87,11 +88,8 @@ def download(repository: str, *, pickles: bool = False) -> tuple[Path, str | Non
     Raises:
         CheckpointError: there is no such repository, or it cannot be reached.
     """
-    try:
-        info = HfApi().model_info(repository)
-    except (RepositoryNotFoundError, HfHubHTTPError) as error:
-        raise _refusal(repository, error) from None
-    except (HTTPError, OfflineModeIsEnabled):
+    info = _ask(repository)
+    if info is None:
         patterns = [*SMALL, "*.safetensors", "pytorch_model*.bin"]
         return _reach(repository, lambda: _snapshot(repository, None, patterns)), None
     weights = _weights(info)
@@ -119,6 +117,20 @@ def download_small(repository: str) -> Path:
             ),
         )
     )
+
+
+def _ask(repository: str, *, files_metadata: bool = False) -> ModelInfo | None:
+    """What the hub says of a repository; None where it cannot be asked.
+
+    Raises:
+        CheckpointError: there is no such repository.
+    """
+    try:
+        return HfApi().model_info(repository, files_metadata=files_metadata)
+    except RepositoryNotFoundError as error:
+        raise _refusal(repository, error) from None
+    except (HTTPError, OfflineModeIsEnabled):
+        return None
 
 
 def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:

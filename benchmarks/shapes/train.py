@@ -46,11 +46,12 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="write the model here and stop")
     parser.add_argument("--processes", type=int, default=1, help="that share a step")
     arguments = parser.parse_args()
+    recipe = load_recipe()
+    # Before there are several processes that could write it.
+    tokenizer = open_tokenizer(arguments.folder, recipe.config)
     if arguments.processes > 1 and RANK not in os.environ and not arguments.export:
         sys.exit(start_ring(arguments.folder, arguments.processes))
-    recipe = load_recipe()
     mx.random.seed(1)
-    tokenizer = open_tokenizer(arguments.folder, recipe.config)
     pupil = Pupil(recipe)
     for stage in recipe.stages:
         trainer = make_trainer(stage, recipe, pupil, tokenizer, arguments.folder)

@@ -21,9 +21,12 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mm1_mlx.errors import ConfigError
-from mm1_mlx.files import fsync, read_shard
+from mm1_mlx.files import fsync, read_json, read_shard
 from mm1_mlx.models import named_tensors
 from mm1_mlx.worker import Worker
+
+# What a run may change when it is continued: its length, and what it leaves behind.
+MAY_CHANGE = ("steps", "decay_steps", "final_fraction", "save_every", "log_every")
 
 Model = TypeVar("Model", bound=nn.Module)
 Batch = TypeVar("Batch")
@@ -58,6 +61,16 @@ class TrainConfig:
     log_every: int = field(default=20, metadata={"help": "steps per log line"})
 
     def __post_init__(self) -> None:
+        for name in ("steps", "micro_batches", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"TrainConfig.{name}: {getattr(self, name)} is not above 0"
+                )
+        for name in ("warmup_steps", "decay_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"TrainConfig.{name}: {getattr(self, name)} is below 0"
+                )
         if self.warmup_steps + self.decay_steps > self.steps:
             raise ConfigError(
                 f"TrainConfig: warmup_steps {self.warmup_steps} and decay_steps "
@@ -92,11 +105,11 @@ def schedule(config: TrainConfig, peak: float) -> Callable[[mx.array], mx.array]
     Until the decay begins the schedule does not depend on the number of steps, so a run
     may be lengthened or cut short and still equal one that was planned so.
     """
-    parts = [
-        optim.linear_schedule(0.0, peak, config.warmup_steps),
-        lambda _: mx.array(peak),
-    ]
-    starts = [config.warmup_steps]
+    parts = [lambda _: mx.array(peak)]
+    starts = []
+    if config.warmup_steps:
+        parts.insert(0, optim.linear_schedule(0.0, peak, config.warmup_steps))
+        starts.append(config.warmup_steps)
     if config.decay_steps:
         last = peak * config.final_fraction
         parts.append(optim.cosine_decay(peak, config.decay_steps, last))
@@ -257,10 +270,34 @@ class Trainer(Generic[Model, Batch]):
         (self.folder / "run.partial.json").replace(self.folder / "run.json")
         fsync(self.folder)
 
+    def _check_record(self) -> None:
+        """Pass only if the checkpoint is of this run, which may have changed its length.
+
+        Without a record there is nothing to compare: it is written with the state, but
+        not in the same instant.
+        """
+        path = self.folder / "run.json"
+        record = read_json(path) if path.is_file() else {}
+        then = record.get("config") if isinstance(record, dict) else None
+        for name, now in asdict(self.config).items():
+            if not isinstance(then, dict) or name in MAY_CHANGE:
+                continue
+            if name in then and then[name] != now:
+                raise ConfigError(
+                    f"{self.folder} holds a run with {name} {then[name]!r}, not {now!r}; "
+                    "choose another folder, or the same settings"
+                )
+
     def resume(self) -> bool:
-        """Continue from the folder's checkpoint; whether there is one."""
+        """Continue from the folder's checkpoint; whether there is one.
+
+        Raises:
+            ConfigError: the checkpoint is of a run with other settings.
+            CheckpointError: it is damaged.
+        """
         if not self._state_path.is_file():
             return False
+        self._check_record()
         state = read_shard(self._state_path)
         model = [
             (k.removeprefix("model."), v)

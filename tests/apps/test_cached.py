@@ -54,6 +54,7 @@ def repository(monkeypatch, tmp_path):
     monkeypatch.setattr(
         hub, "describe", lambda name: SourceInfo(name, 7_000_000, "mit")
     )
+    monkeypatch.setattr(hub, "download_small", lambda _: folder)
     monkeypatch.setattr(hub, "download", download)
     return downloads
 

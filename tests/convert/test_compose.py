@@ -170,6 +170,36 @@ def test_connectors_that_make_no_sense_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("part", ["vision", "connector"])
+def test_a_sourced_connector_reads_the_features_it_was_trained_on(
+    part: str, tmp_path: Path
+) -> None:
+    llava, clip = sources.llava(tmp_path / "llava"), sources.clip(tmp_path / "clip")
+    if part == "vision":
+        report = convert(str(llava), tmp_path / "out", vision=str(clip))
+    else:
+        llama = sources.llama(tmp_path / "llama")
+        report = convert(
+            str(llama), tmp_path / "out", vision=str(clip), connector=str(llava)
+        )
+    assert report.needs_training == ()
+    vision = report.config.vision
+    assert vision is not None
+    assert (vision.feature_layer, vision.apply_post_norm) == (-2, False)
+
+
+def test_a_connector_may_have_a_preset_s_shape(tmp_path: Path) -> None:
+    clip, llama = sources.clip(tmp_path / "clip"), sources.llama(tmp_path / "llama")
+    with pytest.raises(ConfigError, match=r"connector.input_size is 1280 but vision"):
+        convert(
+            None,
+            tmp_path / "out",
+            vision=str(clip),
+            connector="mm1-3b",
+            decoder=str(llama),
+        )
+
+
 def test_a_connector_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs a vision part and a decoder"):
         convert(str(sources.llama(tmp_path / "in")), tmp_path / "out", connector="mlp")
@@ -207,6 +237,14 @@ def test_a_part_that_a_source_lacks_is_named(tmp_path: Path) -> None:
         ({"model_type": "mm1"}, "is converted already; use it as it is"),
         ({"model_type": ["llama"]}, "is not one this program converts"),
         ({}, "model type None"),
+        (
+            {
+                "model_type": "deepseek_vl_v2",
+                "vision_config": {},
+                "projector_config": {},
+            },
+            "model type 'deepseek_vl_v2'",
+        ),
     ],
 )
 def test_unknown_model_types_are_named(

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sources
+from PIL import Image
 
 from mm1_mlx.config import ImageConfig, MM1Config, PromptConfig, RopeScaling
 from mm1_mlx.convert import Source, detect_format
 from mm1_mlx.errors import CheckpointError, ConfigError, MM1Error
+from mm1_mlx.image import load_picture
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD, VIT_H_14_378
 
 # What transformers 4 wrote of every nested config.
@@ -348,6 +351,7 @@ SIZE = {"height": 32, "width": 32}
         ({"size": 32, "crop_size": 32, "feature_extractor_type": "CLIP"}, "crop"),
         ({"size": SIZE, "do_center_crop": False}, "squash"),
         ({"size": SIZE, "do_center_crop": False, "crop_size": 24}, "squash"),
+        ({"size": SIZE, "do_center_crop": True, "crop_size": SIZE}, "squash"),
         ({"size": {"shortest_edge": 32}, "crop_size": SIZE, "do_pad": True}, "pad"),
         ({"size": SIZE, "image_aspect_ratio": "pad"}, "pad"),
     ],
@@ -370,6 +374,41 @@ def test_transformers_5_s_one_processor_file_is_read(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("clip", {"size": {"shortest_edge": 32}, "crop_size": SIZE}),
+        ("clip", {"size": SIZE, "do_center_crop": False}),
+        ("clip", {"size": SIZE, "do_center_crop": True, "crop_size": SIZE}),
+        ("llava", {"size": {"shortest_edge": 32}, "crop_size": SIZE}),
+        ("llava", {"size": {"shortest_edge": 32}, "crop_size": SIZE, "do_pad": True}),
+    ],
+)
+@pytest.mark.parametrize("statistics", [{}, {"image_mean": [0.5, 0.25, 0.75]}])
+def test_pictures_are_made_as_the_source_s_processor_makes_them(
+    kind: str, options: dict[str, Any], statistics: dict[str, Any], tmp_path: Path
+) -> None:
+    """Not square ones, on which the ways differ."""
+    module = pytest.importorskip(
+        f"transformers.models.{kind}.image_processing_pil_{kind}"
+    )
+    name = {"clip": "CLIPImageProcessorPil", "llava": "LlavaImageProcessorPil"}[kind]
+    processor = getattr(module, name)(**options, **statistics)
+    processor.save_pretrained(tmp_path / "processor")
+    (path,) = (tmp_path / "processor").iterdir()
+    files = {path.stem: json.loads(path.read_text())}
+    section = read(tmp_path / "clip", CLIP, **files).image
+    assert section is not None
+    rng = np.random.default_rng(0)
+    for width, height in ((97, 61), (45, 120), (64, 64)):
+        noise = rng.integers(0, 256, (height // 3, width // 3, 3), np.uint8)
+        photo = Image.fromarray(noise).resize((width, height))
+        expected = np.asarray(processor(photo)["pixel_values"][0]).transpose(1, 2, 0)
+        tile = load_picture(photo, section).tiles[0]
+        np.testing.assert_allclose(tile, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -379,6 +418,10 @@ def test_transformers_5_s_one_processor_file_is_read(tmp_path: Path) -> None:
         ({"crop_size": 24}, "crop_size 24 do not make the encoder's 32 x 32"),
         (
             {"do_center_crop": False, "size": {"shortest_edge": 32}},
+            "without do_center_crop makes pictures of many sizes",
+        ),
+        (
+            {"do_center_crop": False, "size": 32},
             "without do_center_crop makes pictures of many sizes",
         ),
         ({"offset": [1, 2]}, r"\['offset'\] are not known here"),

@@ -14,7 +14,9 @@ import sources
 from huggingface_hub import HfApi, ModelInfo
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HTTPError,
+    OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
@@ -23,7 +25,7 @@ from safetensors.numpy import save_file
 from mm1_mlx import hub
 from mm1_mlx.convert import SourceInfo, convert, describe
 from mm1_mlx.convert.source import Source, unpickle, weight_files
-from mm1_mlx.errors import CheckpointError
+from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.hub import model_type
 
 
@@ -211,6 +213,46 @@ def test_pickles_of_other_things_are_refused(
         unpickle([path], tmp_path)
 
 
+@pytest.mark.reference
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [False, True])
+def test_damaged_pickles_are_named_however_torch_stumbles(
+    zipped: bool, tmp_path: Path
+) -> None:
+    """In this process: a child for each would take minutes."""
+    torch = pytest.importorskip("torch")
+    from mm1_mlx.convert import torch_bin
+
+    path = tmp_path / "pytorch_model.bin"
+    tensors = {f"layer.{i}": torch.ones(3, 4) for i in range(4)}
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = []
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            torch_bin._load(torch, str(path))
+        except SystemExit as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert all(str(path) in line and "\n" not in line for line in refused)
+
+
+@pytest.mark.reference
+def test_a_full_disk_is_named_with_the_way_out(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.ones(2)}, path)
+    with pytest.raises(
+        CheckpointError, match=r"/gone cannot be written .*TMPDIR names"
+    ):
+        unpickle([path], tmp_path / "gone")
+
+
 def test_without_torch_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,19 +334,72 @@ def test_only_what_conversion_reads_is_downloaded(
         calls.append(options)
         return str(tmp_path)
 
-    monkeypatch.setattr(HfApi, "model_info", lambda *_: repository(*files))
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: repository(*files))
     monkeypatch.setattr("mm1_mlx.hub.snapshot_download", snapshot)
-    assert Source("a/b").folder == tmp_path
-    [call] = calls
-    wanted = set(
-        huggingface_hub.utils.filter_repo_objects(
-            [*files, "deep/config.json"],
-            allow_patterns=call["allow_patterns"],
-            ignore_patterns=call["ignore_patterns"],
+    source = Source("a/b")
+    assert source.folder == tmp_path
+    with pytest.raises(CheckpointError, match="has no safetensors weights"):
+        source.tensors  # noqa: B018
+    fetched = [
+        set(
+            huggingface_hub.utils.filter_repo_objects(
+                [*files, "deep/config.json"],
+                allow_patterns=call["allow_patterns"],
+                ignore_patterns=call["ignore_patterns"],
+            )
         )
-    )
-    assert wanted == {"config.json", weights}
-    assert call["revision"] == "1" * 40
+        for call in calls
+    ]
+    # The config first, so that it can be refused before the weights are fetched.
+    assert fetched == [{"config.json"}, {"config.json", weights}]
+    assert calls[1]["revision"] == "1" * 40
+
+
+def test_nothing_large_is_downloaded_for_what_is_refused_anyway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = sources.clip(tmp_path / "small")
+    (small / "model.safetensors").unlink()
+    monkeypatch.setattr("mm1_mlx.hub.download_small", lambda _: small)
+    monkeypatch.setattr("mm1_mlx.hub.download", pytest.fail)
+    out, llama = tmp_path / "out", str(sources.llama(tmp_path / "llama"))
+    for options, message in (
+        ({"decoder": llama}, "need a connector between them"),
+        ({"decoder": llama, "connector": "c-abstractor"}, "needs its number of image"),
+        ({"decoder": llama, "connector": "c-abstractor:5"}, "not a square number"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            convert("a/b", out, **options)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(CheckpointError, match="is not a model folder"):
+        convert("a/b", tmp_path / "photos", overwrite=True)
+    (small / "config.json").write_text('{"model_type": "phi3"}')
+    with pytest.raises(CheckpointError, match="model type 'phi3'"):
+        convert("a/b", out)
+
+
+@pytest.mark.parametrize(
+    "trouble", [HTTPError("connection refused"), HfHubHTTPError, OfflineModeIsEnabled]
+)
+def test_a_local_copy_serves_where_the_hub_does_not(
+    trouble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if trouble is HfHubHTTPError:
+        trouble = HfHubHTTPError(
+            "503", response=SimpleNamespace(headers={}, request=None)
+        )
+
+    def model_info(*_: Any, **__: Any) -> None:
+        raise trouble
+
+    def snapshot(_: str, **options: Any) -> str:
+        assert options["local_files_only"]
+        return str(tmp_path)
+
+    monkeypatch.setattr(HfApi, "model_info", model_info)
+    monkeypatch.setattr("mm1_mlx.hub.snapshot_download", snapshot)
+    assert hub.download("a/b") == (tmp_path, None)
+    assert describe("a/b") == SourceInfo("a/b", None, None)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +418,8 @@ def test_repositories_that_cannot_be_had_are_explained(
         raise kind("no", response=response)
 
     monkeypatch.setattr(HfApi, "model_info", model_info)
-    for call in (Source, describe):
+    monkeypatch.setattr("mm1_mlx.hub.snapshot_download", model_info)
+    for call in (Source, describe, hub.download):
         with pytest.raises(CheckpointError, match=message):
             call("a/b")
 
@@ -336,7 +432,7 @@ def test_without_a_network_the_way_out_is_named(
 
     monkeypatch.setattr(HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    for call in (Source, describe):
+    for call in (Source, hub.download):
         with pytest.raises(CheckpointError, match="check the network, or give a local"):
             call("nobody/nothing")
 

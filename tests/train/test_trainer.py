@@ -94,6 +94,47 @@ def test_a_schedule_longer_than_the_run_is_refused():
         replace(CONFIG, decay_steps=7)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 0}, "TrainConfig.steps: 0 is not above 0"),
+        ({"micro_batches": 0}, "TrainConfig.micro_batches: 0 is not above 0"),
+        ({"save_every": 0}, "TrainConfig.save_every: 0 is not above 0"),
+        ({"log_every": -1}, "TrainConfig.log_every: -1 is not above 0"),
+        ({"warmup_steps": -1}, "TrainConfig.warmup_steps: -1 is below 0"),
+        ({"decay_steps": -1}, "TrainConfig.decay_steps: -1 is below 0"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(CONFIG, **fields)
+
+
+def test_a_schedule_may_begin_at_its_peak():
+    rate = schedule(replace(CONFIG, warmup_steps=0), 1.0)
+    assert rate(mx.array(0)).item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": 7}, "holds a run with seed 0, not 7; choose another folder"),
+        ({"optimizer": "muon"}, "holds a run with optimizer 'adamw', not 'muon'"),
+    ],
+)
+def test_a_run_with_other_settings_is_not_continued(fields, message, make_trainer):
+    run(make_trainer("first"))
+    with pytest.raises(ConfigError, match=message):
+        make_trainer("first", **fields).resume()
+
+
+def test_a_run_may_be_continued_longer(make_trainer):
+    run(make_trainer("longer"))
+    trainer = make_trainer("longer", steps=CONFIG.steps + 2, save_every=1)
+    run(trainer)
+    assert trainer.step == CONFIG.steps + 2
+
+
 def test_the_loss_of_a_tiny_model_falls(make_trainer):
     trainer = make_trainer("falls", steps=40, decay_steps=10, learning_rate=1e-2)
     losses = [trainer.train_step() for _ in range(40)]
