@@ -115,7 +115,9 @@ class Conversation:
         most = DEFAULT_LIMITS.max_pictures
         for path in paths:
             if self.num_pictures == most:
-                note(f"error: a conversation holds {most} pictures; {START_ANEW}")
+                note(
+                    f"error: a conversation holds {most} pictures; /clear starts a new one"
+                )
                 return
             try:
                 width, height = load_picture(path, self.runtime.config.image).size

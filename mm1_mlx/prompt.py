@@ -95,7 +95,7 @@ class Prompt:
             )
         pictures = load_pictures(sources, config.image) if config.image else []
         tokens = encode_turns(turns, config.prompt, tokenizer)
-        if not tokens:
+        if not tokens and not pictures:
             raise PromptError("the prompt is empty; ask something")
         return place(tokens, pictures, config, tokenizer.image_id)
 

@@ -3,6 +3,7 @@
 import base64
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -246,6 +247,35 @@ def test_a_typed_template_is_text(build, seen):
 def test_messages_that_make_no_prompt_are_named(messages, images, message, build):
     with pytest.raises(PromptError, match=message):
         build(messages, [picture(colour) for colour in images])
+
+
+@pytest.mark.parametrize("images", ["a.png", b"\x89PNG", Path("a.png"), picture("red")])
+def test_one_picture_is_no_list_of_pictures(images, build):
+    with pytest.raises(
+        PromptError, match=r"images is one \w+, expected a list of pict"
+    ):
+        build("hello", images)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        "caf\udce9",
+        [{"role": "user", "content": "\ud800"}],
+        [user({"type": "text", "text": "\ud800"})],
+    ],
+)
+def test_text_that_is_no_text_is_refused(messages, build):
+    with pytest.raises(
+        PromptError, match=r"prompt '.*' is not valid UTF-8; convert it"
+    ):
+        build(messages, [])
+
+
+def test_a_prompt_of_nothing_is_refused(make_config, tokenizer):
+    config = make_config(prompt={"template": "plain"})
+    with pytest.raises(PromptError, match="the prompt is empty; ask something"):
+        Prompt.build("", [], config, tokenizer)
 
 
 def test_tokens_that_the_decoder_does_not_know_are_refused(make_config, tokenizer):

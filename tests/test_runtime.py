@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 
 import mlx.core as mx
 import pytest
@@ -100,6 +101,37 @@ def test_cancel_ends_the_answer_and_the_runtime_goes_on(runtime):
     assert generate(runtime, QUESTION, [STAR]).text == "red"
 
 
+def test_cancel_gives_what_was_held_back(runtime):
+    whole = generate(runtime, "Describe the picture.", [FOUR]).text
+    cancel = threading.Event()
+    text, tokens = "", []
+    options = {"stop": [whole + " and more"], "cancel": cancel}
+    for piece in stream(runtime, "Describe the picture.", [FOUR], **options):
+        text += piece.text
+        tokens += [] if piece.token is None else [piece.token]
+        if len(tokens) == 4:
+            cancel.set()
+    assert text.strip() == runtime.tokenizer.hf.decode(tokens).strip()
+    assert whole.startswith(text)
+    assert len(tokens) >= 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "temperature"),
+    [(mx.float16, 1e-5), (mx.float16, 2e-5), (mx.bfloat16, 1e-5), (mx.float32, 1e-50)],
+)
+def test_the_smallest_temperatures_are_greedy(dtype, temperature):
+    with load(dtype=dtype) as runtime:
+        options = {"temperature": temperature, "seed": 1}
+        assert generate(runtime, QUESTION, [STAR], **options).text == "red"
+
+
+def test_waiting_for_other_answers_counts(runtime):
+    runtime._worker.submit(time.sleep, 0.3)
+    times = generate(runtime, QUESTION, [STAR]).timings
+    assert times.encode < 0.3 <= times.first_token <= times.total
+
+
 def test_caller_that_stops_listening_frees_the_runtime(runtime):
     pieces = stream(runtime, "Describe the picture.", [FOUR])
     next(pieces)
@@ -188,16 +220,21 @@ def test_prompt_longer_than_the_context_is_refused(runtime):
 
 
 def test_answer_stops_where_the_context_is_full(runtime):
-    question = "red " * 1000
-    answer = generate(runtime, question, max_tokens=500, temperature=2.0, seed=0)
-    assert answer.prompt_tokens + len(answer.tokens) <= 1024
+    short = generate(runtime, "red " * 100, max_tokens=1).prompt_tokens
+    # One token of room; the prompt's last word asks for more.
+    question = "red " * (100 + 1023 - short)
+    answer = generate(runtime, question, max_tokens=500)
+    assert answer.prompt_tokens == 1023
+    assert (len(answer.tokens), answer.finish_reason) == (1, "length")
 
 
 @pytest.mark.parametrize(
     ("name", "match"),
     [
         ("no such model", "model folder 'no such model' does not exist"),
-        ("./nowhere", "model folder './nowhere' does not exist"),
+        ("./nowhere", r"'./nowhere' does not exist; give a folder or a repository"),
+        ("~nobody-here/a", "'~nobody-here/a' does not exist"),
+        (str(TINY / "config.json"), "is a file; give the folder it lies in"),
         ("nobody/nothing", "nobody/nothing cannot be reached|neither a folder"),
     ],
 )
@@ -226,6 +263,16 @@ def test_closed_runtime_says_so():
     runtime.close()
     with pytest.raises(RuntimeError, match="the runtime is closed"):
         generate(runtime, "Hello")
+
+
+def test_closed_runtime_lets_the_weights_go():
+    before = mx.get_active_memory()
+    runtime = load()
+    assert mx.get_active_memory() - before > 4_000_000
+    runtime.close()
+    runtime.close()
+    assert mx.get_active_memory() - before < 100_000
+    assert str(TINY) in repr(runtime)
 
 
 @pytest.mark.slow

@@ -82,6 +82,21 @@ def test_typing_specials_earlier_does_not_change_later_texts(
     )
 
 
+def test_typing_beginnings_earlier_does_not_change_later_texts(any_tokenizer):
+    text = "if a < b then x </b>"
+    before = encode(any_tokenizer, text)
+    for typed in ("x <", "x </", "<ima", "</s", "<"):
+        encode(any_tokenizer, typed)
+    assert encode(any_tokenizer, text) == before
+
+
+def test_a_known_beginning_costs_nothing(any_tokenizer, monkeypatch):
+    tokens = encode(any_tokenizer, "a <")
+    monkeypatch.setattr(type(any_tokenizer), "_add", pytest.fail)
+    monkeypatch.setattr(type(any_tokenizer), "_spell", pytest.fail)
+    assert encode(any_tokenizer, "a <") == tokens
+
+
 def test_a_templates_own_specials_are_single_tokens(any_tokenizer):
     tokens = any_tokenizer.encode("<image></s>", add_special_tokens=False)
     assert tokens == [any_tokenizer.image_id, any_tokenizer.hf.eos_token_id]

@@ -1,5 +1,6 @@
 """The command line: what it prints, where, and how it fails."""
 
+import base64
 import io
 import json
 import shutil
@@ -94,6 +95,56 @@ def test_chat_survives_a_picture_that_is_none(mm1, tmp_path):
     assert "error:" in err
 
 
+def test_chat_goes_on_where_a_picture_file_is_gone(mm1, tmp_path, monkeypatch):
+    import mm1_mlx.apps.chat as chat
+
+    star = Path(shutil.copy(STAR, tmp_path / "star.png"))
+    lines = iter([f"/image {star}", "What colour is it?", "What shape is it?", None])
+
+    def read_line():
+        line = next(lines)
+        if line == "What shape is it?":
+            star.unlink()
+        return line
+
+    monkeypatch.setattr(chat, "_read_line", read_line)
+    code, out, err = mm1("chat")
+    assert code == 0
+    assert out.startswith("red\n")
+    assert out.count("\n") == 2
+    assert "error" not in err
+
+
+def test_chat_says_when_it_holds_enough_pictures(mm1):
+    lines = f"/image {' '.join([STAR] * 25)}\n/clear\n/image {STAR}\n"
+    code, _, err = mm1("chat", stdin=lines.encode())
+    assert code == 0
+    assert "error: a conversation holds 24 pictures; /clear starts a new one" in err
+    assert "picture 1: " in err.splitlines()[-1]
+
+
+def test_chat_whose_context_is_full_names_the_way_out(mm1):
+    lines = "What shape is a star?\n" + "star " * 1100 + "\n/clear\nHello\n"
+    code, out, err = mm1("chat", stdin=lines.encode())
+    assert code == 0
+    assert out.count("\n") == 2
+    assert "context holds 1,024" in err
+    assert "/clear starts a new conversation" in err
+
+
+def test_inspect_takes_the_environments_model(mm1, monkeypatch, tmp_path):
+    monkeypatch.setenv("MM1_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MM1_MODEL", "somebody/llava")
+    monkeypatch.setattr("mm1_mlx.hub.download", pytest.fail)
+    monkeypatch.setattr("mm1_mlx.hub.download_small", pytest.fail)
+    monkeypatch.setattr("mm1_mlx.hub.model_type", lambda _: "llava")
+    check_error(mm1("inspect"), "'mm1 convert somebody/llava OUT'")
+    shutil.copytree(TINY, tmp_path / "cache/somebody--llava")
+    code, out, _ = mm1("inspect", "--json")
+    assert code == 0
+    assert json.loads(out)["image_tokens"] == 16
+
+
 def test_inspect_counts_the_embedded_model(mm1):
     _, out, _ = mm1("inspect", "--json")
     facts = json.loads(out)
@@ -132,6 +183,7 @@ def test_inspect_reads_only_small_files_of_a_repository(mm1, monkeypatch, tmp_pa
     small = tmp_path / "small"
     shutil.copytree(TINY, small, ignore=shutil.ignore_patterns("*.safetensors"))
     monkeypatch.setattr("mm1_mlx.hub.download_small", lambda _: small)
+    monkeypatch.setattr("mm1_mlx.hub.model_type", lambda _: "mm1")
     _, out, err = mm1("inspect", "--json", "somebody/tiny")
     assert err == ""
     assert json.loads(out)["image_tokens"] == 16
@@ -192,6 +244,49 @@ def test_missing_picture_is_one_line(mm1):
     check_error(
         mm1("generate", "-i", "no.png", "-p", "What is it?"), "'no.png' was not found"
     )
+
+
+def test_url_is_told_to_be_downloaded(mm1):
+    result = mm1("generate", "-i", "https://example.org/a.png", "-p", "What is it?")
+    check_error(
+        result, "'https://example.org/a.png' is a URL, expected a file; download"
+    )
+
+
+def test_data_uri_comes_through_as_it_is(mm1):
+    # Cut where its base64 has two slashes in a row, which a path would lose.
+    for width in range(8, 200):
+        data = io.BytesIO()
+        Image.new("RGB", (width, width), "red").save(data, "BMP")
+        text = base64.b64encode(data.getvalue()).decode()
+        if "//" in text:
+            break
+    uri = f"data:image/bmp;base64,{text}"
+    code, _, err = mm1("generate", "-i", uri, "-p", "What colour is it?")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["~backup.png", "~nobody-here/a.png"])
+def test_tilde_of_nobody_is_a_name(mm1, name, tmp_path):
+    check_error(mm1("generate", "-i", name, "-p", "Hi"), f"'{name}' was not found")
+    code, _, err = mm1("chat", stdin=f"/image {name}\n".encode())
+    assert code == 0
+    assert "was not found" in err
+    check_error(mm1("convert", name, tmp_path / "out"), "neither a folder nor a hub")
+
+
+def test_prompt_that_is_not_utf8_is_one_line(mm1):
+    check_error(mm1("generate", "-p", "-", stdin=b"caf\xe9"), "is not valid UTF-8")
+    check_error(mm1("generate", "-p", "caf\udce9"), "is not valid UTF-8")
+    code, _, err = mm1("chat", stdin=b"caf\xe9\n")
+    assert code == 0
+    assert "is not valid UTF-8" in err
+
+
+def test_stdin_is_not_read_past_the_limit(mm1):
+    result = mm1("generate", "-i", "-", "-p", "Hi", stdin=b"\0" * (2**25 + 4096))
+    check_error(result, "picture 1 has more than 33554432 bytes")
+    assert len(sys.stdin.buffer.read()) == 4095
 
 
 def test_file_that_is_no_picture_is_one_line(mm1, tmp_path):

@@ -1,6 +1,7 @@
 """The procedural benchmark: what it draws is what it says, and held out is held out."""
 
 import math
+import re
 from collections import Counter
 
 import mlx.core as mx
@@ -145,12 +146,65 @@ def count(scene, text):
     )
 
 
-def test_sides_are_clear_in_the_picture():
-    for scene, rng in scenes("train", 300):
+# "the red star", "the star", "the red object", as a reader finds them.
+NAME = re.compile(
+    rf"\bthe (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)}|object|one|shape)\b"
+)
+SIDE_WORDS = {
+    **{side: side for side in ("left", "right", "above", "below")},
+    "higher": "above",
+    "lower": "below",
+}
+
+
+def named(scene, text):
+    """The objects that each of the text's names fits."""
+    return [
+        [
+            item
+            for item in scene.objects
+            if colour in ("", item.colour)
+            and (noun == item.shape or noun not in SHAPES)
+        ]
+        for colour, noun in NAME.findall(text)
+    ]
+
+
+def test_questions_name_what_they_are_about():
+    for scene, rng in scenes("held_out", 400):
         for q in questions(scene, rng):
-            if q.kind == "where" and q.answer in ("left", "right", "above", "below"):
-                others = [o for o in scene.objects if o is not q.target]
-                assert any(lies(q.target, o, q.answer) for o in others)
+            if q.kind == "colour":
+                assert named(scene, q.text) in ([], [[q.target]])
+            elif q.kind == "shape":
+                words = set(q.text.strip("?").split())
+                colours = set(COLOURS) & words or set(COLOURS)
+                assert [o for o in scene.objects if o.colour in colours] == [q.target]
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_where_is_answered_about_the_two_that_are_named(split):
+    forms = Counter()
+    for scene, rng in scenes(split, 700):
+        for q in questions(scene, rng):
+            if q.kind != "where":
+                continue
+            (a,), (b,) = named(scene, q.text)
+            if q.text.startswith("On which side of"):
+                a, b = b, a
+            assert a is q.target
+            (side,) = (s for s in ("left", "right", "above", "below") if lies(a, b, s))
+            said = {
+                SIDE_WORDS[w] for w in re.findall(r"\w+", q.text) if w in SIDE_WORDS
+            }
+            if q.options == ("yes", "no"):
+                assert q.answer == ("yes" if said == {side} else "no")
+                forms[f"claim, {q.answer}"] += 1
+            else:
+                assert q.answer == side
+                assert not said or said == set(q.options)
+                forms["either" if said else "open"] += 1
+    assert len(forms) == 4
+    assert min(forms.values()) > 10
 
 
 def lies(a, b, side):
@@ -183,14 +237,25 @@ def test_yes_and_no_are_balanced():
     assert 0.45 < answers["yes"] / answers.total() < 0.55
 
 
-def test_caption_names_every_object():
-    for scene, rng in scenes("train", 300):
+def test_a_caption_states_every_object_and_nothing_else():
+    numbers = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}
+    several = 0
+    for scene, rng in scenes("train", 400):
         _, sentence = caption(scene, rng)
         assert sentence[0].isupper()
         assert sentence.endswith(".")
-        for item in scene.objects:
-            assert item.colour in sentence.lower()
-            assert item.shape in sentence.lower()
+        stated = Counter()
+        for part in re.split(", | and ", sentence[:-1].lower()):
+            number, colour, noun = part.split()
+            plural = "" if numbers[number] == 1 else "es" if "cross" in noun else "s"
+            assert (number == "an") == (colour == "orange" and not plural)
+            stated[colour, noun.removesuffix(plural)] += numbers[number]
+            several += numbers[number] > 1
+        assert stated == Counter(item.pair for item in scene.objects)
+        # From left to right.
+        firsts = list(dict.fromkeys(item.pair for item in scene.objects))
+        assert list(stated) == firsts
+    assert several > 20
 
 
 def test_patch_classes_lie_on_the_objects():
