@@ -260,7 +260,7 @@ def test_one_picture_is_no_list_of_pictures(images, build):
 @pytest.mark.parametrize(
     "messages",
     [
-        "caf\udce9",
+        "na\udcefve",
         [{"role": "user", "content": "\ud800"}],
         [user({"type": "text", "text": "\ud800"})],
     ],

@@ -276,9 +276,9 @@ def test_tilde_of_nobody_is_a_name(mm1, name, tmp_path):
 
 
 def test_prompt_that_is_not_utf8_is_one_line(mm1):
-    check_error(mm1("generate", "-p", "-", stdin=b"caf\xe9"), "is not valid UTF-8")
-    check_error(mm1("generate", "-p", "caf\udce9"), "is not valid UTF-8")
-    code, _, err = mm1("chat", stdin=b"caf\xe9\n")
+    check_error(mm1("generate", "-p", "-", stdin=b"na\xefve"), "is not valid UTF-8")
+    check_error(mm1("generate", "-p", "na\udcefve"), "is not valid UTF-8")
+    code, _, err = mm1("chat", stdin=b"na\xefve\n")
     assert code == 0
     assert "is not valid UTF-8" in err
 
