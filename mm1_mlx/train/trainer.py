@@ -279,10 +279,10 @@ class Trainer(Generic[Model, Batch]):
         path = self.folder / "run.json"
         record = read_json(path) if path.is_file() else {}
         then = record.get("config") if isinstance(record, dict) else None
+        if not isinstance(then, dict):
+            return
         for name, now in asdict(self.config).items():
-            if not isinstance(then, dict) or name in MAY_CHANGE:
-                continue
-            if name in then and then[name] != now:
+            if name not in MAY_CHANGE and then.get(name, now) != now:
                 raise ConfigError(
                     f"{self.folder} holds a run with {name} {then[name]!r}, not {now!r}; "
                     "choose another folder, or the same settings"
