@@ -5,6 +5,7 @@ Every count is checked here, in Python ints, before anything runs on the device.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.image import ImageSource, load_pictures
 from mm1_mlx.layout import Picture, Span, TileGroup, group_tiles
-from mm1_mlx.templates import AFTER_IMAGE, TEMPLATES
+from mm1_mlx.templates import AFTER_IMAGE, MARKS, TEMPLATES
 from mm1_mlx.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -272,10 +273,22 @@ def encode_turns(
     tokenizer, unless the template wrote the first one already.
     """
     text = render(turns, config, tokenizer, answer=answer)
+    if marks := MARKS.get(config.template):
+        return _encode_apart(text, (tokenizer.image_token, *marks), tokenizer)
     bos = tokenizer.hf.bos_token
     written = bos is not None and text.startswith(bos)
     chat = config.template == "checkpoint" and config.content == "string"
     return tokenizer.encode(text, add_special_tokens=not (chat or written))
+
+
+def _encode_apart(text: str, marks: Sequence[str], tokenizer: Tokenizer) -> list[int]:
+    """The begin token, then the tokens of marks and of what lies between, each by itself."""
+    bos = tokenizer.hf.bos_token_id
+    tokens = [] if bos is None else [bos]
+    for stretch in re.split(f"({'|'.join(map(re.escape, marks))})", text):
+        if stretch:
+            tokens += tokenizer.encode(stretch, add_special_tokens=False)
+    return tokens
 
 
 def place(

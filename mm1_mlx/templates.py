@@ -37,5 +37,11 @@ TEMPLATES = {
     # A base model: the contents and nothing else.
     "plain": "{%- for m in messages %}{{ m.content }}{% endfor %}",
 }
+# Where a template's project cuts its text, pictures aside, to tokenise every stretch by
+# itself: Llama's tokenizer begins each with a space of its own.
+MARKS = {
+    # Honeybee, honeybee/tokenization_honeybee.py.
+    "honeybee": ("\nAI: ", "\nHuman: "),
+}
 # What a built-in template writes between a picture and the text after it.
 AFTER_IMAGE = {"llava": "\n", "vicuna_v1": "\n", "honeybee": "\nHuman: "}
