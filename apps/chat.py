@@ -140,7 +140,7 @@ class Conversation:
             answer = self._stream([*self.messages, user])
         except MM1Error as error:
             note(f"error: {error}")
-            if self.messages:
+            if self.messages or self.pictures:
                 note(START_ANEW)
             return
         self.messages += [user, {"role": "assistant", "content": answer}]

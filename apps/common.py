@@ -109,7 +109,9 @@ def open_runtime(model: str | None, yes: bool) -> Any:
 
 def source_line(info: Any) -> str:
     """What a user should know of a source before it is fetched, from its SourceInfo."""
-    size = human_bytes(info.bytes) if info.bytes is not None else "size unknown"
+    if info.bytes is None:
+        return f"{info.name}: size and licence unknown, the hub cannot be asked"
+    size = human_bytes(info.bytes)
     return f"{info.name}: {size}, licence {info.licence or 'not stated'}"
 
 

@@ -89,7 +89,8 @@ def compose(origins: Origins, spec: str | None) -> MM1Config:
     for part, section in (("vision", "image"), ("decoder", "prompt")):
         if part in origins:
             values[section] = getattr(config_of(origins[part]), section)
-    trained = config_of(origins["connector"]).vision if "connector" in origins else None
+    connector = origins.get("connector")
+    trained = connector.config.vision if isinstance(connector, Origin) else None
     if trained and "vision" in values:
         # A connector goes on reading the features it was trained on.
         values["vision"] = replace(

@@ -54,6 +54,11 @@ def _load(torch: Any, source: str) -> dict[str, Any]:
             f"{source} is not a plain PyTorch weight file: it wants to run code or is "
             "damaged; use a safetensors checkpoint"
         ) from None
+    except (OSError, MemoryError) as error:
+        raise SystemExit(
+            f"{source} cannot be read ({error or 'not enough memory'}); check its "
+            "permissions and the memory"
+        ) from None
     except Exception as error:
         # Whatever a damaged pickle makes torch's reader stumble over.
         reason = str(error).partition("\n")[0].partition(". ")[0]

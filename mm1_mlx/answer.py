@@ -72,7 +72,7 @@ class Timings:
 
     # Reading and encoding the pictures and the prompt.
     encode: float
-    # From the call on, waiting for other answers included.
+    # From when it was first asked for, waiting for other answers included.
     first_token: float
     total: float
     # Tokens per second after the first.

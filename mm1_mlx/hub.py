@@ -1,7 +1,7 @@
 """A hub repository: its size and licence, and a local copy of its data files."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -90,8 +90,10 @@ def download(repository: str, *, pickles: bool = False) -> tuple[Path, str | Non
     """
     info = _ask(repository)
     if info is None:
-        patterns = [*SMALL, "*.safetensors", "pytorch_model*.bin"]
-        return _reach(repository, lambda: _snapshot(repository, None, patterns)), None
+        folder = _reach(repository, lambda: _snapshot(repository, None, list(SMALL)))
+        if not _own(path.name for path in folder.iterdir()):
+            raise _refusal(repository)
+        return folder, None
     weights = _weights(info)
     if weights and weights[0].endswith(".bin") and not pickles:
         raise CheckpointError(
@@ -109,14 +111,9 @@ def download_small(repository: str) -> Path:
     Raises:
         CheckpointError: there is no such repository, or it cannot be reached.
     """
-    return Path(
-        _reach(
-            repository,
-            lambda: snapshot_download(
-                repository, allow_patterns=list(SMALL), ignore_patterns=["*/*"]
-            ),
-        )
-    )
+    info = _ask(repository)
+    revision = info.sha if info else None
+    return _reach(repository, lambda: _snapshot(repository, revision, list(SMALL)))
 
 
 def _ask(repository: str, *, files_metadata: bool = False) -> ModelInfo | None:
@@ -145,8 +142,12 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
 
 
 def _weights(info: ModelInfo) -> list[str]:
-    """The repository's own weight files, without second copies of them."""
-    names = [f.rfilename for f in info.siblings or () if "/" not in f.rfilename]
+    return _own(f.rfilename for f in info.siblings or () if "/" not in f.rfilename)
+
+
+def _own(names: Iterable[str]) -> list[str]:
+    """A repository's own weight files of all its files, without second copies of them."""
+    names = list(names)
     safetensors = [
         name
         for name in names
@@ -171,7 +172,7 @@ def _reach(repository: str, call: Callable[[], T]) -> T:
         raise _refusal(repository, error) from None
 
 
-def _refusal(repository: str, error: Exception) -> CheckpointError:
+def _refusal(repository: str, error: Exception | None = None) -> CheckpointError:
     if isinstance(error, GatedRepoError):
         return CheckpointError(
             f"{repository} is gated; accept its licence at "

@@ -78,10 +78,10 @@ class Runtime:
 
     def close(self) -> None:
         """Let the model go; answers under way are finished first."""
-        self._worker.close()
-        # Whoever keeps the closed runtime does not keep the weights.
-        self.__dict__.pop("model", None)
-        mx.clear_cache()
+        if self._worker.close():
+            # Whoever keeps the closed runtime does not keep the weights.
+            self.__dict__.pop("model", None)
+            mx.clear_cache()
 
 
 def load(source: str | Path | None = None, dtype: mx.Dtype | None = None) -> Runtime:

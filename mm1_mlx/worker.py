@@ -33,7 +33,7 @@ class Worker:
         thread.start()
         self._thread = thread
         # Also called when the worker is forgotten, and at the interpreter's exit.
-        self.close = weakref.finalize(self, _close, self._jobs, self._lock, thread)
+        self._end = weakref.finalize(self, _close, self._jobs, self._lock, thread)
 
     def submit(
         self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs
@@ -55,10 +55,22 @@ class Worker:
         if threading.current_thread() is self._thread:
             raise RuntimeError("the runtime's own thread would wait for itself")
         with self._lock:
-            if not self.close.alive:
+            if not self._end.alive:
                 raise RuntimeError("the runtime is closed")
             self._jobs.put(job)
         return future
+
+    def close(self) -> bool:
+        """Take no more calls; whether those that wait have been run.
+
+        They will be, where the worker closes itself.
+        """
+        self._end()
+        if threading.current_thread() is self._thread:
+            return False
+        # Another thread may have been first to close it.
+        self._thread.join()
+        return True
 
 
 def _run(jobs: SimpleQueue[Job | None]) -> None:

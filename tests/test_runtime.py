@@ -265,6 +265,31 @@ def test_closed_runtime_says_so():
         generate(runtime, "Hello")
 
 
+def test_answers_under_way_are_finished_whoever_closes():
+    runtime = load()
+    runtime._worker.submit(time.sleep, 0.3)
+    answers = []
+    asking = threading.Thread(
+        target=lambda: answers.append(generate(runtime, QUESTION, [STAR]).text)
+    )
+    asking.start()
+    while runtime._worker._jobs.empty():
+        time.sleep(0.01)
+    closing = [threading.Thread(target=runtime.close) for _ in range(3)]
+    for thread in closing:
+        thread.start()
+    for thread in (asking, *closing):
+        thread.join()
+    assert answers == ["red"]
+    assert not hasattr(runtime, "model")
+
+
+def test_runtime_may_be_closed_while_it_answers():
+    runtime = load()
+    answer = generate(runtime, QUESTION, [STAR], progress=lambda *_: runtime.close())
+    assert answer.text == "red"
+
+
 def test_closed_runtime_lets_the_weights_go():
     before = mx.get_active_memory()
     runtime = load()

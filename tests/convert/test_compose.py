@@ -1,6 +1,7 @@
 """Parts of several sources make one model, or an error that names what does not fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import sources
 
 from mm1_mlx.checkpoint import load_config, load_manifest, load_model
 from mm1_mlx.config import DecoderConfig, MM1Config, PromptConfig
-from mm1_mlx.convert import Source, convert, detect_format
+from mm1_mlx.convert import Source, convert, detect_format, llava_hf
+from mm1_mlx.convert.parts import Origin, compose
 from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.layout import TileGroup
 from mm1_mlx.presets import PRESETS
@@ -168,6 +170,16 @@ def test_connectors_that_make_no_sense_are_refused(
             decoder=str(decoder),
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_preset_s_connector_was_trained_on_nothing(tmp_path: Path) -> None:
+    source = Source(str(sources.llava(tmp_path / "llava")))
+    preset = PRESETS["mm1-1.2b"]
+    assert preset.vision is not None
+    vision = replace(preset.vision, feature_layer=-2, apply_post_norm=False)
+    llava = Origin("llava", source, llava_hf, replace(preset, vision=vision))
+    origins = {"vision": llava, "connector": preset, "decoder": preset}
+    assert compose(origins, None).vision == vision
 
 
 @pytest.mark.parametrize("part", ["vision", "connector"])

@@ -392,13 +392,21 @@ def test_a_local_copy_serves_where_the_hub_does_not(
     def model_info(*_: Any, **__: Any) -> None:
         raise trouble
 
-    def snapshot(_: str, **options: Any) -> str:
-        assert options["local_files_only"]
-        return str(tmp_path)
-
+    # A real cache, in which the hub's list of files names other weights too.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    cache = tmp_path / "models--a--b"
+    folder = cache / "snapshots" / ("1" * 40)
+    folder.mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("1" * 40)
+    (folder / "config.json").write_text("{}")
     monkeypatch.setattr(HfApi, "model_info", model_info)
-    monkeypatch.setattr("mm1_mlx.hub.snapshot_download", snapshot)
-    assert hub.download("a/b") == (tmp_path, None)
+    monkeypatch.setattr(HfApi, "repo_info", model_info)
+    with pytest.raises(CheckpointError, match="is not in its local cache"):
+        hub.download("a/b")
+    (folder / "model.safetensors").touch()
+    assert hub.download("a/b") == (folder, None)
+    assert Source("a/b").folder == folder
     assert describe("a/b") == SourceInfo("a/b", None, None)
 
 
