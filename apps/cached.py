@@ -20,10 +20,9 @@ def resolve(model: str | None, yes: bool) -> str | None:
     """
     from mm1_mlx import hub
     from mm1_mlx.config import MODEL_TYPE
-    from mm1_mlx.files import user_path
 
-    name = model or os.environ.get("MM1_MODEL") or ""
-    if user_path(name).exists() or not hub.is_repository(name):
+    name = repository_of(model)
+    if name is None:
         return model
     copy = cached_copy(name)
     if copy.is_dir():
@@ -35,6 +34,16 @@ def resolve(model: str | None, yes: bool) -> str | None:
 
     run_conversion(name, copy)
     return str(copy)
+
+
+def repository_of(model: str | None) -> str | None:
+    """The hub repository that a command's model is, None where it is none."""
+    from mm1_mlx import hub
+    from mm1_mlx.files import user_path
+    from mm1_mlx.runtime import MODEL_VARIABLE
+
+    name = model or os.environ.get(MODEL_VARIABLE) or ""
+    return None if user_path(name).exists() or not hub.is_repository(name) else name
 
 
 def cached_copy(name: str) -> Path:

@@ -26,7 +26,6 @@ HELP = """\
 /help                   show this
 /exit                   leave (Ctrl-D too)
 Ctrl-C stops an answer."""
-START_ANEW = "/clear starts a new conversation"
 
 
 def chat(
@@ -141,7 +140,7 @@ class Conversation:
         except MM1Error as error:
             note(f"error: {error}")
             if self.messages or self.pictures:
-                note(START_ANEW)
+                note("/clear starts a new conversation")
             return
         self.messages += [user, {"role": "assistant", "content": answer}]
         self.pictures = []

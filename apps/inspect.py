@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,23 +71,15 @@ def describe(model: str | None) -> dict[str, Any]:
 
 def _find(model: str | None) -> Path:
     """The model's folder; of a hub repository its small files are enough."""
-    from mm1_mlx import hub
-    from mm1_mlx.checkpoint import foreign
-    from mm1_mlx.config import MODEL_TYPE
-    from mm1_mlx.files import user_path
-    from mm1_mlx.runtime import MODEL_VARIABLE, find_model
+    from mm1_mlx.runtime import find_model
 
-    from .cached import cached_copy
+    from .cached import cached_copy, repository_of
 
-    name = model or os.environ.get(MODEL_VARIABLE) or ""
-    if user_path(name).exists() or not hub.is_repository(name):
-        return find_model(model)
-    copy = cached_copy(name)
-    if copy.is_dir():
+    name = repository_of(model)
+    copy = cached_copy(name) if name else None
+    if copy and copy.is_dir():
         return copy
-    if (kind := hub.model_type(name)) != MODEL_TYPE:
-        raise foreign(name, kind)
-    return hub.download_small(name)
+    return find_model(model, weights=False)
 
 
 def idle(config: Any) -> int:

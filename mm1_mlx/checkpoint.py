@@ -207,7 +207,6 @@ class CheckpointWriter:
         *,
         overwrite: bool = False,
     ) -> None:
-        check_place(out, overwrite=overwrite)
         # Resolved: "." and ".." have no name to write beside.
         self.out = out.resolve()
         self.overwrite = overwrite
@@ -223,7 +222,7 @@ class CheckpointWriter:
 
     def __enter__(self) -> Self:
         self._tidy()
-        # Again: a model may have come back.
+        # Only now: a model may have come back.
         check_place(self.out, overwrite=self.overwrite)
         # Nearest first.
         self.made = [path for path in self.out.parents if not path.exists()]
@@ -343,7 +342,10 @@ class CheckpointWriter:
         old = self._beside("old")
         if self.out.exists():
             if not self.overwrite:
-                raise CheckpointError(f"{str(self.out)!r} was made by somebody else")
+                raise CheckpointError(
+                    f"{str(self.out)!r} was made by somebody else meanwhile; choose "
+                    "another name"
+                )
             self.out.rename(old)
         try:
             self.folder.rename(self.out)

@@ -8,11 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image
 
 from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.errors import ConfigError, PromptError
@@ -113,7 +111,7 @@ def collect(
         messages = [{"role": "user", "content": messages}]
     if not messages:
         raise PromptError("there are no messages, so there is nothing to answer")
-    if isinstance(images, str | bytes | Path | Image.Image):
+    if isinstance(images, ImageSource):
         raise PromptError(
             f"images is one {type(images).__name__}, expected a list of pictures"
         )

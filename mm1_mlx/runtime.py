@@ -108,8 +108,10 @@ def load(source: str | Path | None = None, dtype: mx.Dtype | None = None) -> Run
         raise
 
 
-def find_model(source: str | Path | None = None) -> Path:
+def find_model(source: str | Path | None = None, *, weights: bool = True) -> Path:
     """The folder of a model named as ``load`` takes it.
+
+    Of a hub repository, without ``weights``, one that holds its small files alone.
 
     Raises:
         CheckpointError: there is no such folder and no such hub repository.
@@ -128,8 +130,7 @@ def find_model(source: str | Path | None = None) -> Path:
     # Asked first: a foreign checkpoint's gigabytes would be fetched in vain.
     if (kind := hub.model_type(name)) != MODEL_TYPE:
         raise foreign(name, kind)
-    folder, _ = hub.download(name)
-    return folder
+    return hub.download(name)[0] if weights else hub.download_small(name)
 
 
 def _load(path: Path, dtype: mx.Dtype | None, worker: Worker) -> Runtime:

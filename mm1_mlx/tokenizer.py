@@ -55,15 +55,13 @@ class Tokenizer:
         self._add(image_token)
         self.image_id: int = hf.convert_tokens_to_ids(image_token)
         # Longest first, so that no special token is cut in two by a shorter one.
-        typed = sorted(specials | {image_token}, key=len, reverse=True)
-        self._specials = tuple(typed)
+        self._specials = sorted(specials | {image_token}, key=len, reverse=True)
         vocabulary = hf.get_vocab()
-        unused = (
+        self._unused = (
             chr(code)
             for code in range(_FIRST_STAND_IN, _LAST_STAND_IN + 1)
             if chr(code) not in vocabulary
         )
-        self._unused = unused
         self._stand_ins: dict[str, str] = {}
         self._private = dict.fromkeys(
             range(_FIRST_STAND_IN, _LAST_STAND_IN + 1), "\ufffd"

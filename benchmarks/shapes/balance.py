@@ -68,19 +68,17 @@ class AnswerAdjustment:
         colour, shape = about or (None, None)
         balances: list[Balance] = []
         for i, token in enumerate(tokens):
-            balance = {}
+            # What competes for the place, as the pairs that it would make.
+            pairs: dict[int, tuple[str | None, str | None]] = {}
             if token in self.colours:
                 seen_as = self._shapes.get(tokens[i + 1], shape)
-                for t, name in self.colours.items():
-                    if (name, seen_as) in HELD_OUT:
-                        balance[t] = RARE
-            for form in self.forms:
-                if token in form:
-                    seen_in = self.colours.get(tokens[i - 1], colour)
-                    for t, name in form.items():
-                        if (seen_in, name) in HELD_OUT:
-                            balance[t] = OUT
-            balances.append(balance)
+                pairs = {t: (name, seen_as) for t, name in self.colours.items()}
+            elif token in self._shapes:
+                seen_in = self.colours.get(tokens[i - 1], colour)
+                form = next(form for form in self.forms if token in form)
+                pairs = {t: (seen_in, name) for t, name in form.items()}
+            penalty = RARE if token in self.colours else OUT
+            balances.append({t: penalty for t, p in pairs.items() if p in HELD_OUT})
         return balances
 
     def table(self, balances: Sequence[Balance]) -> NDArray[np.float32]:
