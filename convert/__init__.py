@@ -1,7 +1,7 @@
 """Foreign checkpoints to the one on-disk format."""
 
 from .compose import Report, convert
-from .formats import detect_format
+from .detect import detect_format
 from .source import Source, SourceInfo, describe
 
 __all__ = ["Report", "Source", "SourceInfo", "convert", "describe", "detect_format"]

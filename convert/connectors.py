@@ -1,22 +1,31 @@
 """A new connector from a word on the command line: ``c-abstractor:144``, ``mlp``."""
 
+import math
 import re
 from typing import Any
 
 from mm1_mlx.config import (
+    AttentionPoolConfig,
     AveragePoolConfig,
     CAbstractorConfig,
     ConnectorConfig,
     DecoderConfig,
     LinearConfig,
     MLPConfig,
+    PerceiverConfig,
     VisionConfig,
 )
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.presets import PRESETS
 
-SPELLINGS = ("linear", "mlp", "average-pool:TOKENS", "c-abstractor:TOKENS")
-_SPEC = re.compile(r"(linear|mlp|average-pool|c-abstractor)(?::(.*))?")
+SPELLINGS = (
+    *("linear", "mlp", "average-pool:TOKENS", "attention-pool:TOKENS"),
+    *("perceiver:TOKENS", "c-abstractor:TOKENS"),
+)
+_KINDS = "|".join(spelling.partition(":")[0] for spelling in SPELLINGS)
+_SPEC = re.compile(f"({_KINDS})(?::(.*))?")
+# Width of a head of attention pooling, where it divides the decoder's: CoCa's is 64 too.
+HEAD_DIM = 64
 
 
 def is_spec(text: str) -> bool:
@@ -64,5 +73,12 @@ def connector_config(
         raise ConfigError(
             f"connector {spec!r} needs its number of image tokens, e.g. '{kind}:144'"
         )
-    pooled = AveragePoolConfig if kind == "average-pool" else CAbstractorConfig
-    return pooled(**sizes, num_image_tokens=int(tokens))
+    sizes["num_image_tokens"] = int(tokens or 0)
+    if kind == "attention-pool":
+        heads = math.gcd(decoder.hidden_size // HEAD_DIM, decoder.hidden_size) or 1
+        return AttentionPoolConfig(**sizes, num_attention_heads=heads)
+    if kind == "perceiver":
+        return PerceiverConfig(**sizes, intermediate_size=4 * vision.hidden_size)
+    return {"average-pool": AveragePoolConfig, "c-abstractor": CAbstractorConfig}[kind](
+        **sizes
+    )

@@ -9,10 +9,12 @@ from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.presets import PRESETS
 
 from .connectors import SPELLINGS, connector_config
-from .formats import Format, detect_format
+from .detect import Format, detect_format
 from .source import Source
 
 PARTS = MM1Config.PARTS
+# What goes where another part goes, and is not named by itself.
+FOLLOWERS = {"region": "connector", "text": "vision"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,13 @@ def open_origins(
             origins[part] = opened[wanted]
         elif name:
             raise CheckpointError(f"{name} holds no {part}; name another source for it")
+    for part, leader in FOLLOWERS.items():
+        origin = origins.get(leader)
+        if origin and getattr(config_of(origin), part) is not None:
+            origins[part] = origin
+    if "decoder" in origins:
+        # Beside a decoder CLIP's space has no use.
+        origins.pop("text", None)
     return origins
 
 
@@ -100,6 +109,8 @@ def compose(origins: Origins, spec: str | None) -> MM1Config:
             drop_cls=trained.drop_cls,
         )
     both = "vision" in values and "decoder" in values
+    if both:
+        values["vision"] = replace(values["vision"], projection_size=None)
     if spec:
         if not both:
             raise ConfigError(

@@ -1,8 +1,6 @@
 """Where weights come from: a local folder or a hub repository, one tensor at a time."""
 
 import re
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +16,8 @@ from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import check_shard, read_json, safe_join, user_path
 from mm1_mlx.hub import SourceInfo
 
-SAFETENSORS_INDEX = "model.safetensors.index.json"
-BIN_INDEX = "pytorch_model.bin.index.json"
+from .shards import unpickle, weight_files, what_lies_in
+
 FLOATS = {mx.float16, mx.bfloat16, mx.float32}
 
 
@@ -94,7 +92,9 @@ class Source:
         """
         config = self.json("config.json")
         if config is None:
-            raise CheckpointError(f"{self.name} has no config.json{_what(self.folder)}")
+            raise CheckpointError(
+                f"{self.name} has no config.json{what_lies_in(self.folder)}"
+            )
         return config
 
     @cached_property
@@ -196,80 +196,3 @@ def _licence(folder: Path) -> str | None:
         re.search(r"^license: *['\"]?([\w.-]+)", front[1], re.M) if front else None
     )
     return licence[1] if licence else None
-
-
-def weight_files(folder: Path) -> list[str]:
-    """The names of a folder's weight files: safetensors if there are any, else pickles.
-
-    Raises:
-        CheckpointError: there are none, or one that an index lists is missing.
-    """
-    names = sorted(path.name for path in folder.iterdir())
-    for index, whole, pattern in (
-        (SAFETENSORS_INDEX, "model.safetensors", r".*\.safetensors"),
-        (BIN_INDEX, "pytorch_model.bin", r"pytorch_model.*\.bin|.*\.(pt|pth)"),
-    ):
-        if index in names:
-            return _indexed(folder, index)
-        if whole in names:
-            return [whole]
-        matches = [name for name in names if re.fullmatch(pattern, name)]
-        if own := [x for x in matches if not x.startswith(hub.SECOND_COPIES)]:
-            return own
-    raise CheckpointError(f"{folder} has no safetensors weights{_what(folder)}")
-
-
-def _indexed(folder: Path, index: str) -> list[str]:
-    content = read_json(safe_join(folder, index))
-    weights = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(
-        isinstance(name, str) for name in weights.values()
-    ):
-        raise CheckpointError(f"{folder / index} has no weight_map of file names")
-    names = sorted(set(weights.values()))
-    missing = [name for name in names if not safe_join(folder, name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} of {len(names)} weight files, e.g. "
-            f"{missing[:5]}; get it again"
-        )
-    return names
-
-
-def _what(folder: Path) -> str:
-    """What an unknown folder holds instead, for an error."""
-    suffixes = {path.suffix for path in folder.iterdir()}
-    for suffix, kind in ((".gguf", "GGUF"), (".npz", "NumPy"), (".onnx", "ONNX")):
-        if suffix in suffixes:
-            return (
-                f" but {kind} files, which cannot be converted; use the safetensors "
-                "checkpoint they were made from"
-            )
-    return "; give the folder of a Hugging Face checkpoint"
-
-
-def unpickle(paths: list[Path], folder: Path) -> list[Path]:
-    """PyTorch pickles as safetensors files in ``folder``, by a child process.
-
-    torch never enters this process, and ``weights_only`` keeps a pickle from running
-    code in the child.
-
-    Raises:
-        CheckpointError: torch is missing, or a file is not a plain dict of tensors.
-    """
-    # As a file, so that only torch is imported; -P: never one of the current folder.
-    script = Path(__file__).with_name("torch_bin.py")
-    command = [sys.executable, "-P", str(script)]
-    arguments = [*(str(path.resolve()) for path in paths), str(folder)]
-    child = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, check=False
-    )
-    if child.returncode:
-        lines = child.stderr.strip().splitlines()
-        # Nothing is said where the system ended it.
-        silent = (
-            f"reading {paths[0].name} was ended (status {child.returncode}); is there "
-            "enough memory?"
-        )
-        raise CheckpointError(lines[-1] if lines else silent)
-    return sorted(folder.iterdir())

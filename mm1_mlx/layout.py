@@ -5,12 +5,15 @@ Plain values shared by ``image``, ``prompt``, ``cache`` and ``models``; no mlx i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mm1_mlx.config import AnyresTiling, MM1Config
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,18 @@ class Picture:
     size: tuple[int, int]
     # sha256 of the tiles' bytes and shapes and of ``size``: equal pictures share it.
     digest: str
+    # Row and column of every tile in the grid, counted from 1; (0, 0) is the overview.
+    # Empty where the picture is one tile.
+    places: tuple[tuple[int, int], ...] = ()
+    kind: Literal["picture", "frame"] = "picture"
+    # Points [P, 2] of every region that the prompt refers to: x and y in 0..1.
+    regions: tuple[NDArray[np.float32], ...] = ()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tiles, the overview left out; (0, 0) without a grid."""
+        rows, columns = zip(*self.places, strict=True) if self.places else ((0,), (0,))
+        return max(rows), max(columns)
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,8 @@ class Span:
     # Which picture of the prompt it belongs to, counted from 0.
     picture: int
     digest: str
+    # Which of the picture's image tokens comes first here.
+    offset: int = 0
 
     @property
     def stop(self) -> int:
@@ -64,3 +81,45 @@ def group_tiles(pictures: Sequence[Picture]) -> list[TileGroup]:
         )
         for places in groups.values()
     ]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The part of a grid of image tokens that is not padding."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def content_of(picture: Picture, side: int) -> Crop:
+    """Where the picture lies in its grid of tiles, padded around it to the grid's shape.
+
+    Args:
+        picture: a tiled picture.
+        side: image tokens along one side of a tile.
+
+    Source: ``unpad_image`` of LLaVA-NeXT, as transformers 5.23 has it.
+    """
+    rows, columns = picture.grid
+    height, width = rows * side, columns * side
+    w, h = picture.size
+    if w / h > width / height:
+        inner = int(round(h * (width / w), 7))
+        top = (height - inner) // 2
+        return Crop(top, 0, height - 2 * top, width)
+    inner = int(round(w * (height / h), 7))
+    left = (width - inner) // 2
+    return Crop(0, left, height, width - 2 * left)
+
+
+def count_picture_tokens(picture: Picture, config: MM1Config) -> int:
+    """Image tokens of a picture, those of its regions not counted."""
+    K = config.num_image_tokens
+    tiling = config.image.tiling if config.image else None
+    unpads = isinstance(tiling, AnyresTiling) and tiling.merge == "unpad"
+    if not unpads or not picture.places:
+        return K * len(picture.tiles)
+    crop = content_of(picture, math.isqrt(K))
+    return K + crop.height * (crop.width + 1)

@@ -15,7 +15,7 @@ import jinja2
 from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.image import ImageSource, load_pictures
-from mm1_mlx.layout import Picture, Span, TileGroup, group_tiles
+from mm1_mlx.layout import Picture, Span, count_picture_tokens
 from mm1_mlx.templates import AFTER_IMAGE, MARKS, TEMPLATES
 from mm1_mlx.tokenizer import Tokenizer
 
@@ -52,11 +52,6 @@ class Prompt:
     tokens: tuple[int, ...]
     spans: tuple[Span, ...] = ()
     pictures: tuple[Picture, ...] = ()
-
-    @property
-    def tiles(self) -> list[TileGroup]:
-        """The pictures' tiles by resolution."""
-        return group_tiles(self.pictures)
 
     @property
     def num_image_tokens(self) -> int:
@@ -325,7 +320,7 @@ def place(
             placed.append(token)
             continue
         picture = pictures[len(spans)]
-        length = len(picture.tiles) * config.num_image_tokens
+        length = count_picture_tokens(picture, config)
         spans.append(Span(len(placed), length, "picture", len(spans), picture.digest))
         placed += [filler] * length
     return Prompt(tuple(placed), tuple(spans), tuple(pictures))

@@ -231,7 +231,7 @@ def _answer(
     max_tokens = _room(built, runtime.config, settings)
     embeddings = None
     if built.spans:
-        image_tokens = runtime.model.encode(built.tiles)
+        image_tokens = runtime.model.encode(built.pictures)
         mx.eval(image_tokens)
         tokens = mx.array(built.tokens)
         embeddings = runtime.model.embed(tokens, image_tokens, built.spans)

@@ -52,7 +52,7 @@ class Section:
 def _plain(value: Any) -> Any:
     if isinstance(value, Section):
         return value.to_dict()
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:

@@ -10,9 +10,10 @@ from mlx.utils import tree_flatten
 
 from mm1_mlx.config import CAbstractorConfig, VisionConfig
 from mm1_mlx.models import MM1
-from mm1_mlx.models.connector import CAbstractor, pooling_matrix
+from mm1_mlx.models.connector import CAbstractor
 from mm1_mlx.models.decoder import Decoder
-from mm1_mlx.models.vision import CLIPEncoder
+from mm1_mlx.models.resample import pooling_matrix
+from mm1_mlx.models.vision import VisionEncoder
 from mm1_mlx.presets import PRESETS, VIT_H_14_378, VIT_L_14_336
 
 # Decoder parameters without embeddings, in billions, of our inferred sizes.
@@ -32,7 +33,7 @@ NON_EMBEDDING = {
 def test_encoders_have_the_published_number_of_parameters(
     config, count, parameter_count
 ):
-    assert parameter_count(CLIPEncoder(config)) == count
+    assert parameter_count(VisionEncoder(config)) == count
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_building_every_preset_takes_no_memory():
 def test_a_model_is_the_sum_of_its_parts(parameter_count):
     config = PRESETS["mm1-3b"]
     parts = [
-        CLIPEncoder(config.vision),
+        VisionEncoder(config.vision),
         CAbstractor(config.connector),
         Decoder(config.decoder),
     ]

@@ -97,7 +97,7 @@ def test_spans_cover_exactly_the_fillers(build):
         ("picture", i) for i in range(3)
     ]
     assert prompt.num_image_tokens == 12
-    assert sum(len(group.places) for group in prompt.tiles) == 3
+    assert sum(len(picture.tiles) for picture in prompt.pictures) == 3
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from benchmarks.shapes.recipe import Recipe, Stage, picture_rng, random_picture_
 from benchmarks.shapes.scene import COLOURS, SHAPES, UNNAMED, Scene
 from mm1_mlx.config import MM1Config
 from mm1_mlx.image import load_picture
-from mm1_mlx.models.vision import CLIPEncoder
+from mm1_mlx.models.vision import VisionEncoder
 
 # Class 0 is the background; a colour without a name is no class.
 SHAPE_CLASSES = {name: i for i, name in enumerate(SHAPES, 1)}
@@ -51,7 +51,7 @@ class PatchHeads(nn.Module):
 class PatchClassifier(nn.Module):
     """An encoder with heads."""
 
-    def __init__(self, vision: CLIPEncoder, heads: PatchHeads) -> None:
+    def __init__(self, vision: VisionEncoder, heads: PatchHeads) -> None:
         super().__init__()
         self.vision = vision
         self.heads = heads

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import socket
 import subprocess
@@ -82,7 +83,8 @@ def make_trainer(
 def show_places(mm1: MM1, scale: float) -> None:
     """Tell the connector where the patches are: by itself it hardly learns that."""
     connector = mm1.connector
-    grid, width = connector.grid_size, connector.position_embedding.shape[1]
+    rows, width = connector.position_embedding.shape
+    grid = math.isqrt(rows)
     places = scale * sine_cosine_positions(grid, width)
     connector.position_embedding = connector.position_embedding + places
 

@@ -1,23 +1,20 @@
 """Vision-language connectors: patch features [N, L, C] to image tokens [N, K, D].
 
-MM1 (arXiv 2403.09611), section 3.2. Average pooling and the C-Abstractor read the
-features as a square grid in raster order.
+MM1 (arXiv 2403.09611), section 3.2. Pooling connectors read the features as a square
+grid in raster order.
 """
 
 import math
-from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
-from mm1_mlx.config import (
-    AveragePoolConfig,
-    CAbstractorConfig,
-    LinearConfig,
-    MLPConfig,
-)
-from mm1_mlx.models.activation import ACTIVATIONS, sigmoid, silu
+from mm1_mlx.config import AveragePoolConfig, ConnectorConfig, LinearConfig, MLPConfig
+from mm1_mlx.models.activation import ACTIVATIONS
+from mm1_mlx.models.c_abstractor import CAbstractor
+from mm1_mlx.models.resample import pooling_matrix, resample
+from mm1_mlx.models.resampler import AttentionPool, Perceiver
 
 
 class LinearConnector(nn.Module):
@@ -32,9 +29,10 @@ class LinearConnector(nn.Module):
 
 
 class MLPConnector(nn.Module):
-    """Every feature through two linear layers.
+    """Every feature through two linear layers, then averaged where the config says so.
 
-    Source: LLaVA-1.5 (arXiv 2310.03744), ``mlp2x_gelu``.
+    Source: LLaVA-1.5 (arXiv 2310.03744), ``mlp2x_gelu``; Matryoshka Multimodal Models
+    (arXiv 2405.17430) for the averages.
     """
 
     def __init__(self, config: MLPConfig) -> None:
@@ -42,31 +40,19 @@ class MLPConnector(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]
         self.linear_1 = nn.Linear(config.input_size, config.hidden_size, config.bias)
         self.linear_2 = nn.Linear(config.hidden_size, config.output_size, config.bias)
+        self.pooled_tokens = config.pooled_tokens
 
     def __call__(self, features: mx.array) -> mx.array:
-        return self.linear_2(self.activation(self.linear_1(features)))
+        x = self.linear_2(self.activation(self.linear_1(features)))
+        return average_pool(x, self.pooled_tokens) if self.pooled_tokens else x
 
 
-def pooling_matrix(size: int, bins: int) -> mx.array:
-    """Row-stochastic [bins, size]: the means of PyTorch's adaptive average pooling.
-
-    Bin i covers floor(i * size / bins) to ceil((i + 1) * size / bins), so bins overlap
-    where ``bins`` does not divide ``size`` (27 to 12: every bin is 3 wide).
-    """
-    matrix = np.zeros((bins, size), np.float32)
-    for i in range(bins):
-        start, stop = i * size // bins, -(-(i + 1) * size // bins)
-        matrix[i, start:stop] = 1 / (stop - start)
-    return mx.array(matrix)
-
-
-def adaptive_average_pool(x: mx.array, matrix: mx.array) -> mx.array:
-    """Means [N, s, s, C] of [N, g, g, C] over both sides: P X P^T per channel."""
-    N, g, _, C = x.shape
-    s = matrix.shape[0]
-    matrix = matrix.astype(x.dtype)
-    x = (matrix @ x.reshape(N, g, g * C)).reshape(N * s, g, C)
-    return (matrix @ x).reshape(N, s, s, C)
+def average_pool(x: mx.array, num_bins: int) -> mx.array:
+    """Means [N, num_bins, C] of square bins of a square grid [N, g * g, C]."""
+    N, L, C = x.shape
+    g, s = math.isqrt(L), math.isqrt(num_bins)
+    x = resample(x.reshape(N, g, g, C), pooling_matrix(g, s))
+    return x.reshape(N, -1, C)
 
 
 class AveragePoolConnector(nn.Module):
@@ -74,136 +60,26 @@ class AveragePoolConnector(nn.Module):
 
     def __init__(self, config: AveragePoolConfig) -> None:
         super().__init__()
-        self.grid_size = math.isqrt(config.num_features)
-        # Underscored: a constant, neither trained nor stored.
-        self._pooling = pooling_matrix(
-            self.grid_size, math.isqrt(config.num_image_tokens)
-        )
+        self.num_image_tokens = config.num_image_tokens
         self.linear = nn.Linear(config.input_size, config.output_size, config.bias)
 
     def __call__(self, features: mx.array) -> mx.array:
-        N, _, C = features.shape
-        x = features.reshape(N, self.grid_size, self.grid_size, C)
-        x = adaptive_average_pool(x, self._pooling)
-        return self.linear(x.reshape(N, -1, C))
+        return self.linear(average_pool(features, self.num_image_tokens))
 
 
-class DepthwiseConv(nn.Module):
-    """A 3 x 3 convolution of each channel of [N, H, W, C] by itself, zero-padded."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = mx.random.normal((channels, 3, 3, 1), scale=1 / 3)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.conv2d(x, self.weight, padding=1, groups=x.shape[-1])
-
-
-class SqueezeExcite(nn.Module):
-    """Channels of [N, H, W, C] scaled by a gate computed from their means."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        means = x.mean(axis=(1, 2), keepdims=True)
-        return x * sigmoid(self.fc2(silu(self.fc1(means))))
-
-
-class Shortcut(nn.Module):
-    """A normalised projection for blocks that change the width."""
-
-    def __init__(self, input_size: int, output_size: int, eps: float) -> None:
-        super().__init__()
-        self.conv = nn.Linear(input_size, output_size, bias=False)
-        self.norm = nn.LayerNorm(output_size, eps)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.norm(self.conv(x))
-
-
-class Bottleneck(nn.Module):
-    """A RegNet bottleneck of group size 1 with squeeze-and-excitation.
-
-    1 x 1 convolutions are linear layers over channels, norms are LayerNorms over
-    channels. The gate's width is a quarter of the block's input width.
-
-    Source: timm's RegNet ``Bottleneck`` as Honeybee instantiates it.
-    """
-
-    def __init__(self, input_size: int, output_size: int, eps: float) -> None:
-        super().__init__()
-        self.conv1 = nn.Linear(input_size, output_size, bias=False)
-        self.norm1 = nn.LayerNorm(output_size, eps)
-        self.conv2 = DepthwiseConv(output_size)
-        self.norm2 = nn.LayerNorm(output_size, eps)
-        self.se = SqueezeExcite(output_size, round(input_size * 0.25))
-        self.conv3 = nn.Linear(output_size, output_size, bias=False)
-        self.norm3 = nn.LayerNorm(output_size, eps)
-        if input_size != output_size:
-            self.shortcut = Shortcut(input_size, output_size, eps)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        y = silu(self.norm1(self.conv1(x)))
-        y = silu(self.norm2(self.conv2(y)))
-        y = self.norm3(self.conv3(self.se(y)))
-        return silu(y + (self.shortcut(x) if "shortcut" in self else x))
-
-
-class CAbstractor(nn.Module):
-    """Image tokens that keep the picture's layout: convolve, pool, convolve, project.
-
-    Source: Honeybee (arXiv 2312.06742), ``CAbstractor``; MM1's own depth and width are
-    not published, so the config's defaults are Honeybee's.
-    """
-
-    def __init__(self, config: CAbstractorConfig) -> None:
-        super().__init__()
-        C, D, eps = config.input_size, config.output_size, config.layer_norm_eps
-        hidden, pooled = config.hidden_size, config.num_image_tokens
-        if config.prenorm:
-            self.prenorm = nn.LayerNorm(C, 1e-6)
-        if config.position_embedding:
-            self.position_embedding = mx.random.normal(
-                (config.num_features, C), scale=0.02
-            )
-        self.grid_size = math.isqrt(config.num_features)
-        widths = [C, *[hidden] * config.depth]
-        self.stage1 = [Bottleneck(a, b, eps) for a, b in pairwise(widths)]
-        self._pooling = pooling_matrix(
-            self.grid_size, math.isqrt(pooled - config.num_eos_tokens)
-        )
-        self.stage2 = [Bottleneck(hidden, hidden, eps) for _ in range(config.depth)]
-        widths = [hidden, *[D] * config.mlp_depth]
-        self.readout = [nn.Linear(a, b) for a, b in pairwise(widths)]
-        if config.num_eos_tokens:
-            self.eos_tokens = mx.random.normal((config.num_eos_tokens, D), scale=0.02)
-
-    def __call__(self, features: mx.array) -> mx.array:
-        x = self.prenorm(features) if "prenorm" in self else features
-        if "position_embedding" in self:
-            x = x + self.position_embedding
-        N = x.shape[0]
-        x = x.reshape(N, self.grid_size, self.grid_size, -1)
-        for block in self.stage1:
-            x = block(x)
-        x = adaptive_average_pool(x, self._pooling)
-        for block in self.stage2:
-            x = block(x)
-        x = x.reshape(N, -1, x.shape[-1])
-        for i, linear in enumerate(self.readout):
-            x = linear(silu(x) if i else x)
-        if "eos_tokens" in self:
-            eos = mx.broadcast_to(self.eos_tokens, (N, *self.eos_tokens.shape))
-            x = mx.concatenate([x, eos], axis=1)
-        return x
-
-
-CONNECTORS = {
+CONNECTORS: dict[str, Any] = {
     "linear": LinearConnector,
     "mlp": MLPConnector,
     "average_pool": AveragePoolConnector,
+    "attention_pool": AttentionPool,
+    "perceiver": Perceiver,
     "c_abstractor": CAbstractor,
 }
+
+
+def build_connector(config: ConnectorConfig) -> nn.Module:
+    """The connector of a config, with the token [D] that ends a tiled picture's rows."""
+    connector = CONNECTORS[config.kind](config)
+    if config.newline:
+        connector.newline = mx.random.normal((config.output_size,), scale=0.02)
+    return connector

@@ -1,7 +1,7 @@
 """The language model: tokens [B, T] or embeddings [B, T, D] to logits [B, T, V].
 
-One class for the Llama family by config: Llama, Vicuna, Mistral, Qwen2, Qwen3, and
-MM1's own decoders, whose layer sizes are not published.
+One class by config: Llama, Vicuna, Mistral, Mixtral, Qwen2, Qwen3, OLMoE, OpenELM, Gemma,
+Phi-3, StableLM, AFM, and MM1's own decoders, whose layer sizes are not published.
 """
 
 from typing import Any
@@ -19,22 +19,26 @@ from mm1_mlx.models.moe import SparseMLP
 class Attention(nn.Module):
     """Causal attention with grouped queries and rotary positions."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         D, head_dim = config.hidden_size, config.head_dim
-        self.num_heads = config.num_attention_heads
-        self.num_kv_heads = config.num_key_value_heads
+        sizes = config.sizes(layer)
+        self.num_heads = sizes.num_attention_heads
+        self.num_kv_heads = sizes.num_key_value_heads
         self.scale = head_dim**-0.5
         queries, keys = self.num_heads * head_dim, self.num_kv_heads * head_dim
         self.q_proj = nn.Linear(D, queries, bias=config.qkv_bias)
         self.k_proj = nn.Linear(D, keys, bias=config.qkv_bias)
         self.v_proj = nn.Linear(D, keys, bias=config.qkv_bias)
         self.o_proj = nn.Linear(queries, D, bias=config.o_bias)
+        self.norms_heads = config.qk_norm == "head"
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
-            self.k_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
+            if self.norms_heads:
+                queries = keys = head_dim
+            self.q_norm = nn.RMSNorm(queries, eps=config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(keys, eps=config.rms_norm_eps)
         self.rope = initialize_rope(
-            head_dim,
+            config.rotary_dim or head_dim,
             config.rope_theta,
             config.rope_interleaved,
             config.rope_scaling.to_dict() if config.rope_scaling else None,
@@ -43,10 +47,13 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, mask: Any, cache: Any) -> mx.array:
         B, T, _ = x.shape
-        q = self.q_proj(x).reshape(B, T, self.num_heads, -1)
-        k = self.k_proj(x).reshape(B, T, self.num_kv_heads, -1)
-        v = self.v_proj(x).reshape(B, T, self.num_kv_heads, -1).transpose(0, 2, 1, 3)
-        if "q_norm" in self:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if "q_norm" in self and not self.norms_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = q.reshape(B, T, self.num_heads, -1)
+        k = k.reshape(B, T, self.num_kv_heads, -1)
+        v = v.reshape(B, T, self.num_kv_heads, -1).transpose(0, 2, 1, 3)
+        if "q_norm" in self and self.norms_heads:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3)
         if cache is None:
@@ -63,9 +70,10 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU: down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        D, H, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        D, bias = config.hidden_size, config.mlp_bias
+        H = config.sizes(layer).intermediate_size
         self.activation = ACTIVATIONS[config.hidden_act]
         self.gate_proj = nn.Linear(D, H, bias=bias)
         self.up_proj = nn.Linear(D, H, bias=bias)
@@ -73,6 +81,12 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+def norm(config: DecoderConfig) -> nn.Module:
+    """A norm over the decoder's width, of the config's kind."""
+    kind = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}[config.norm]
+    return kind(config.hidden_size, config.rms_norm_eps)
 
 
 FEEDFORWARDS = {"dense": MLP, "sparse": SparseMLP}
@@ -83,12 +97,11 @@ class Block(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        D, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = nn.RMSNorm(D, eps=eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(D, eps=eps)
+        self.input_layernorm = norm(config)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = norm(config)
         feedforward = "sparse" if config.is_sparse(layer) else "dense"
-        self.mlp = FEEDFORWARDS[feedforward](config)
+        self.mlp = FEEDFORWARDS[feedforward](config, layer)
 
     def __call__(self, x: mx.array, mask: Any, cache: Any) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), mask, cache)
@@ -106,7 +119,8 @@ class Decoder(nn.Module):
         self.sliding_window = config.sliding_window
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config, i) for i in range(config.num_hidden_layers)]
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.embedding_scale = config.embedding_scale
+        self.norm = norm(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -126,6 +140,9 @@ class Decoder(nn.Module):
     ) -> mx.array:
         """The normed states [B, T, D] that ``logits`` reads."""
         x = self.embed_tokens(tokens) if input_embeddings is None else input_embeddings
+        if self.embedding_scale != 1:
+            # Rounded as transformers rounds it, in the weights' precision.
+            x = x * mx.array(self.embedding_scale, x.dtype)
         caches = cache or [None] * len(self.layers)
         mask = create_attention_mask(x, caches[0], window_size=self.sliding_window)
         for layer, layer_cache in zip(self.layers, caches, strict=True):

@@ -15,10 +15,11 @@ from mlx_lm.models.cache import KVCache
 
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError, PromptError
-from mm1_mlx.layout import Span, TileGroup
-from mm1_mlx.models.connector import CONNECTORS
+from mm1_mlx.layout import Picture, Span, group_tiles
+from mm1_mlx.models.arrange import arrange
+from mm1_mlx.models.connector import build_connector
 from mm1_mlx.models.decoder import Decoder
-from mm1_mlx.models.vision import ENCODERS
+from mm1_mlx.models.vision import VisionEncoder
 
 
 class MM1(nn.Module):
@@ -31,10 +32,9 @@ class MM1(nn.Module):
         super().__init__()
         self.config = config
         if config.vision:
-            self.vision = ENCODERS[config.vision.kind](config.vision)
+            self.vision = VisionEncoder(config.vision)
         if config.connector:
-            # The table's classes each take their own config; the kind pairs them.
-            self.connector = CONNECTORS[config.connector.kind](config.connector)
+            self.connector = build_connector(config.connector)
         if config.decoder:
             self.decoder = Decoder(config.decoder)
 
@@ -59,23 +59,42 @@ class MM1(nn.Module):
         """An empty key-value cache per decoder block."""
         return [KVCache() for _ in self.layers]
 
-    def encode(self, groups: Sequence[TileGroup]) -> list[mx.array]:
-        """Image tokens [T_i, D] of every picture.
-
-        Args:
-            groups: the pictures' tiles by resolution, from ``layout.group_tiles``.
-        """
+    def encode(self, pictures: Sequence[Picture]) -> list[mx.array]:
+        """Image tokens [T_i, D] of every picture, those of its regions last."""
         for part in ("vision", "connector"):
-            if groups and part not in self:
+            if pictures and part not in self:
                 raise ConfigError(f"the model has no {part}, so it cannot see pictures")
-        tiles: dict[tuple[int, int], mx.array] = {}
-        for group in groups:
-            tokens = self.connector(self.vision(mx.array(group.pixels)))  # [N, K, D]
-            tiles.update(zip(group.places, tokens, strict=True))
-        pictures: dict[int, list[mx.array]] = {}
-        for picture, tile in sorted(tiles):
-            pictures.setdefault(picture, []).append(tiles[picture, tile])
-        return [arrange(pictures[i]) for i in range(len(pictures))]
+        tokens: dict[tuple[int, int], mx.array] = {}
+        features: dict[tuple[int, int], mx.array] = {}
+        for group in group_tiles(pictures):
+            seen = self.vision(mx.array(group.pixels))  # [N, L, C]
+            tokens.update(zip(group.places, self.connector(seen), strict=True))
+            features.update(zip(group.places, seen, strict=True))
+        return [
+            self._join(
+                picture,
+                [tokens[i, j] for j in range(len(picture.tiles))],
+                [features[i, j] for j in range(len(picture.tiles))],
+            )
+            for i, picture in enumerate(pictures)
+        ]
+
+    def _join(
+        self, picture: Picture, tokens: list[mx.array], features: list[mx.array]
+    ) -> mx.array:
+        """The image tokens of one picture's tiles and regions, in order."""
+        image = self.config.image
+        joined = arrange(
+            tokens,
+            picture,
+            image.tiling if image else None,
+            self.connector.newline if "newline" in self.connector else None,
+        )
+        if not picture.regions:
+            return joined
+        if "region" not in self:
+            raise ConfigError("the model has no region sampler; refer to boxes in text")
+        return mx.concatenate([joined, self.region(features, picture)])
 
     def embed(
         self, tokens: mx.array, image_tokens: Sequence[mx.array], spans: Sequence[Span]
@@ -95,19 +114,10 @@ class MM1(nn.Module):
         for picture in image_tokens:
             row += picture.shape[0]
             starts.append(row)
+        _check_lengths(spans, [x.shape[0] for x in image_tokens])
         for span in spans:
-            if span.picture >= len(image_tokens):
-                raise PromptError(
-                    f"prompt has a place for picture {span.picture + 1} but "
-                    f"{len(image_tokens)} pictures were given"
-                )
-            start, stop = starts[span.picture : span.picture + 2]
-            if span.length != stop - start:
-                raise PromptError(
-                    f"picture {span.picture + 1} has {stop - start} image tokens but "
-                    f"the prompt holds {span.length} places for it"
-                )
-            index[span.start : span.stop] = np.arange(start, stop)
+            start = starts[span.picture] + span.offset
+            index[span.start : span.stop] = np.arange(start, start + span.length)
         images = [x.astype(embeddings.dtype) for x in image_tokens]
         return mx.concatenate([embeddings, *images])[mx.array(index)]
 
@@ -117,6 +127,20 @@ def named_tensors(module: nn.Module) -> dict[str, mx.array]:
     return dict(cast(list[tuple[str, mx.array]], tree_flatten(module.parameters())))
 
 
-def arrange(tiles: Sequence[mx.array]) -> mx.array:
-    """Image tokens [T, D] of one picture from its tiles' [K, D], in order."""
-    return tiles[0] if len(tiles) == 1 else mx.concatenate(list(tiles))
+def _check_lengths(spans: Sequence[Span], lengths: Sequence[int]) -> None:
+    """Pass only if the spans of every picture hold its image tokens, each once."""
+    held: dict[int, int] = {}
+    for span in spans:
+        if span.picture >= len(lengths):
+            raise PromptError(
+                f"prompt has a place for picture {span.picture + 1} but "
+                f"{len(lengths)} pictures were given"
+            )
+        last = span.offset + span.length
+        held[span.picture] = max(held.get(span.picture, 0), last)
+    for picture, places in held.items():
+        if places != lengths[picture]:
+            raise PromptError(
+                f"picture {picture + 1} has {lengths[picture]} image tokens but "
+                f"the prompt holds {places} places for it"
+            )

@@ -14,13 +14,13 @@ from mm1_mlx.config import DecoderConfig
 class SparseMLP(nn.Module):
     """The gate-weighted sum of k experts, [B, T, D] to [B, T, D]."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         assert config.moe is not None
         self.moe = config.moe
         D, E = config.hidden_size, self.moe.num_experts
         self.gate = nn.Linear(D, E, bias=False)
-        self.switch_mlp = SwitchGLU(D, config.intermediate_size, E)
+        self.switch_mlp = SwitchGLU(D, config.sizes(layer).intermediate_size, E)
 
     def __call__(self, x: mx.array) -> mx.array:
         k = self.moe.experts_per_token

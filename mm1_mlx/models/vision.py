@@ -1,13 +1,20 @@
-"""Image encoders: tiles [N, H, W, 3] to patch features [N, L, C].
+"""The image encoder: tiles [N, H, W, 3] to patch features [N, L, C].
 
-MM1 (arXiv 2403.09611), section 3.1: CLIP ViT-L/14 and ViT-H/14.
+MM1 (arXiv 2403.09611), section 3.1: CLIP's ViT-L/14 and ViT-H/14, and AIM; by other
+fields of the config AIMv2 and Mobile V-MoE.
 """
+
+from functools import lru_cache
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
 
 from mm1_mlx.config import VisionConfig
+from mm1_mlx.errors import ConfigError
 from mm1_mlx.models.activation import ACTIVATIONS
+from mm1_mlx.models.resample import stretch
 
 
 class PatchEmbedding(nn.Module):
@@ -21,27 +28,30 @@ class PatchEmbedding(nn.Module):
         P, D = config.patch_size, config.hidden_size
         scale = (P * P * 3) ** -0.5
         self.weight = mx.random.normal((D, P, P, 3), scale=scale)
+        if config.patch_bias:
+            self.bias = mx.zeros((D,))
 
     def __call__(self, pixels: mx.array) -> mx.array:
         D, P = self.weight.shape[:2]
         N, H, W, C = pixels.shape
         x = pixels.reshape(N, H // P, P, W // P, P, C)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(N, -1, P * P * C)
-        return x @ self.weight.reshape(D, -1).T
+        x = x @ self.weight.reshape(D, -1).T
+        return x + self.bias if "bias" in self else x
 
 
 class Attention(nn.Module):
-    """Bidirectional multi-head self-attention with biases."""
+    """Bidirectional multi-head self-attention."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        D = config.hidden_size
+        D, bias = config.hidden_size, config.attention_bias
         self.num_heads = config.num_attention_heads
         self.scale = (D // self.num_heads) ** -0.5
-        self.q_proj = nn.Linear(D, D)
-        self.k_proj = nn.Linear(D, D)
-        self.v_proj = nn.Linear(D, D)
-        self.out_proj = nn.Linear(D, D)
+        self.q_proj = nn.Linear(D, D, bias)
+        self.k_proj = nn.Linear(D, D, bias)
+        self.v_proj = nn.Linear(D, D, bias)
+        self.out_proj = nn.Linear(D, D, bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         N, L, D = x.shape
@@ -54,16 +64,26 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with the encoder's activation between them."""
+    """Two linear layers with the encoder's activation, or a gate, between them."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        D, H, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = nn.Linear(D, H, bias)
+        self.fc2 = nn.Linear(H, D, bias)
+        if config.gated_mlp:
+            self.fc3 = nn.Linear(D, H, bias)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(self.activation(self.fc1(x)))
+        y = self.activation(self.fc1(x))
+        return self.fc2(y * self.fc3(x) if "fc3" in self else y)
+
+
+def norm(config: VisionConfig) -> nn.Module:
+    """A norm over the encoder's width, of the config's kind."""
+    kind = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}[config.norm]
+    return kind(config.hidden_size, config.layer_norm_eps)
 
 
 class Block(nn.Module):
@@ -71,9 +91,9 @@ class Block(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layer_norm1 = norm(config)
         self.self_attn = Attention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layer_norm2 = norm(config)
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -81,47 +101,104 @@ class Block(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class CLIPEncoder(nn.Module):
+class VisionEncoder(nn.Module):
     """Features of every patch, [N, L, D], in raster order.
 
-    The class token attends with the patches and is left out of the result where the
-    config says so. Only the blocks up to the feature layer exist.
+    Tiles are square, of any multiple of the patch: a learned position embedding is
+    stretched to their grid. A class token attends with the patches and is left out of
+    the result where the config says so. Only the blocks up to the feature layer exist.
 
-    Source: OpenAI CLIP's VisionTransformer; names as in Hugging Face's CLIPVisionModel
-    (whose ``pre_layrnorm`` is spelled out here).
+    Source: OpenAI CLIP's VisionTransformer, Apple's ml-aim; names as in Hugging Face's
+    CLIPVisionModel (whose ``pre_layrnorm`` is spelled out here).
     """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         D = config.hidden_size
-        self.image_size = config.image_size
-        self.drop_cls = config.drop_cls
+        self.config = config
         self.patch_embedding = PatchEmbedding(config)
-        self.class_embedding = mx.random.normal((D,), scale=0.02)
-        self.position_embedding = mx.random.normal(
-            (config.num_patches + 1, D), scale=0.02
-        )
-        self.pre_layernorm = nn.LayerNorm(D, config.layer_norm_eps)
+        if config.patch_norm:
+            self.patch_layernorm = norm(config)
+        if config.class_token:
+            self.class_embedding = mx.random.normal((D,), scale=0.02)
+        if config.position == "learned":
+            rows = config.num_patches + config.class_token
+            self.position_embedding = mx.random.normal((rows, D), scale=0.02)
+        if config.pre_norm:
+            self.pre_layernorm = norm(config)
         self.layers = [Block(config) for _ in range(config.depth)]
         if config.apply_post_norm:
-            self.post_layernorm = nn.LayerNorm(D, config.layer_norm_eps)
+            self.post_layernorm = norm(config)
+        if config.projection_size:
+            self.projection = nn.Linear(D, config.projection_size, bias=False)
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        if pixels.shape[1:] != (self.image_size, self.image_size, 3):
-            size = self.image_size
-            raise ValueError(
-                f"tiles have shape {pixels.shape}, expected [N, {size}, {size}, 3]"
+        x = self._states(pixels)
+        return x[:, 1:] if self.config.class_token and self.config.drop_cls else x
+
+    def project(self, pixels: mx.array) -> mx.array:
+        """CLIP's embeddings [N, P] of tiles [N, H, W, 3], not normalised.
+
+        Raises:
+            ConfigError: the encoder has no projection to CLIP's space.
+        """
+        if "projection" not in self:
+            raise ConfigError(
+                "the encoder has no projection to a space shared with text; convert a "
+                "whole CLIP model"
             )
-        x = self.patch_embedding(pixels.astype(self.class_embedding.dtype))
-        N, _, D = x.shape
-        cls = mx.broadcast_to(self.class_embedding, (N, 1, D))
-        x = mx.concatenate([cls, x], axis=1) + self.position_embedding
-        x = self.pre_layernorm(x)
+        return self.projection(self._states(pixels)[:, 0])
+
+    def _states(self, pixels: mx.array) -> mx.array:
+        """The feature layer's states [N, L, D], the class token first if there is one."""
+        grid_size = self._grid_size(pixels)
+        x = self.patch_embedding(pixels.astype(self.patch_embedding.weight.dtype))
+        if "patch_layernorm" in self:
+            x = self.patch_layernorm(x)
+        x = self._place(x, grid_size)
+        if "pre_layernorm" in self:
+            x = self.pre_layernorm(x)
         for layer in self.layers:
             x = layer(x)
-        if "post_layernorm" in self:
-            x = self.post_layernorm(x)
-        return x[:, 1:] if self.drop_cls else x
+        return self.post_layernorm(x) if "post_layernorm" in self else x
+
+    def _grid_size(self, pixels: mx.array) -> int:
+        _, height, width, channels = pixels.shape
+        P = self.config.patch_size
+        if height != width or height % P or channels != 3:
+            raise ValueError(
+                f"tiles have shape {pixels.shape}, expected [N, S, S, 3] where S is a "
+                f"multiple of {P}"
+            )
+        return height // P
+
+    def _place(self, x: mx.array, grid_size: int) -> mx.array:
+        """Patches [N, L, D] with their positions, behind the class token."""
+        config, (N, _, D) = self.config, x.shape
+        if config.position == "sincos":
+            positions = mx.array(sincos(grid_size, D)).astype(x.dtype)
+            classes = mx.zeros((0, D), x.dtype)
+        else:
+            classes, table = mx.split(
+                self.position_embedding, [int(config.class_token)]
+            )
+            positions = stretch(table, grid_size, config.interpolation)
+        x = x + positions
+        if not config.class_token:
+            return x
+        cls = self.class_embedding + (classes[0] if classes.shape[0] else 0)
+        return mx.concatenate([mx.broadcast_to(cls, (N, 1, D)), x], axis=1)
 
 
-ENCODERS = {"clip": CLIPEncoder}
+@lru_cache(maxsize=8)
+def sincos(grid_size: int, size: int) -> NDArray[np.float32]:
+    """Fixed position embeddings [g * g, size]: of the column, then of the row.
+
+    Source: ``SinCosPosEmbed`` of apple/ml-aim at bd9e068.
+    """
+    frequencies = 10_000.0 ** -(np.arange(size // 4) / (size / 4))
+    angles = np.arange(grid_size)[:, None] * frequencies
+    axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    columns = np.tile(axis, (grid_size, 1))
+    rows = np.repeat(axis, grid_size, axis=0)
+    return np.concatenate([columns, rows], axis=1).astype(np.float32)

@@ -12,7 +12,7 @@ from mm1_mlx.train.sample import Batch
 
 def next_token_loss(model: MM1, batch: Batch) -> tuple[mx.array, mx.array]:
     """Mean cross-entropy (nats) over the learned tokens, and their number."""
-    return answer_loss(model, batch, model.encode(batch.tiles))
+    return answer_loss(model, batch, model.encode(batch.pictures))
 
 
 def answer_loss(

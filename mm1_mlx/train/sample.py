@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError, PromptError
-from mm1_mlx.layout import Span, TileGroup
+from mm1_mlx.layout import Picture, Span, count_picture_tokens
 from mm1_mlx.prompt import Turn, encode_turns
 from mm1_mlx.tokenizer import Tokenizer
 
@@ -62,13 +62,13 @@ class Batch:
     learned: NDArray[np.bool_]  # [B, T]
     # Positions count through the flattened [B * T]; several rows may share a picture.
     spans: tuple[Span, ...]
-    tiles: tuple[TileGroup, ...]
+    pictures: tuple[Picture, ...]
 
 
 def collate(
     samples: Sequence[Sample],
-    pictures: Sequence[Sequence[int]],
-    tiles: Sequence[TileGroup],
+    places: Sequence[Sequence[int]],
+    pictures: Sequence[Picture],
     config: MM1Config,
     image_id: int,
 ) -> Batch:
@@ -76,36 +76,42 @@ def collate(
 
     Args:
         samples: one per row.
-        pictures: for every row, the indices of its pictures in ``tiles``.
-        tiles: the pictures, one tile each; none where the caller encodes them.
+        places: for every row, the indices of its pictures in ``pictures``.
+        pictures: all pictures; none where the caller encodes them, one tile each.
         config: the model's config.
         image_id: the token that marks a picture's place.
     """
     assert config.prompt is not None
-    K = config.num_image_tokens if config.connector else 0
-    rows, masks, places = [], [], []
-    for sample in samples:
+    lengths = [count_picture_tokens(picture, config) for picture in pictures]
+    one_tile = config.num_image_tokens if config.connector else 0
+    rows, masks, spans = [], [], []
+    for sample, indices in zip(samples, places, strict=True):
         row: list[int] = []
         mask: list[bool] = []
-        starts = []
+        held: list[tuple[int, int, int]] = []
         for token, learned in zip(sample.tokens, sample.learned, strict=True):
-            if token == image_id:
-                starts.append(len(row))
-                row += [config.prompt.image_token_id] * K
-                mask += [False] * K
-            else:
+            if token != image_id:
                 row.append(token)
                 mask.append(learned)
+                continue
+            picture = indices[len(held)]
+            length = lengths[picture] if lengths else one_tile
+            held.append((len(row), length, picture))
+            row += [config.prompt.image_token_id] * length
+            mask += [False] * length
+        assert len(held) == len(indices), "a row's pictures and places differ in number"
         rows.append(row)
         masks.append(mask)
-        places.append(starts)
+        spans.append(held)
     T = max(map(len, rows))
-    spans = tuple(
-        Span(b * T + start, K, "picture", picture, "")
-        for b, starts in enumerate(places)
-        for start, picture in zip(starts, pictures[b], strict=True)
+    flat = tuple(
+        Span(b * T + start, length, "picture", picture, "")
+        for b, held in enumerate(spans)
+        for start, length, picture in held
     )
-    return Batch(_pad(rows, T, np.int32), _pad(masks, T, np.bool_), spans, tuple(tiles))
+    return Batch(
+        _pad(rows, T, np.int32), _pad(masks, T, np.bool_), flat, tuple(pictures)
+    )
 
 
 def _pad(rows: Sequence[Sequence[Any]], length: int, dtype: Any) -> NDArray[Any]:

@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 
 from mm1_mlx.checkpoint import load_model, model_shapes
 from mm1_mlx.convert import Source, detect_format
-from mm1_mlx.convert.compose import possible_shapes
-from mm1_mlx.convert.rules import Op, Rules, Shapes, plan
-from mm1_mlx.layout import Span, TileGroup
+from mm1_mlx.convert.job import possible_shapes
+from mm1_mlx.convert.plan import Shapes, plan
+from mm1_mlx.convert.rules import Op, Rules
+from mm1_mlx.layout import Picture, Span
 from mm1_mlx.models import MM1
 
 TOLERANCE = 1e-4
@@ -120,7 +121,7 @@ def embed(model: MM1, prompt: Prompt, pixels: NDArray[np.float32] | None) -> mx.
     if pixels is None:
         return model.embed(tokens, [], [])
     assert prompt.span is not None
-    image_tokens = model.encode([TileGroup(pixels, ((0, 0),))])
+    image_tokens = model.encode([Picture(tuple(pixels), (1, 1), "")])
     return model.embed(tokens, image_tokens, [prompt.span])
 
 
@@ -229,7 +230,7 @@ def undetected_swaps(
     expected = logits(model)
     with Source(str(folder)) as source:
         tensors = {name: source.read(name) for name in source.tensors}
-        rules = detect_format(source).RULES
+        rules = detect_format(source).rules(source)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wanted, known = model_shapes(model.config), possible_shapes(model.config)
     # Only the rows that this layout uses, so that the many plans are quick.

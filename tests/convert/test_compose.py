@@ -12,16 +12,17 @@ import sources
 
 from mm1_mlx.checkpoint import load_config, load_manifest, load_model
 from mm1_mlx.config import DecoderConfig, MM1Config, PromptConfig
-from mm1_mlx.convert import Source, convert, detect_format, llava_hf
+from mm1_mlx.convert import Source, convert, detect_format
+from mm1_mlx.convert.formats import llava_hf
 from mm1_mlx.convert.parts import Origin, compose
 from mm1_mlx.errors import CheckpointError, ConfigError
-from mm1_mlx.layout import TileGroup
+from mm1_mlx.layout import Picture
 from mm1_mlx.presets import PRESETS
 
 
 def image_tokens(out: Path) -> mx.array:
     pixels = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
-    return load_model(out).encode([TileGroup(pixels, ((0, 0),))])[0]
+    return load_model(out).encode([Picture((pixels[0],), (32, 32), "")])[0]
 
 
 @pytest.mark.parametrize(
@@ -243,8 +244,8 @@ def test_a_part_that_a_source_lacks_is_named(tmp_path: Path) -> None:
     ("config", "message"),
     [
         (
-            {"model_type": "phi3"},
-            "model type 'phi3' .* converts llava_hf, honeybee, clip",
+            {"model_type": "gpt2"},
+            "model type 'gpt2' .* converts .*clip_hf.*llava_hf",
         ),
         ({"model_type": "mm1"}, "is converted already; use it as it is"),
         ({"model_type": ["llama"]}, "is not one this program converts"),

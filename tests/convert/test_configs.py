@@ -152,9 +152,13 @@ def test_the_published_llava_config_is_understood(tmp_path: Path) -> None:
         "qkv_bias": False,
         "o_bias": False,
         "mlp_bias": False,
-        "qk_norm": False,
+        "qk_norm": None,
         "sliding_window": None,
         "moe": None,
+        "norm": "rms",
+        "rotary_dim": None,
+        "embedding_scale": 1.0,
+        "layer_sizes": None,
     }
     assert config.vision is not None
     assert config.vision.hidden_act == "quick_gelu"
@@ -192,7 +196,7 @@ def test_qwen3_has_a_head_size_of_its_own(tmp_path: Path) -> None:
     decoder = read(tmp_path, {"model_type": "qwen3", "hidden_size": 2560}).decoder
     assert decoder is not None
     assert decoder.head_dim == 128
-    assert decoder.qk_norm
+    assert decoder.qk_norm == "head"
     assert not decoder.qkv_bias
 
 

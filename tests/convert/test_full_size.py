@@ -19,8 +19,8 @@ from transformers import (  # noqa: E402  # noqa: E402
 
 from mm1_mlx.checkpoint import model_shapes  # noqa: E402
 from mm1_mlx.convert import Source, detect_format  # noqa: E402
-from mm1_mlx.convert.compose import possible_shapes  # noqa: E402
-from mm1_mlx.convert.rules import Plan, plan  # noqa: E402
+from mm1_mlx.convert.job import possible_shapes  # noqa: E402
+from mm1_mlx.convert.plan import Plan, plan  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
@@ -43,7 +43,7 @@ def fit(model: Any, config: dict[str, Any], tmp_path: Path) -> tuple[Plan, int]:
     ours = format.config(source)
     wanted = model_shapes(ours)
     found = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    result = plan(format.RULES, found, wanted, possible_shapes(ours))
+    result = plan(format.rules(source), found, wanted, possible_shapes(ours))
     return result, sum(int(np.prod(shape)) for shape in wanted.values())
 
 

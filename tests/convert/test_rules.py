@@ -3,11 +3,10 @@
 import mlx.core as mx
 import pytest
 
+from mm1_mlx.convert.plan import Shapes, plan
 from mm1_mlx.convert.rules import (
     Rules,
-    Shapes,
     conv,
-    plan,
     split,
     squeeze,
     stack,

@@ -24,7 +24,8 @@ from safetensors.numpy import save_file
 
 from mm1_mlx import hub
 from mm1_mlx.convert import SourceInfo, convert, describe
-from mm1_mlx.convert.source import Source, unpickle, weight_files
+from mm1_mlx.convert.shards import unpickle, weight_files
+from mm1_mlx.convert.source import Source
 from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.hub import model_type
 

@@ -8,20 +8,16 @@ import pytest
 
 from mm1_mlx import config as config_module
 from mm1_mlx.config import (
+    AttentionPoolConfig,
     AveragePoolConfig,
     CAbstractorConfig,
     LinearConfig,
     MLPConfig,
+    PerceiverConfig,
 )
-from mm1_mlx.models.connector import (
-    CONNECTORS,
-    AveragePoolConnector,
-    Bottleneck,
-    CAbstractor,
-    DepthwiseConv,
-    adaptive_average_pool,
-    pooling_matrix,
-)
+from mm1_mlx.models.c_abstractor import Bottleneck, CAbstractor, DepthwiseConv
+from mm1_mlx.models.connector import CONNECTORS, AveragePoolConnector
+from mm1_mlx.models.resample import pooling_matrix, resample
 
 SIZES = {"input_size": 24, "num_features": 49, "output_size": 20}
 GRIDS = [(16, 12), (24, 12), (27, 12), (27, 8), (48, 12)]
@@ -43,19 +39,19 @@ def test_every_kind_of_config_has_a_connector():
 
 @pytest.mark.reference
 @pytest.mark.parametrize(("size", "bins"), GRIDS)
-def test_pooling_equals_torchs_adaptive_average_pool(size, bins):
+def test_pooling_equals_torchs_resample(size, bins):
     torch = pytest.importorskip("torch")
     x = random(2, size, size, 5)
     pool = torch.nn.AdaptiveAvgPool2d(bins)
     expected = pool(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    result = adaptive_average_pool(mx.array(x), pooling_matrix(size, bins))
+    result = resample(mx.array(x), pooling_matrix(size, bins))
     np.testing.assert_allclose(np.array(result), expected.numpy(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("size", "bins"), [*GRIDS, (7, 3), (5, 5)])
 def test_pooling_means_the_cells_of_every_bin(size, bins):
     x = random(1, size, size, 2)
-    result = np.array(adaptive_average_pool(mx.array(x), pooling_matrix(size, bins)))
+    result = np.array(resample(mx.array(x), pooling_matrix(size, bins)))
     edges = [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
     for i, (top, bottom) in enumerate(edges):
         for j, (left, right) in enumerate(edges):
@@ -106,6 +102,9 @@ def test_depthwise_convolution_keeps_channels_apart():
         CAbstractorConfig(
             **SIZES, num_image_tokens=9, hidden_size=12, position_embedding=False
         ),
+        MLPConfig(**SIZES, hidden_size=18, pooled_tokens=16),
+        AttentionPoolConfig(**SIZES, num_image_tokens=7, num_attention_heads=4),
+        PerceiverConfig(**SIZES, num_image_tokens=7, intermediate_size=30, depth=2),
     ],
 )
 def test_a_tile_becomes_as_many_image_tokens_as_the_config_says(
@@ -114,7 +113,7 @@ def test_a_tile_becomes_as_many_image_tokens_as_the_config_says(
     connector = make(config, reinitialise)
     features = mx.array(random(3, 49, 24))
     image_tokens = connector(features)
-    assert image_tokens.shape == (3, config.num_image_tokens, 20)
+    assert image_tokens.shape == (3, config.image_tokens(49), 20)
     for i in range(3):
         assert_close(connector(features[i : i + 1])[0], image_tokens[i])
 

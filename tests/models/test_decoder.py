@@ -31,7 +31,7 @@ VARIANTS = {
     "tied": {"tie_word_embeddings": True},
     "interleaved": {"rope_interleaved": True},
     "biased": {"qkv_bias": True, "o_bias": True, "mlp_bias": True},
-    "qk_norm": {"qk_norm": True},
+    "qk_norm": {"qk_norm": "head"},
     "gelu": {"hidden_act": "gelu_tanh"},
     "window": {"sliding_window": 4},
     "linear_rope": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
@@ -195,7 +195,7 @@ def test_a_sparse_layer_is_a_weighted_sum_of_its_experts(
 ):
     moe = {"num_experts": experts, "experts_per_token": chosen, "every": 1, "offset": 0}
     config = DecoderConfig.from_dict(SIZES | {"moe": moe | {"norm_topk_prob": norm}})
-    layer = reinitialise(SparseMLP(config))
+    layer = reinitialise(SparseMLP(config, 0))
     x = mx.random.normal((1, length, 48), key=mx.random.key(1))
     expected = []
     for token in x[0]:
@@ -220,7 +220,7 @@ def test_a_sparse_layer_is_a_weighted_sum_of_its_experts(
 def test_equal_experts_make_a_dense_layer(reinitialise, assert_close):
     moe = {"num_experts": 4, "every": 1, "offset": 0}
     config = DecoderConfig.from_dict(SIZES | {"moe": moe})
-    sparse, dense = reinitialise(SparseMLP(config)), reinitialise(MLP(config))
+    sparse, dense = reinitialise(SparseMLP(config, 0)), reinitialise(MLP(config, 0))
     for name in ("gate_proj", "up_proj", "down_proj"):
         weight = dense[name].weight
         sparse.switch_mlp[name].weight = mx.broadcast_to(weight, (4, *weight.shape))

@@ -14,15 +14,14 @@ from mlx_lm.models.switch_layers import SwitchGLU
 from mlx_lm.sample_utils import make_sampler
 
 from mm1_mlx.errors import ConfigError, PromptError
-from mm1_mlx.layout import Picture, Span, TileGroup, group_tiles
+from mm1_mlx.layout import Picture, Span, group_tiles
 from mm1_mlx.models import MM1
-from mm1_mlx.models.mm1 import arrange
 
 K = 4  # image tokens of one tile in the tiny config
 NUM_TOKENS = 12
 DECODERS = {
     "dense": {},
-    "qk_norm": {"qk_norm": True, "rope_interleaved": True},
+    "qk_norm": {"qk_norm": "head", "rope_interleaved": True},
     "window": {"sliding_window": 6},
     "sparse": {"moe": {"num_experts": 4, "every": 2, "offset": 1}},
 }
@@ -50,7 +49,7 @@ def lay_out(*parts):
 
 
 def embed(model, tokens, spans, pictures):
-    image_tokens = model.encode(group_tiles(pictures))
+    image_tokens = model.encode(pictures)
     return model.embed(mx.array(tokens), image_tokens, spans)
 
 
@@ -136,7 +135,7 @@ def test_the_order_of_pictures_matters(tiny_model):
 def test_several_pictures_stand_where_their_spans_say(tiny_model):
     tokens, spans, pictures = lay_out(5, A, B, 6, A, 7)
     embeddings = embed(tiny_model, tokens, spans, pictures)
-    one, two = tiny_model.encode(group_tiles([A, B]))
+    one, two = tiny_model.encode([A, B])
     text = tiny_model.decoder.embed_tokens(mx.array([5, 6, 7]))
     expected = [text[0:1], one, two, text[1:2], one, text[2:3]]
     assert mx.allclose(embeddings, mx.concatenate(expected), atol=1e-5)
@@ -146,7 +145,7 @@ def test_spans_may_share_a_picture_and_come_in_any_order(tiny_model):
     tokens = mx.array([5] + [2] * K + [6] + [2] * K + [7] + [2] * K)
     starts, owners = [1, 2 + K, 3 + 2 * K], [1, 0, 1]
     spans = [Span(s, K, "picture", p, "") for s, p in zip(starts, owners, strict=True)]
-    image_tokens = tiny_model.encode(group_tiles([A, B]))
+    image_tokens = tiny_model.encode([A, B])
     embeddings = tiny_model.embed(tokens, image_tokens, spans[::-1])
     for start, owner in zip(starts, owners, strict=True):
         assert mx.array_equal(embeddings[start : start + K], image_tokens[owner])
@@ -157,29 +156,22 @@ def test_spans_may_share_a_picture_and_come_in_any_order(tiny_model):
 
 def test_pictures_of_several_tiles_are_ragged(tiny_model, assert_close):
     three, one = make_picture(3, tiles=3), make_picture(4)
-    image_tokens = tiny_model.encode(group_tiles([three, one]))
+    image_tokens = tiny_model.encode([three, one])
     assert [len(x) for x in image_tokens] == [3 * K, K]
     tiles = [Picture((tile,), (16, 16), "") for tile in three.tiles]
-    expected = mx.concatenate(tiny_model.encode(group_tiles(tiles)))
+    expected = mx.concatenate(tiny_model.encode(tiles))
     assert_close(image_tokens[0], expected)
 
 
-def test_groups_of_several_resolutions_are_put_back_in_order(tiny_model, assert_close):
-    pictures = [make_picture(i, tiles) for i, tiles in enumerate([1, 2, 1])]
-    expected = tiny_model.encode(group_tiles(pictures))
-    rows = [
-        (p, t) for p, picture in enumerate(pictures) for t in range(len(picture.tiles))
-    ]
-    # As mixed resolutions come: a picture's tiles in different groups, none in order.
-    groups = [
-        TileGroup(np.stack([pictures[p].tiles[t] for p, t in places]), places)
-        for places in (tuple(rows[::2][::-1]), tuple(rows[::-2]))
-    ]
-    assert sorted(groups[0].places + groups[1].places) == rows
-    result = tiny_model.encode(groups)
-    assert len(result) == len(expected)
-    for x, y in zip(result, expected, strict=True):
-        assert_close(x, y)
+def test_tiles_of_several_resolutions_are_put_back_in_order(tiny_model, assert_close):
+    rng = np.random.default_rng(5)
+    large = rng.standard_normal((24, 24, 3)).astype(np.float32)
+    small = make_picture(6, tiles=2).tiles
+    mixed = Picture((small[0], large, small[1]), (16, 16), "")
+    result = tiny_model.encode([A, mixed])
+    alone = [Picture((tile,), (16, 16), "") for tile in mixed.tiles]
+    assert_close(result[0], tiny_model.encode([A])[0])
+    assert_close(result[1], mx.concatenate(tiny_model.encode(alone)))
 
 
 def test_tiles_are_grouped_by_resolution_in_order_of_appearance():
@@ -188,12 +180,6 @@ def test_tiles_are_grouped_by_resolution_in_order_of_appearance():
     groups = group_tiles([A, mixed, B])
     assert [g.pixels.shape for g in groups] == [(3, 16, 16, 3), (1, 8, 8, 3)]
     assert [g.places for g in groups] == [((0, 0), (1, 0), (2, 0)), ((1, 1),)]
-
-
-def test_arrange_keeps_the_order_of_tiles():
-    tiles = [mx.full((2, 3), value) for value in (4, 5, 6)]
-    assert arrange(tiles)[:, 0].tolist() == [4, 4, 5, 5, 6, 6]
-    assert arrange(tiles[:1]).tolist() == tiles[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -210,14 +196,14 @@ def test_spans_that_do_not_fit_the_pictures_are_named(
     spans = [Span(1, length, "picture", owner, "")]
     tokens = mx.array([5] + [2] * length)
     with pytest.raises(PromptError, match=message):
-        tiny_model.embed(tokens, tiny_model.encode(group_tiles([A])), spans)
+        tiny_model.embed(tokens, tiny_model.encode([A]), spans)
 
 
 @pytest.mark.parametrize("part", ["vision", "connector"])
 def test_a_model_without_eyes_says_so(part, make_config):
     model = MM1(make_config(**{part: None, "image": None}))
     with pytest.raises(ConfigError, match=f"the model has no {part}"):
-        model.encode(group_tiles([A]))
+        model.encode([A])
 
 
 def test_no_pictures_need_no_eyes(make_config):

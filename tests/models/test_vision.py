@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mm1_mlx.config import VisionConfig
-from mm1_mlx.models.vision import ENCODERS, CLIPEncoder, PatchEmbedding
+from mm1_mlx.models.vision import PatchEmbedding, VisionEncoder
 
 SIZES = {
     "image_size": 20,
@@ -20,7 +20,9 @@ SIZES = {
 
 @pytest.fixture
 def make_encoder(reinitialise):
-    return lambda **changes: reinitialise(CLIPEncoder(VisionConfig(**SIZES | changes)))
+    return lambda **changes: reinitialise(
+        VisionEncoder(VisionConfig(**SIZES | changes))
+    )
 
 
 @pytest.fixture
@@ -90,9 +92,9 @@ def test_features_keep_the_raster_order_of_patches(make_encoder, tiles, assert_c
     assert_close(embedded[:, 7], expected, "op")
 
 
-@pytest.mark.parametrize("shape", [(1, 24, 20, 3), (1, 20, 20, 1), (1, 20, 24, 3)])
-def test_a_tile_of_another_size_is_an_error(shape, make_encoder):
-    with pytest.raises(ValueError, match=r"expected \[N, 20, 20, 3\]"):
+@pytest.mark.parametrize("shape", [(1, 24, 20, 3), (1, 20, 20, 1), (1, 22, 22, 3)])
+def test_a_tile_that_is_no_square_of_patches_is_an_error(shape, make_encoder):
+    with pytest.raises(ValueError, match="multiple of 4"):
         make_encoder()(mx.zeros(shape))
 
 
@@ -106,7 +108,3 @@ def test_features_are_nearly_equal_in_half_precision(
     features = encoder(tiles)
     assert features.dtype == dtype
     assert_close(features, expected, str(dtype).removeprefix("mlx.core."))
-
-
-def test_every_kind_has_an_encoder():
-    assert set(ENCODERS) == {"clip"} == {VisionConfig(**SIZES).kind}

@@ -6,7 +6,6 @@ from PIL import Image
 
 from mm1_mlx.config import PromptConfig
 from mm1_mlx.image import load_pictures
-from mm1_mlx.layout import group_tiles
 from mm1_mlx.tokenizer import load_tokenizer
 from mm1_mlx.train.sample import build_sample, collate
 
@@ -41,8 +40,8 @@ def make_batch(tiny_config, train_tokenizer):
             build_sample(turns, tiny_config, train_tokenizer) for turns in conversations
         ]
         images = [Image.new("RGB", (16, 16), colour) for colour in colours]
-        tiles = group_tiles(load_pictures(images, tiny_config.image))
-        return collate(samples, owners, tiles, tiny_config, train_tokenizer.image_id)
+        pictures = load_pictures(images, tiny_config.image)
+        return collate(samples, owners, pictures, tiny_config, train_tokenizer.image_id)
 
     return make_batch
 

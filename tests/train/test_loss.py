@@ -25,7 +25,7 @@ OWNERS = [[0], [1], [2, 3]]
 
 def test_the_loss_equals_a_plain_computation(talks, make_batch, tiny_model, tolerances):
     batch = make_batch(talks, OWNERS)
-    image_tokens = tiny_model.encode(batch.tiles)
+    image_tokens = tiny_model.encode(batch.pictures)
     tokens = mx.array(batch.tokens)
     embeddings = tiny_model.embed(tokens.flatten(), image_tokens, batch.spans)
     logits = tiny_model(tokens, input_embeddings=embeddings.reshape(*tokens.shape, -1))

@@ -121,5 +121,5 @@ def test_rows_are_padded_on_the_right_with_what_is_not_learned(
 
 
 def test_a_row_with_another_number_of_pictures_is_an_error(make_batch, conversation):
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(AssertionError, match="pictures and places"):
         make_batch([conversation("red")], [[0, 1]])

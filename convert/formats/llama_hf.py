@@ -8,11 +8,11 @@ from typing import Any
 
 from mm1_mlx.config import DecoderConfig, MM1Config
 
-from .decoder import build
-from .fields import Fields
-from .rules import Table
-from .source import Source
-from .text import Template, prompt_section
+from ..decoder import build
+from ..fields import Fields
+from ..rules import Table
+from ..source import Source
+from ..text import Template, prompt_section
 
 # LlamaConfig's and MistralConfig's; writers leave out what is equal to them.
 COMMON = {
@@ -48,9 +48,9 @@ LEAVES = (
 )
 
 
-def rules(model: str, head: str) -> Table:
+def table(model: str, head: str) -> Table:
     """The decoder's rules, for blocks under ``model`` and the head under ``head``."""
-    table: Table = {
+    names: Table = {
         f"{model}embed_tokens.weight": "decoder.embed_tokens.weight",
         f"{model}norm.weight": "decoder.norm.weight",
         f"{head}lm_head.weight": "decoder.lm_head.weight",
@@ -58,11 +58,13 @@ def rules(model: str, head: str) -> Table:
         f"{model}layers.{{}}.self_attn.rotary_emb.inv_freq": None,
     }
     for leaf in LEAVES:
-        table[f"{model}layers.{{}}.{leaf}"] = f"decoder.layers.{{}}.{leaf}"
-    return table
+        names[f"{model}layers.{{}}.{leaf}"] = f"decoder.layers.{{}}.{leaf}"
+    return names
 
 
-RULES = rules("model.", "")
+def rules(source: Source) -> Table:  # noqa: ARG001
+    """The tensor names of the decoder alone."""
+    return table("model.", "")
 
 
 def detect(source: Source) -> bool:

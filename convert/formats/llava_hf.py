@@ -7,24 +7,17 @@ and ``language_model.model.``, transformers 4.52 moved everything but the head u
 ``model.``, and 5 dropped the inner ``vision_model.``. All of them are read.
 """
 
-from typing import Any
-
 from mm1_mlx.config import DecoderConfig, MLPConfig, MM1Config, VisionConfig
 from mm1_mlx.errors import ConfigError
 
-from . import clip_hf, llama_hf, qwen_hf
-from .fields import Fields
-from .picture import image_section
-from .rules import Table
-from .source import Source
-from .text import prompt_section
+from .. import language
+from ..fields import Fields
+from ..picture import image_section
+from ..rules import Table
+from ..source import Source
+from ..text import prompt_section
+from . import clip_hf
 
-DECODERS = {
-    "llama": llama_hf,
-    "mistral": llama_hf,
-    "qwen2": qwen_hf,
-    "qwen3": qwen_hf,
-}
 # LlavaConfig's; writers leave out what is equal to them.
 DEFAULTS = {
     "projector_hidden_act": "gelu",
@@ -36,29 +29,28 @@ DEFAULTS = {
 IGNORED = ("image_seq_length", "vocab_size", "ignore_index", "image_aspect_ratio")
 
 
-def _rules() -> Table:
-    table = qwen_hf.rules("language_model.model.", "language_model.")
-    table |= qwen_hf.rules("model.language_model.", "")
+def detect(source: Source) -> bool:
+    """Whether the source is LLaVA in transformers' layout, not in LLaVA's own."""
+    config = source.config
+    return config.get("model_type") == "llava" and "mm_vision_tower" not in config
+
+
+def rules(source: Source) -> Table:
+    """The tensor names of the whole model, in every layout."""
+    text = source.config.get("text_config")
+    names = language.table(text, "language_model.model.", "language_model.")
+    names |= language.table(text, "model.language_model.", "")
     for prefix in ("", "model."):
-        table |= clip_hf.rules(f"{prefix}vision_tower.vision_model.")
-        table |= clip_hf.rules(f"{prefix}vision_tower.")
-        table |= {
+        names |= clip_hf.table(f"{prefix}vision_tower.vision_model.")
+        names |= clip_hf.table(f"{prefix}vision_tower.")
+        names |= {
             f"{prefix}multi_modal_projector.{leaf}": f"connector.{leaf}"
             for leaf in (
                 *("linear_1.weight", "linear_1.bias"),
                 *("linear_2.weight", "linear_2.bias"),
             )
         }
-    return table
-
-
-RULES = _rules()
-
-
-def detect(source: Source) -> bool:
-    """Whether the source is LLaVA in transformers' layout, not in LLaVA's own."""
-    config = source.config
-    return config.get("model_type") == "llava" and "mm_vision_tower" not in config
+    return names
 
 
 def config(source: Source) -> MM1Config:
@@ -68,8 +60,10 @@ def config(source: Source) -> MM1Config:
         ConfigError: a field is missing, unknown or not supported.
     """
     fields = Fields(source.config, "LlavaConfig", DEFAULTS)
-    text = _text_values(fields)
-    decoder = DECODERS[text["model_type"]].decoder_config(text)
+    text = language.values(fields.get("text_config"), "LlavaConfig.text_config")
+    if fields.get("tie_word_embeddings"):
+        text["tie_word_embeddings"] = True
+    decoder = language.decoder_config(text)
     vision = _vision(fields)
     connector = _connector(fields, vision, decoder)
     fields.finish(IGNORED)
@@ -80,25 +74,6 @@ def config(source: Source) -> MM1Config:
         image=image_section(source, vision.image_size),
         prompt=prompt_section(source, text, "llava"),
     )
-
-
-def _text_values(fields: Fields) -> dict[str, Any]:
-    """The decoder's fields, defaults included.
-
-    Raises:
-        ConfigError: the decoder is none of ours.
-    """
-    given = Fields(fields.get("text_config") or {}, "LlavaConfig.text_config")
-    values = {"model_type": "llama"} | given.values
-    kind = values["model_type"]
-    if not isinstance(kind, str) or kind not in DECODERS:
-        raise ConfigError(
-            f"LlavaConfig.text_config: model type {kind!r} is not supported; supported: "
-            f"{sorted(DECODERS)}"
-        )
-    if fields.get("tie_word_embeddings"):
-        values["tie_word_embeddings"] = True
-    return DECODERS[kind].with_defaults(values)
 
 
 def _vision(fields: Fields) -> VisionConfig:

@@ -8,12 +8,12 @@ from typing import Any
 from mm1_mlx.config import DecoderConfig, MM1Config
 from mm1_mlx.errors import ConfigError
 
+from ..decoder import build
+from ..fields import Fields
+from ..rules import Table
+from ..source import Source
+from ..text import prompt_section
 from . import llama_hf
-from .decoder import build
-from .fields import Fields
-from .rules import Table
-from .source import Source
-from .text import prompt_section
 
 # Qwen2Config's and Qwen3Config's; writers leave out what is equal to them.
 COMMON = {
@@ -33,15 +33,17 @@ COMMON = {
 DEFAULTS = {"qwen2": COMMON, "qwen3": COMMON | {"head_dim": 128}}
 
 
-def rules(model: str, head: str) -> Table:
+def table(model: str, head: str) -> Table:
     """The decoder's rules, for blocks under ``model`` and the head under ``head``."""
-    table = llama_hf.rules(model, head)
+    names = llama_hf.table(model, head)
     for leaf in ("self_attn.q_norm.weight", "self_attn.k_norm.weight"):
-        table[f"{model}layers.{{}}.{leaf}"] = f"decoder.layers.{{}}.{leaf}"
-    return table
+        names[f"{model}layers.{{}}.{leaf}"] = f"decoder.layers.{{}}.{leaf}"
+    return names
 
 
-RULES = rules("model.", "")
+def rules(source: Source) -> Table:  # noqa: ARG001
+    """The tensor names of the decoder alone."""
+    return table("model.", "")
 
 
 def detect(source: Source) -> bool:
@@ -77,7 +79,11 @@ def decoder_config(values: Any) -> DecoderConfig:
         )
     bias = bool(fields.get("attention_bias"))
     return build(
-        fields, qkv_bias=bias, o_bias=bias, qk_norm=True, sliding_window=_window(fields)
+        fields,
+        qkv_bias=bias,
+        o_bias=bias,
+        qk_norm="head",
+        sliding_window=_window(fields),
     )
 
 

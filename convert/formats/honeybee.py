@@ -8,21 +8,15 @@ from typing import Any
 from mm1_mlx.config import CAbstractorConfig, ImageConfig, MM1Config, VisionConfig
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 
-from . import c_abstractor, clip_hf, llama_hf
-from .fields import Fields
-from .rules import Table
-from .source import Source
-from .text import prompt_section
+from .. import c_abstractor
+from ..fields import Fields
+from ..rules import Table
+from ..source import Source
+from ..text import prompt_section
+from . import clip_hf, llama_hf
 
 # The language model's name, its width, and defaults of all configs.
 IGNORED = ("lm_config", "hidden_size", "is_composition", "tie_word_embeddings")
-
-
-RULES: Table = {
-    **clip_hf.rules("vision_model.vision_model."),
-    **c_abstractor.rules("abstractor."),
-    **llama_hf.rules("language_model.model.", "language_model."),
-}
 
 
 def detect(source: Source) -> bool:
@@ -31,6 +25,15 @@ def detect(source: Source) -> bool:
     projectors = {"projector_config", "visual_projector_config"}
     unnamed = not source.config.get("model_type")
     return unnamed and "vision_config" in keys and bool(keys & projectors)
+
+
+def rules(source: Source) -> Table:  # noqa: ARG001
+    """The tensor names of the whole model."""
+    return {
+        **clip_hf.table("vision_model.vision_model."),
+        **c_abstractor.rules("abstractor."),
+        **llama_hf.table("language_model.model.", "language_model."),
+    }
 
 
 def config(source: Source) -> MM1Config:

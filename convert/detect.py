@@ -1,11 +1,14 @@
 """The formats that can be converted, and which of them a source is in."""
 
-from typing import Protocol
+import importlib
+import pkgutil
+from functools import cache
+from typing import Protocol, cast
 
 from mm1_mlx.config import MODEL_TYPE, MM1Config
 from mm1_mlx.errors import CheckpointError
 
-from . import clip_hf, honeybee, llama_hf, llava_hf, qwen_hf
+from . import formats as package
 from .rules import Rules
 from .source import Source
 
@@ -15,18 +18,22 @@ class Format(Protocol):
 
     __name__: str
 
-    @property
-    def RULES(self) -> Rules:  # noqa: N802
-        """Source tensor names to the model's."""
-
     def detect(self, source: Source) -> bool:
-        """Whether the source is in this format."""
+        """Whether the source is in this format, and in no other."""
 
     def config(self, source: Source) -> MM1Config:
         """The source's model, or the parts of one that it holds."""
 
+    def rules(self, source: Source) -> Rules:
+        """Source tensor names to the model's."""
 
-FORMATS: tuple[Format, ...] = (llava_hf, honeybee, clip_hf, llama_hf, qwen_hf)
+
+@cache
+def formats() -> tuple[Format, ...]:
+    """Every module of the ``formats`` package."""
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    modules = (importlib.import_module(f"{package.__name__}.{name}") for name in names)
+    return tuple(cast(Format, module) for module in modules)
 
 
 def detect_format(source: Source) -> Format:
@@ -41,16 +48,17 @@ def detect_format(source: Source) -> Format:
                 f"{source.name} is quantized ({key} in config.json); convert the "
                 "checkpoint that it was made from"
             )
-    for format in FORMATS:
-        if format.detect(source):
-            return format
+    found = [format for format in formats() if format.detect(source)]
+    assert len(found) <= 1, f"{source.name} is in several formats: {found}"
+    if found:
+        return found[0]
     kind = source.config.get("model_type")
     if kind == MODEL_TYPE:
         raise CheckpointError(f"{source.name} is converted already; use it as it is")
     classes = source.config.get("architectures")
     raise CheckpointError(
         f"{source.name}: model type {kind!r} ({classes}) is not one this program "
-        f"converts; it converts {', '.join(name_of(f) for f in FORMATS)}"
+        f"converts; it converts {', '.join(name_of(f) for f in formats())}"
     )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from mm1_mlx.config import MM1Config, VisionConfig
 from mm1_mlx.errors import ConfigError
 
-from .fields import Fields
-from .picture import image_section
-from .rules import Table, conv
-from .source import Source
+from ..fields import Fields
+from ..picture import image_section
+from ..rules import Table, conv
+from ..source import Source
 
 # CLIPVisionConfig's; writers leave out what is equal to them.
 DEFAULTS = {
@@ -35,10 +35,10 @@ LEAVES = [
 ]
 
 
-def rules(prefix: str) -> Table:
+def table(prefix: str) -> Table:
     """The vision tower's rules, for names that start with ``prefix``."""
     embeddings = f"{prefix}embeddings."
-    table: Table = {
+    names: Table = {
         f"{embeddings}class_embedding": "vision.class_embedding",
         f"{embeddings}patch_embedding.weight": conv("vision.patch_embedding.weight"),
         f"{embeddings}position_embedding.weight": "vision.position_embedding",
@@ -50,8 +50,8 @@ def rules(prefix: str) -> Table:
         f"{prefix}post_layernorm.bias": "vision.post_layernorm.bias",
     }
     for leaf in LEAVES:
-        table[f"{prefix}encoder.layers.{{}}.{leaf}"] = f"vision.layers.{{}}.{leaf}"
-    return table
+        names[f"{prefix}encoder.layers.{{}}.{leaf}"] = f"vision.layers.{{}}.{leaf}"
+    return names
 
 
 TEXT_TOWER = [
@@ -67,10 +67,15 @@ TEXT_TOWER = [
 ]
 # transformers 5 saves a CLIPVisionModel without the prefix.
 RULES: Table = {
-    **rules("vision_model."),
-    **rules(""),
+    **table("vision_model."),
+    **table(""),
     **dict.fromkeys(TEXT_TOWER),
 }
+
+
+def rules(source: Source) -> Table:  # noqa: ARG001
+    """Every tensor name that a CLIP model may have."""
+    return RULES
 
 
 def detect(source: Source) -> bool:

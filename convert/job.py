@@ -1,0 +1,145 @@
+"""A conversion that was checked by name and shape: what it writes, tensor by tensor."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mm1_mlx.checkpoint import model_shapes
+from mm1_mlx.config import MM1Config
+from mm1_mlx.errors import CheckpointError
+from mm1_mlx.models import MM1
+
+from .detect import name_of
+from .parts import PARTS, Origin, Origins
+from .plan import Plan, plan
+from .source import Source
+from .text import tokenizer_files
+
+SEED = 0
+
+
+@dataclass
+class Job:
+    """A conversion that was checked by name and shape, and not begun."""
+
+    config: MM1Config
+    origins: Origins
+    # The parts with weights, and those without.
+    sourced: dict[str, Origin] = field(init=False)
+    initialised: tuple[str, ...] = field(init=False)
+    plans: dict[str, tuple[Source, Plan]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sourced = {
+            part: origin
+            for part, origin in self.origins.items()
+            if isinstance(origin, Origin)
+        }
+        self.initialised = tuple(
+            part
+            for part in PARTS
+            if getattr(self.config, part) and part not in self.sourced
+        )
+        by_name = {origin.name: origin for origin in self.sourced.values()}
+        self.plans = {
+            name: (origin.source, self._plan(origin))
+            for name, origin in by_name.items()
+        }
+
+    def _plan(self, origin: Origin) -> Plan:
+        """What the origin's tensors become, for the parts that it gives."""
+        parts = [part for part, other in self.sourced.items() if other is origin]
+        found = {name: info.shape for name, info in origin.source.tensors.items()}
+        wanted = {
+            name: shape
+            for name, shape in model_shapes(self.config).items()
+            if name.partition(".")[0] in parts
+        }
+        result = plan(
+            origin.format.rules(origin.source),
+            found,
+            wanted,
+            possible_shapes(origin.config),
+        )
+        if "decoder" in parts:
+            _check_tied(origin.source, result)
+        return result
+
+    def tensors(self) -> Iterator[tuple[str, mx.array]]:
+        """Every tensor of the model by name, lazily: from its source, or initialised."""
+        for source, result in self.plans.values():
+            for step in result.steps:
+                yield from step(source.read)
+        if self.initialised:
+            yield from _initialise(self.config, self.initialised)
+
+    def tokenizer_files(self) -> dict[str, Path]:
+        """The decoder's tokenizer files by name."""
+        decoder = self.sourced.get("decoder")
+        return tokenizer_files(decoder.source) if decoder else {}
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest says of where the model comes from."""
+        parts: dict[str, Any] = {
+            part: {
+                "source": origin.name,
+                "format": name_of(origin.format),
+                "licence": origin.source.licence,
+            }
+            for part, origin in self.sourced.items()
+        }
+        for part in self.initialised:
+            parts[part] = {"initialised": True, "seed": SEED}
+        return {
+            "parts": parts,
+            "needs_training": list(self.initialised),
+            "parity_checked": False,
+        }
+
+
+def possible_shapes(config: MM1Config) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a source of this config may hold, built here or not."""
+    vision, decoder = config.vision, config.decoder
+    if vision:
+        vision = replace(vision, feature_layer=-1, apply_post_norm=True)
+    if decoder:
+        decoder = replace(decoder, tie_word_embeddings=False)
+    return model_shapes(replace(config, vision=vision, decoder=decoder))
+
+
+def _check_tied(source: Source, result: Plan) -> None:
+    """Pass only if a head that the config ties to the embedding is equal to it.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    heads = [name for name in result.dropped if name.endswith("lm_head.weight")]
+    embeddings = [
+        step.sources[0]
+        for step in result.steps
+        if step.targets == ("decoder.embed_tokens.weight",)
+    ]
+    for head in heads:
+        if not mx.array_equal(source.read(head), source.read(embeddings[0])):
+            raise CheckpointError(
+                f"{source.name}: config.json ties {head!r} to {embeddings[0]!r}, but "
+                "they differ; set tie_word_embeddings to false there"
+            )
+
+
+def _initialise(
+    config: MM1Config, parts: tuple[str, ...]
+) -> Iterator[tuple[str, mx.array]]:
+    """The tensors of these parts as a new model has them."""
+    rest: Any = dict.fromkeys(set(PARTS) - set(parts))
+    mx.random.seed(SEED)
+    model = MM1(replace(config, **rest, image=None, prompt=None))
+    tensors = dict(tree_flatten(model.parameters()))
+    del model
+    # Popped, so that a tensor that was written is freed.
+    while tensors:
+        yield tensors.popitem()

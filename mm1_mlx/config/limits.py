@@ -1,0 +1,11 @@
+"""Limits of what a config file may ask for, checked before anything is allocated."""
+
+from typing import Literal
+
+MAX_LAYERS = 256
+MAX_HIDDEN_SIZE = 32_768
+MAX_VOCAB_SIZE = 1_000_000
+MAX_EXPERTS = 512
+MAX_TILES = 64
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]

@@ -1,0 +1,116 @@
+"""A whole model, or some of its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal
+
+from mm1_mlx.config.connector import ConnectorConfig
+from mm1_mlx.config.decoder import DecoderConfig
+from mm1_mlx.config.image import AnyresTiling, ImageConfig
+from mm1_mlx.config.prompt import PromptConfig
+from mm1_mlx.config.quantization import QuantizationConfig
+from mm1_mlx.config.region import RegionConfig
+from mm1_mlx.config.text import TextConfig
+from mm1_mlx.config.vision import VisionConfig
+from mm1_mlx.errors import ConfigError
+from mm1_mlx.section import Section, require
+
+MODEL_TYPE: Final = "mm1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MM1Config(Section):
+    """A whole model, or some of its parts."""
+
+    model_type: Literal["mm1"] = MODEL_TYPE
+    vision: VisionConfig | None = None
+    connector: ConnectorConfig | None = None
+    region: RegionConfig | None = None
+    decoder: DecoderConfig | None = None
+    text: TextConfig | None = None
+    image: ImageConfig | None = None
+    prompt: PromptConfig | None = None
+    quantization: QuantizationConfig | None = None
+
+    # The sections that are modules; each one's name begins its tensors' names.
+    PARTS: ClassVar[tuple[str, ...]] = (
+        *("vision", "connector", "region", "decoder", "text"),
+    )
+
+    def __post_init__(self) -> None:
+        decoder = self.decoder
+        require(
+            any(getattr(self, part) for part in self.PARTS),
+            f"MM1Config: at least one of {list(self.PARTS)} is needed",
+        )
+        self._check_joints()
+        self._check_tiles()
+        if decoder and self.prompt:
+            require(
+                0 <= self.prompt.image_token_id < decoder.vocab_size,
+                f"PromptConfig.image_token_id: {self.prompt.image_token_id} is outside "
+                f"the vocabulary of {decoder.vocab_size}",
+            )
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model can take pictures."""
+        return bool(self.vision and self.connector and self.decoder and self.image)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens of one tile.
+
+        Raises:
+            ConfigError: the model has no connector.
+        """
+        if self.connector is None:
+            raise ConfigError("the model has no connector, so no image tokens")
+        return self.connector.image_tokens(self._num_features())
+
+    def _num_features(self) -> int:
+        """Features of one tile, which may be larger than those the encoder learned on."""
+        assert self.connector is not None
+        vision, image = self.vision, self.image
+        if vision is None or image is None:
+            return self.connector.num_features
+        patches = (image.size // vision.patch_size) ** 2
+        return patches + (not vision.drop_cls)
+
+    def _check_joints(self) -> None:
+        vision, connector, decoder = self.vision, self.connector, self.decoder
+        region, text = self.region, self.text
+        for left, a, right, b in (
+            ("connector.input_size", connector and connector.input_size,
+             "vision.hidden_size", vision and vision.hidden_size),
+            ("connector.num_features", connector and connector.num_features,
+             "vision's features per tile", vision and vision.num_features),
+            ("connector.output_size", connector and connector.output_size,
+             "decoder.hidden_size", decoder and decoder.hidden_size),
+            ("region.input_size", region and region.input_size,
+             "vision.hidden_size", vision and vision.hidden_size),
+            ("region.output_size", region and region.output_size,
+             "decoder.hidden_size", decoder and decoder.hidden_size),
+            ("text.projection_size", text and text.projection_size,
+             "vision.projection_size", vision and vision.projection_size),
+        ):  # fmt: skip
+            fits = a is None or b is None or a == b
+            require(fits, f"MM1Config: {left} is {a} but {right} is {b}")
+
+    def _check_tiles(self) -> None:
+        vision, image, connector = self.vision, self.image, self.connector
+        if vision is None or image is None:
+            return
+        require(
+            image.size % vision.patch_size == 0,
+            f"MM1Config: image.size {image.size} is not a multiple of "
+            f"vision.patch_size {vision.patch_size}",
+        )
+        if isinstance(image.tiling, AnyresTiling) and connector:
+            newline = image.tiling.merge == "unpad"
+            require(
+                connector.newline == newline,
+                f"MM1Config: connector.newline is {connector.newline} but image.tiling "
+                f"merges by {image.tiling.merge!r}",
+            )
