@@ -1,32 +1,14 @@
 """A source's tensors matched with a format's rules and the model's tensors, by shape."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from mm1_mlx.errors import CheckpointError
 
-from .rules import Op, Rules
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Step:
-    """Some source tensors, and what becomes of them."""
-
-    sources: tuple[str, ...]
-    targets: tuple[str, ...]
-    function: Callable[..., tuple[mx.array, ...]]
-
-    def __call__(
-        self, read: Callable[[str], mx.array]
-    ) -> Iterable[tuple[str, mx.array]]:
-        """The target tensors by name; ``read`` gives a source tensor."""
-        tensors = self.function(*(read(name) for name in self.sources))
-        return zip(self.targets, tensors, strict=True)
+from .rules import Rules
+from .steps import Shapes, Step, steps_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +36,7 @@ def plan(rules: Rules, found: Shapes, wanted: Shapes, known: Shapes) -> Plan:
     """
     steps: list[Step] = []
     dropped: list[str] = []
-    for step in _steps(rules, found):
+    for step in steps_of(rules, found, {**known, **wanted}):
         unknown = [t for t in step.targets if t not in wanted and t not in known]
         if unknown:
             raise CheckpointError(
@@ -68,53 +50,6 @@ def plan(rules: Rules, found: Shapes, wanted: Shapes, known: Shapes) -> Plan:
             dropped.extend(step.sources)
     _check_filled(steps, wanted)
     return Plan(tuple(steps), tuple(sorted(dropped)))
-
-
-def _steps(rules: Rules, found: Shapes) -> list[Step]:
-    """One step per rule match, gathered where the op gathers; drops have no targets."""
-    patterns = [(_compile(source), target) for source, target in rules.items()]
-    steps: list[Step] = []
-    gathered: dict[tuple[str, ...], list[tuple[int, str]]] = {}
-    functions: dict[tuple[str, ...], Callable[..., tuple[mx.array, ...]]] = {}
-    orphans = []
-    for name in sorted(found):
-        matches = [(m, rule) for p, rule in patterns if (m := p.fullmatch(name))]
-        if len(matches) != 1:
-            orphans.append(name)
-            continue
-        match, rule = matches[0]
-        numbers = [int(n) for n in match.groups()]
-        op = _as_op(rule)
-        targets = tuple(_fill(t, numbers) for t in op.targets)
-        if op.gather:
-            gathered.setdefault(targets, []).append((numbers[-1], name))
-            functions[targets] = op.function
-        else:
-            steps.append(Step((name,), targets, op.function))
-    if orphans:
-        raise CheckpointError(
-            f"{len(orphans)} source tensors have no rule, e.g. {orphans[:5]}; the "
-            "source is not laid out as its config.json says"
-        )
-    for targets, numbered in gathered.items():
-        names = tuple(name for _, name in sorted(numbered))
-        steps.append(Step(names, targets, functions[targets]))
-    return steps
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    return re.compile(r"(\d+)".join(re.escape(part) for part in pattern.split("{}")))
-
-
-def _as_op(rule: str | Op | None) -> Op:
-    if isinstance(rule, Op):
-        return rule
-    return Op((rule,) if rule else (), lambda x: (x,))
-
-
-def _fill(target: str, numbers: list[int]) -> str:
-    remaining = iter(numbers)
-    return re.sub(r"\{(-1)?\}", lambda m: str(next(remaining) + int(m[1] or 0)), target)
 
 
 def _check_shapes(step: Step, found: Shapes, wanted: Shapes) -> None:

@@ -4,7 +4,7 @@ A table maps a name pattern, ``{}`` standing for a number, to one of
 
 - a target pattern: the tensor as it is; its ``{}`` are the source's numbers in order,
   ``{-1}`` a number less one;
-- an ``Op``: the tensor transposed, split, stacked or reshaped;
+- an ``Op``: the tensor transposed, split, stacked or added to;
 - ``None``: an explicit drop.
 
 Every source tensor has exactly one rule and every tensor of the model exactly one
@@ -12,8 +12,9 @@ source. All of that is checked by name and shape before a weight is read: ops ru
 lazy arrays of the headers' shapes, which are never evaluated.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -22,13 +23,23 @@ import mlx.core as mx
 class Op:
     """Source tensors to target tensors.
 
-    ``function`` takes one source, or all sources that differ only in their last number
-    where ``gather`` is set, in its order.
+    ``function`` takes one source, and after it what the flags ask for.
+
+    Attributes:
+        targets: patterns of the names that the function's results get, in order.
+        function: from arrays to one array for each target.
+        gather: the function takes all sources that differ only in their last number, in
+            its order.
+        scatter: the source holds one tensor per layer along its first axis; the function
+            takes one at a time, and its place is the last number of the targets.
+        sized: the function takes the targets' shapes, too.
     """
 
     targets: tuple[str, ...]
     function: Callable[..., tuple[mx.array, ...]]
     gather: bool = False
+    scatter: bool = False
+    sized: bool = False
 
 
 Rules = Mapping[str, str | Op | None]
@@ -50,11 +61,34 @@ def squeeze(target: str, *axes: int) -> Op:
     return Op((target,), lambda x: (x.squeeze(axes),))
 
 
-def split(*targets: str) -> Op:
-    """Equal parts along the first axis: fused queries, keys and values."""
-    return Op(targets, lambda x: tuple(mx.split(x, len(targets))))
+def add(target: str, value: float) -> Op:
+    """The tensor plus a constant: norms that are stored as what they differ from 1."""
+    # In float32, rounded once to the source's own precision.
+    return Op((target,), lambda x: ((x.astype(mx.float32) + value).astype(x.dtype),))
+
+
+def split(*targets: str, axis: int = 0) -> Op:
+    """Equal parts along an axis: fused queries, keys and values of equal heads."""
+    return Op(targets, lambda x: tuple(mx.split(x, len(targets), axis)))
+
+
+def divide(*targets: str) -> Op:
+    """Parts along the first axis, each as long as its target is: grouped queries."""
+    return Op(targets, _divide, sized=True)
+
+
+def _divide(x: mx.array, shapes: Sequence[tuple[int, ...]]) -> tuple[mx.array, ...]:
+    lengths = [shape[0] for shape in shapes]
+    # The last part is whatever is left, so that a source that is too long shows.
+    return tuple(mx.split(x, list(itertools.accumulate(lengths[:-1]))))
 
 
 def stack(target: str) -> Op:
     """Tensors that differ in their last number, along a new first axis: experts."""
     return Op((target,), lambda *xs: (mx.stack(list(xs)),), gather=True)
+
+
+def unstack(rule: str | Op) -> Op:
+    """What ``rule`` makes of each place along the first axis: layers kept as one."""
+    op = rule if isinstance(rule, Op) else Op((rule,), lambda x: (x,))
+    return replace(op, scatter=True)

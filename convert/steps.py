@@ -1,0 +1,118 @@
+"""What becomes of a source's tensors by a format's rules, before anything is checked."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+
+from mm1_mlx.errors import CheckpointError
+
+from .rules import Op, Rules
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Some source tensors, and what becomes of them."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    function: Callable[..., tuple[mx.array, ...]]
+
+    def __call__(
+        self, read: Callable[[str], mx.array]
+    ) -> Iterable[tuple[str, mx.array]]:
+        """The target tensors by name; ``read`` gives a source tensor."""
+        tensors = self.function(*(read(name) for name in self.sources))
+        return zip(self.targets, tensors, strict=True)
+
+
+def steps_of(rules: Rules, found: Shapes, shapes: Shapes) -> list[Step]:
+    """One step per rule match, gathered where the op gathers; drops have no targets.
+
+    Args:
+        rules: the format's table.
+        found: the source's tensors.
+        shapes: every tensor that the model may have.
+
+    Raises:
+        CheckpointError: a source tensor has no rule, or two.
+    """
+    patterns = [(_compile(source), target) for source, target in rules.items()]
+    steps: list[Step] = []
+    gathered: dict[tuple[str, ...], list[tuple[int, str]]] = {}
+    functions: dict[tuple[str, ...], Callable[..., tuple[mx.array, ...]]] = {}
+    orphans = []
+    for name in sorted(found):
+        matches = [(m, rule) for p, rule in patterns if (m := p.fullmatch(name))]
+        if len(matches) != 1:
+            orphans.append(name)
+            continue
+        match, rule = matches[0]
+        numbers = [int(n) for n in match.groups()]
+        op = _as_op(rule)
+        if op.scatter:
+            steps.append(_scatter(op, name, numbers, found[name], shapes))
+            continue
+        targets = tuple(_fill(t, numbers) for t in op.targets)
+        function = _sized(op, targets, shapes)
+        if op.gather:
+            gathered.setdefault(targets, []).append((numbers[-1], name))
+            functions[targets] = function
+        else:
+            steps.append(Step((name,), targets, function))
+    if orphans:
+        raise CheckpointError(
+            f"{len(orphans)} source tensors have no rule, e.g. {orphans[:5]}; the "
+            "source is not laid out as its config.json says"
+        )
+    for targets, numbered in gathered.items():
+        names = tuple(name for _, name in sorted(numbered))
+        steps.append(Step(names, targets, functions[targets]))
+    return steps
+
+
+def _scatter(
+    op: Op, name: str, numbers: list[int], shape: tuple[int, ...], shapes: Shapes
+) -> Step:
+    """One step for all places along the source's first axis."""
+    pieces = [
+        tuple(_fill(t, [*numbers, i]) for t in op.targets)
+        for i in range(shape[0] if shape else 0)
+    ]
+    functions = [_sized(op, targets, shapes) for targets in pieces]
+
+    def function(x: mx.array) -> tuple[mx.array, ...]:
+        made = (f(x[i]) for i, f in enumerate(functions))
+        return tuple(itertools.chain.from_iterable(made))
+
+    return Step((name,), tuple(itertools.chain.from_iterable(pieces)), function)
+
+
+def _sized(
+    op: Op, targets: tuple[str, ...], shapes: Shapes
+) -> Callable[..., tuple[mx.array, ...]]:
+    """The op's function, with its targets' shapes where it asks for them."""
+    if not op.sized:
+        return op.function
+    # A target without a shape is unknown, which is an error before this is called.
+    return partial(op.function, shapes=[shapes.get(target, ()) for target in targets])
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    return re.compile(r"(\d+)".join(re.escape(part) for part in pattern.split("{}")))
+
+
+def _as_op(rule: str | Op | None) -> Op:
+    if isinstance(rule, Op):
+        return rule
+    return Op((rule,) if rule else (), lambda x: (x,))
+
+
+def _fill(target: str, numbers: list[int]) -> str:
+    remaining = iter(numbers)
+    return re.sub(r"\{(-1)?\}", lambda m: str(next(remaining) + int(m[1] or 0)), target)
