@@ -31,6 +31,14 @@ TopP = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="of the sampling", show_default=False)]
 System = Annotated[str | None, typer.Option(help="system message", show_default=False)]
+Resolution = Annotated[
+    str | None,
+    typer.Option(
+        help="how pictures become tiles: 672 for one, 2x672 for an overview and 2 x 2, "
+        "4-9x672 by the picture's shape (default: the model's)",
+        show_default=False,
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="download and convert without asking")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
@@ -95,7 +103,7 @@ def picture(source: str) -> str | bytes:
     return str(user_path(source)) if source.startswith("~") else source
 
 
-def open_runtime(model: str | None, yes: bool) -> Any:
+def open_runtime(model: str | None, yes: bool, resolution: str | None = None) -> Any:
     """The runtime of ``--model``, converted first if need be, on the fastest BLAS."""
     from mm1_mlx.blas import preload_blas
 
@@ -104,7 +112,7 @@ def open_runtime(model: str | None, yes: bool) -> Any:
 
     from .cached import resolve
 
-    return load(resolve(model, yes))
+    return load(resolve(model, yes), resolution=resolution)
 
 
 def source_line(info: Any) -> str:

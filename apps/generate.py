@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +13,7 @@ from .common import (
     AsJson,
     MaxTokens,
     Model,
+    Resolution,
     Seed,
     System,
     Temperature,
@@ -36,6 +38,37 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    video: Annotated[
+        str | None,
+        typer.Option(
+            help="an animated picture, or a folder of frames", show_default=False
+        ),
+    ] = None,
+    frames: Annotated[
+        int, typer.Option(help="frames taken of the video, evenly apart", min=1)
+    ] = 24,
+    shots: Annotated[
+        Path | None,
+        typer.Option(
+            help="solved examples, JSONL: image, question, answer; or image, caption",
+            show_default=False,
+        ),
+    ] = None,
+    shot_style: Annotated[
+        Literal["auto", "chat", "caption", "vqa"],
+        typer.Option(help="examples as turns, or as a base model's text"),
+    ] = "auto",
+    think: Annotated[
+        bool, typer.Option("--think", help="ask for a chain of thought first")
+    ] = False,
+    resolution: Resolution = None,
+    tiled: Annotated[
+        int | None,
+        typer.Option(
+            help="split only this many of the last pictures into tiles",
+            min=0, show_default=False,
+        ),
+    ] = None,
     model: Model = None,
     system: System = None,
     max_tokens: MaxTokens = 256,
@@ -58,44 +91,73 @@ def generate(
     images = [picture(source) for source in image or []]
     if prompt == "-":
         prompt = sys.stdin.read()
+    if think:
+        from mm1_mlx.shots import THINK
+
+        prompt = f"{prompt} {THINK}".strip()
     settings: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
         "stop": stop or [],
+        "tiled": tiled,
+        "shot_style": shot_style,
     }
-    messages = [{"role": "user", "content": prompt}]
+    if shots:
+        from mm1_mlx.shots import read_shots
+
+        settings["shots"] = read_shots(shots)
+    messages = _messages(prompt, images, system, video, frames)
+    with open_runtime(model, yes, resolution) as runtime:
+        if as_json:
+            _print_answer(runtime, messages, settings, think)
+        else:
+            _print_stream(runtime, messages, settings, verbose)
+
+
+def _messages(
+    prompt: str,
+    images: list[str | bytes],
+    system: str | None,
+    video: str | None,
+    frames: int,
+) -> list[dict[str, Any]]:
+    """The conversation: the pictures, the video, then the question."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": i} for i in images]
+    if video:
+        parts.append({"type": "video", "video": picture(video), "frames": frames})
+    parts.append({"type": "text", "text": prompt})
+    messages = [{"role": "user", "content": parts}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
-    with open_runtime(model, yes) as runtime:
-        if as_json:
-            _print_answer(runtime, messages, images, settings)
-        else:
-            _print_stream(runtime, messages, images, settings, verbose)
+    return messages
 
 
 def _print_answer(
-    runtime: Any, messages: Any, images: list[str | bytes], settings: dict[str, Any]
+    runtime: Any, messages: Any, settings: dict[str, Any], think: bool
 ) -> None:
     from mm1_mlx import runtime as core
+    from mm1_mlx.shots import final_answer
 
-    answer = asdict(core.generate(runtime, messages, images, **settings))
+    answer = asdict(core.generate(runtime, messages, **settings))
     # As the streamed form prints it.
-    print_json(answer | {"text": answer["text"].lstrip()})
+    answer["text"] = answer["text"].lstrip()
+    if think:
+        answer["answer"] = final_answer(answer["text"])
+    print_json(answer)
 
 
 def _print_stream(
     runtime: Any,
     messages: Any,
-    images: list[str | bytes],
     settings: dict[str, Any],
     verbose: bool,
 ) -> None:
     from mm1_mlx import runtime as core
 
     stats, leading = None, True
-    for piece in core.stream(runtime, messages, images, **settings):
+    for piece in core.stream(runtime, messages, **settings):
         # Many tokenizers begin an answer with a space.
         text = piece.text.lstrip() if leading else piece.text
         leading = leading and not text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from mm1_mlx.errors import PromptError
 
@@ -22,6 +22,9 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
     cancel: threading.Event | None
     progress: Callable[[int, int], None] | None
+    tiled: int | None
+    shots: Sequence[Any]
+    shot_style: str
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class Settings:
     cancel: threading.Event | None = None
     # Called with prompt tokens processed and in all, on the runtime's thread.
     progress: Callable[[int, int], None] | None = None
+    # How many of the last pictures may be split into tiles; None means all.
+    tiled: int | None = None
+    # Solved examples, ``shots.Shot`` each, and how they are shown.
+    shots: Sequence[Any] = ()
+    shot_style: str = "auto"
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -60,6 +68,8 @@ class Settings:
             isinstance(self.seed, int) and 0 <= self.seed < 2**64
         ):
             raise PromptError(f"seed is {self.seed}, expected 0 to {2**64 - 1}")
+        if self.tiled is not None and not self.tiled >= 0:
+            raise PromptError(f"tiled is {self.tiled}, expected 0 or more")
         if isinstance(self.stop, str) or not all(
             isinstance(word, str) and word for word in self.stop
         ):

@@ -21,13 +21,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mm1_mlx.config import ImageConfig
+from mm1_mlx.config import DynamicTiling, ImageConfig
 from mm1_mlx.errors import PromptError
 from mm1_mlx.layout import Picture
-from mm1_mlx.resize import to_tile
+from mm1_mlx.tiling import to_tiles
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture out of a video: never split into tiles."""
+
+    image: Image.Image
+
 
 # A str is a path or a ``data:image/...;base64,...`` URI.
-ImageSource = str | Path | bytes | Image.Image
+ImageSource = str | Path | bytes | Image.Image | Frame
 
 # Pillow's other readers are rarely needed and have had most of its security holes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -85,11 +93,22 @@ def load_picture(source: ImageSource, config: ImageConfig) -> Picture:
 
 
 def load_pictures(
-    sources: Sequence[ImageSource], config: ImageConfig, limits: Limits = DEFAULT_LIMITS
+    sources: Sequence[ImageSource],
+    config: ImageConfig,
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    tiled: int | None = None,
 ) -> list[Picture]:
-    """The pictures in order, upright, each as one normalised tile [size, size, 3].
+    """The pictures in order, upright, as normalised tiles [size, size, 3].
 
     Of an animation the first frame is taken; of a Pillow image the frame it is at.
+
+    Args:
+        sources: the pictures.
+        config: how they become tiles.
+        limits: what is refused.
+        tiled: how many of the last pictures may become several tiles, None for all;
+            those before stay at low resolution.
 
     Raises:
         PromptError: a picture cannot be read, or a limit is exceeded.
@@ -99,21 +118,34 @@ def load_pictures(
             f"{len(sources)} pictures were given, expected at most "
             f"{limits.max_pictures}; ask about fewer at a time"
         )
-    opened: deque[tuple[Image.Image, str]] = deque()
+    opened: deque[tuple[Image.Image, str, bool]] = deque()
     for number, source in enumerate(sources, start=1):
-        name = _name(source, number)
-        opened.append((_open(source, name, limits), name))
-    total = sum(image.width * image.height for image, _ in opened)
+        name = name_of(source, number)
+        frame = isinstance(source, Frame)
+        opened.append((open_picture(source, name, limits), name, frame))
+    total = sum(image.width * image.height for image, _, _ in opened)
     if total > limits.max_total_pixels:
         raise PromptError(
             f"{len(sources)} pictures have {total} pixels together, expected at most "
             f"{limits.max_total_pixels}; scale them down or ask about fewer at a time"
         )
+    whole = _count_whole(len(sources), config, tiled)
     # Popped, so that only one decoded picture is held at a time.
-    return [_picture(*opened.popleft(), config) for _ in range(len(opened))]
+    return [
+        _picture(*opened.popleft(), config, split=number >= whole)
+        for number in range(len(sources))
+    ]
 
 
-def _name(source: ImageSource, number: int) -> str:
+def _count_whole(count: int, config: ImageConfig, tiled: int | None) -> int:
+    """How many of the first pictures stay one tile each."""
+    tiling = config.tiling
+    if isinstance(tiling, DynamicTiling) and count > tiling.max_pictures:
+        return count
+    return 0 if tiled is None else max(0, count - tiled)
+
+
+def name_of(source: ImageSource, number: int) -> str:
     """What messages call a picture: its path, or its place among the pictures."""
     if isinstance(source, Path) or (isinstance(source, str) and not _is_data(source)):
         text = str(source)
@@ -121,9 +153,15 @@ def _name(source: ImageSource, number: int) -> str:
     return f"picture {number}"
 
 
-def _open(source: ImageSource, name: str, limits: Limits) -> Image.Image:
-    """The picture with its header read and its size checked, not yet decoded."""
-    if isinstance(source, Image.Image):
+def open_picture(source: ImageSource, name: str, limits: Limits) -> Image.Image:
+    """The picture with its header read and its size checked, not yet decoded.
+
+    Raises:
+        PromptError: it cannot be read, or is too large.
+    """
+    if isinstance(source, Frame):
+        image = source.image
+    elif isinstance(source, Image.Image):
         image = source
     else:
         data = _read(source, name, limits)
@@ -133,7 +171,7 @@ def _open(source: ImageSource, name: str, limits: Limits) -> Image.Image:
             f"{name} is not a {', '.join(formats)} picture that can be read; "
             "convert it to PNG or JPEG first"
         )
-        with _pillow(unreadable, name):
+        with pillow_guard(unreadable, name):
             image = Image.open(io.BytesIO(data), formats=formats)
     _check_size(image.size, name, limits)
     return image
@@ -214,7 +252,7 @@ def _formats(data: bytes, name: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def _pillow(message: str, name: str) -> Iterator[None]:
+def pillow_guard(message: str, name: str) -> Iterator[None]:
     """Pillow's failures as PromptError(message): its own texts can hold addresses."""
     with _PILLOW_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -250,20 +288,29 @@ def _check_size(size: tuple[int, int], name: str, limits: Limits) -> None:
         )
 
 
-def _picture(image: Image.Image, name: str, config: ImageConfig) -> Picture:
+def _picture(
+    image: Image.Image, name: str, frame: bool, config: ImageConfig, *, split: bool
+) -> Picture:
     image = _decode(image, name)
-    tiles = (to_tile(image, config),)
-    digest = hashlib.sha256(repr((image.size, [tile.shape for tile in tiles])).encode())
+    tiles, places = to_tiles(image, config, split=split and not frame)
+    head = (image.size, [tile.shape for tile in tiles], places)
+    digest = hashlib.sha256(repr(head).encode())
     for tile in tiles:
         digest.update(tile.tobytes())
-    return Picture(tiles=tiles, size=image.size, digest=digest.hexdigest())
+    return Picture(
+        tiles=tiles,
+        size=image.size,
+        digest=digest.hexdigest(),
+        places=places,
+        kind="frame" if frame else "picture",
+    )
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
     """The picture upright, in mode RGB."""
     kind = image.format or "Pillow image"
     damaged = f"{name} is damaged or cut short ({kind}); save or download it again"
-    with _pillow(damaged, name):
+    with pillow_guard(damaged, name):
         image.load()
         # Only now: a PNG may carry its EXIF behind the pixels.
         turn = _UPRIGHT.get(_orientation(image))

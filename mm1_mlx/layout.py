@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mm1_mlx.config import AnyresTiling, MM1Config
+from mm1_mlx.config import AnyresTiling, MM1Config, Tiling
 
 
 @dataclass(frozen=True)
@@ -123,3 +123,32 @@ def count_picture_tokens(picture: Picture, config: MM1Config) -> int:
         return K * len(picture.tiles)
     crop = content_of(picture, math.isqrt(K))
     return K + crop.height * (crop.width + 1)
+
+
+def indicator_texts(picture: Picture, number: int, tiling: Tiling | None) -> list[str]:
+    """The text before each of a picture's tiles; empty where there is none.
+
+    MM1.5 (arXiv 2409.20566), section 3.5: ``index`` names picture, row and column, (0, 0)
+    being the overview; ``seps`` sets ":" before the overview, "," between columns and
+    "<n>" between rows. How an index is spelled is not stated.
+
+    Args:
+        picture: a picture of one or several tiles.
+        number: which picture of the prompt it is, counted from 0.
+        tiling: how the model splits pictures.
+    """
+    kind = getattr(tiling, "indicators", "none")
+    if kind == "none" or not picture.places:
+        return []
+    if kind == "index":
+        return [f"({number},{row},{column})" for row, column in picture.places]
+    return [_separator(place) for place in picture.places]
+
+
+def _separator(place: tuple[int, int]) -> str:
+    row, column = place
+    if place == (0, 0):
+        return ":"
+    if column > 1:
+        return ","
+    return "<n>" if row > 1 else ""

@@ -6,25 +6,18 @@ Every count is checked here, in Python ints, before anything runs on the device.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 
 from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.image import ImageSource, load_pictures
-from mm1_mlx.layout import Picture, Span, count_picture_tokens
+from mm1_mlx.layout import Picture, Span, count_picture_tokens, indicator_texts
+from mm1_mlx.messages import Message, Turn, collect
 from mm1_mlx.templates import AFTER_IMAGE, MARKS, TEMPLATES
 from mm1_mlx.tokenizer import Tokenizer
-
-Message = Mapping[str, Any]
-# A role, and its parts: text, or None where a picture stands.
-Turn = tuple[str, list[str | None]]
-
-ROLES = ("system", "user", "assistant")
-GIVE_AS_MANY = "give one for each place"
 
 # What a template may raise: its own refusal, the sandbox's, or any fault of its code.
 _TEMPLATE_FAULTS = (
@@ -65,16 +58,19 @@ class Prompt:
         images: Sequence[ImageSource],
         config: MM1Config,
         tokenizer: Tokenizer,
+        *,
+        tiled: int | None = None,
     ) -> Prompt:
         """The prompt of a conversation that ends where the assistant answers.
 
         Args:
             messages: a question, or chat messages whose content is a string or a list of
-                parts (``text``, ``image``, ``image_url``).
+                parts (``text``, ``image``, ``image_url``, ``video``).
             images: pictures for the parts that bring none; where no part asks for one,
                 they go before the last user message's text.
             config: the model's config.
             tokenizer: the model's tokenizer.
+            tiled: how many of the last pictures may be split into tiles, None for all.
 
         Raises:
             PromptError: messages and pictures do not fit together or the model.
@@ -87,112 +83,13 @@ class Prompt:
                 f"{len(sources)} picture(s) given, but the model takes text only; "
                 "ask without pictures, or choose a model that sees"
             )
-        pictures = load_pictures(sources, config.image) if config.image else []
+        pictures = (
+            load_pictures(sources, config.image, tiled=tiled) if config.image else []
+        )
         tokens = encode_turns(turns, config.prompt, tokenizer)
         if not tokens and not pictures:
             raise PromptError("the prompt is empty; ask something")
-        return place(tokens, pictures, config, tokenizer.image_id)
-
-
-def collect(
-    messages: str | Sequence[Message], images: Sequence[ImageSource]
-) -> tuple[list[Turn], list[ImageSource]]:
-    """The conversation's turns, and its pictures in order.
-
-    Raises:
-        PromptError: a message is not one, or pictures and places differ in number.
-    """
-    if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
-    if not messages:
-        raise PromptError("there are no messages, so there is nothing to answer")
-    if isinstance(images, ImageSource):
-        raise PromptError(
-            f"images is one {type(images).__name__}, expected a list of pictures"
-        )
-    given = list(images)
-    sources: list[ImageSource] = []
-    turns = [_read_message(message, given, sources) for message in messages]
-    if given and not any(None in parts for _, parts in turns):
-        users = [parts for role, parts in turns if role == "user"]
-        if not users:
-            raise PromptError("pictures need a user message to stand in")
-        users[-1][:0] = [None] * len(given)
-        sources, given = given, []
-    if given:
-        raise PromptError(
-            f"prompt has {len(sources)} places for pictures but "
-            f"{len(sources) + len(given)} images were given; {GIVE_AS_MANY}"
-        )
-    return turns, sources
-
-
-def _read_message(
-    message: Message, given: list[ImageSource], sources: list[ImageSource]
-) -> Turn:
-    role = message.get("role") if isinstance(message, Mapping) else None
-    if role not in ROLES:
-        raise PromptError(f"message role {role!r} is not one of {list(ROLES)}")
-    content = message.get("content")
-    if isinstance(content, str):
-        return role, [_checked(content)]
-    if not isinstance(content, list | tuple):
-        raise PromptError(
-            f"message content must be a string or a list of parts, got {content!r:.80}"
-        )
-    return role, _join_texts([_read_part(part, given, sources) for part in content])
-
-
-def _checked(text: str) -> str:
-    """The text, if it is one: undecodable bytes of a command line arrive as halves."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PromptError(
-            f"prompt {text!r:.60} is not valid UTF-8; convert it first"
-        ) from None
-    return text
-
-
-def _join_texts(parts: list[str | None]) -> list[str | None]:
-    """The parts with neighbouring texts as one: "<ima" and "ge>" is a typed "<image>"."""
-    joined: list[str | None] = []
-    for part in parts:
-        if part is not None and joined and joined[-1] is not None:
-            joined[-1] += part
-        else:
-            joined.append(part)
-    return joined
-
-
-def _read_part(
-    part: Any, given: list[ImageSource], sources: list[ImageSource]
-) -> str | None:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return _checked(part["text"])
-    if kind not in ("image", "image_url"):
-        raise PromptError(
-            f"message part {kind!r} is not one of ['text', 'image', 'image_url']"
-        )
-    source = part.get(kind)
-    if kind == "image_url":
-        source = source.get("url") if isinstance(source, Mapping) else source
-        # Messages may come from elsewhere; a name in them must not open a file here.
-        if not (isinstance(source, str) and source[:5].lower() == "data:"):
-            raise PromptError(
-                f"image_url is {source!r:.60}, expected a data URI; give a file as "
-                "{'type': 'image', 'image': PATH}"
-            )
-    if source is None:
-        if not given:
-            raise PromptError(
-                f"prompt has more places for pictures than the {len(sources)} images "
-                f"given; {GIVE_AS_MANY}"
-            )
-        source = given.pop(0)
-    sources.append(source)
-    return None
+        return place(tokens, pictures, config, tokenizer)
 
 
 def render(
@@ -288,7 +185,7 @@ def place(
     tokens: Sequence[int],
     pictures: Sequence[Picture],
     config: MM1Config,
-    image_id: int,
+    tokenizer: Tokenizer,
 ) -> Prompt:
     """The prompt in which every image token is widened to its picture's positions.
 
@@ -296,13 +193,48 @@ def place(
         PromptError: the tokens hold more or fewer places than there are pictures, or
             one that the decoder has no embedding for.
     """
+    image_id = tokenizer.image_id
     places = sum(token == image_id for token in tokens)
     if places != len(pictures):
         raise PromptError(
             f"prompt has {places} places for pictures but {len(pictures)} images "
             "were given; the model's chat template lost or made some"
         )
+    _check_vocabulary(tokens, config, image_id)
     assert config.prompt is not None
+    filler = config.prompt.image_token_id
+    placed: list[int] = []
+    spans: list[Span] = []
+    waiting = iter(enumerate(pictures))
+    for token in tokens:
+        if token != image_id:
+            placed.append(token)
+            continue
+        number, picture = next(waiting)
+        offset = 0
+        for text, length in _stretches(picture, number, config):
+            placed += tokenizer.encode(text, add_special_tokens=False) if text else []
+            spans.append(
+                Span(len(placed), length, picture.kind, number, picture.digest, offset)
+            )
+            placed += [filler] * length
+            offset += length
+    return Prompt(tuple(placed), tuple(spans), tuple(pictures))
+
+
+def _stretches(
+    picture: Picture, number: int, config: MM1Config
+) -> list[tuple[str, int]]:
+    """Image tokens of a picture in runs, each with the text that stands before it."""
+    tiling = config.image.tiling if config.image else None
+    texts = indicator_texts(picture, number, tiling)
+    if not texts:
+        return [("", count_picture_tokens(picture, config))]
+    return [(text, config.num_image_tokens) for text in texts]
+
+
+def _check_vocabulary(tokens: Sequence[int], config: MM1Config, image_id: int) -> None:
+    """Pass only if the decoder has an embedding for every token of text."""
     assert config.decoder is not None
     # mlx would read past the embedding's end.
     vocabulary = range(config.decoder.vocab_size)
@@ -312,15 +244,3 @@ def place(
                 f"the tokenizer makes token {token}, the decoder knows {len(vocabulary)}; "
                 "they do not belong together, convert the model again"
             )
-    filler = config.prompt.image_token_id
-    placed: list[int] = []
-    spans: list[Span] = []
-    for token in tokens:
-        if token != image_id:
-            placed.append(token)
-            continue
-        picture = pictures[len(spans)]
-        length = count_picture_tokens(picture, config)
-        spans.append(Span(len(placed), length, "picture", len(spans), picture.digest))
-        placed += [filler] * length
-    return Prompt(tuple(placed), tuple(spans), tuple(pictures))

@@ -1,10 +1,14 @@
-"""An RGB picture -> one normalised tile [size, size, 3], as the config says. No mlx.
+"""An RGB picture -> a square of pixels as the config says, and normalised. No mlx.
 
 Follows the CLIP and LLaVA image processors of transformers 5.23 (its Pillow backend),
-within 1e-6.
+within 1e-6; bilinear resampling follows TensorFlow's ``image.resize`` as apple/ml-veclip
+at ecce5da calls it.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,56 +20,128 @@ from mm1_mlx.config import ImageConfig
 _MAX_ENLARGED = 2**24
 _MAX_SQUARE = 2**27
 
-
-def to_tile(image: Image.Image, config: ImageConfig) -> NDArray[np.float32]:
-    """The picture, in mode RGB, as pixels [size, size, 3] of mean 0."""
-    return _normalise(_RESIZE[config.resize](image, config), config)
+# [H, W, 3], 0..255: whole numbers, or not where the resampling does not round.
+Pixels = NDArray[Any]
 
 
-def _squash(image: Image.Image, config: ImageConfig) -> Image.Image:
-    return image.resize((config.size, config.size), Image.Resampling.BICUBIC)
+def to_square(image: Image.Image, config: ImageConfig, side: int) -> Pixels:
+    """The picture, in mode RGB, as [side, side, 3], by the config's ``resize``."""
+    if config.resample == "bilinear":
+        return _bilinear_square(image, config, side)
+    return np.asarray(_RESIZE[config.resize](image, config, side))
 
 
-def _crop(image: Image.Image, config: ImageConfig) -> Image.Image:
-    """The centre of the picture whose shortest edge has become ``size``."""
-    size, short = config.size, min(image.size)
-    width, height = (int(size * side / short) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture stretched to ``size`` (width, height)."""
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def mean_colour(config: ImageConfig) -> tuple[int, int, int]:
+    """The colour that becomes nearly 0, for padding."""
+    red, green, blue = (int(255 * mean) for mean in config.mean)
+    return red, green, blue
+
+
+def _squash(image: Image.Image, config: ImageConfig, side: int) -> Image.Image:  # noqa: ARG001
+    return resize(image, (side, side))
+
+
+def _crop(image: Image.Image, config: ImageConfig, side: int) -> Image.Image:
+    """The centre of the picture whose shortest edge has become what is cropped from."""
+    short, shortest = min(image.size), _shortest(config, side)
+    width, height = (int(shortest * edge / short) for edge in image.size)
+    left, top = _margin(width, side, config), _margin(height, side, config)
     if width * height <= _MAX_ENLARGED:
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        return resized.crop((left, top, left + size, top + size))
+        resized = resize(image, (width, height))
+        return resized.crop((left, top, left + side, top + side))
     # The same up to rounding, without enlarging a strip to gigabytes only to cut it.
     # In two steps to keep Pillow's order: horizontally, then vertically.
     x, y = image.width / width, image.height / height
-    columns = (left * x, 0.0, (left + size) * x, float(image.height))
-    rows = (0.0, top * y, float(size), (top + size) * y)
-    narrow = image.resize((size, image.height), Image.Resampling.BICUBIC, box=columns)
-    return narrow.resize((size, size), Image.Resampling.BICUBIC, box=rows)
+    columns = (left * x, 0.0, (left + side) * x, float(image.height))
+    rows = (0.0, top * y, float(side), (top + side) * y)
+    narrow = image.resize((side, image.height), Image.Resampling.BICUBIC, box=columns)
+    return narrow.resize((side, side), Image.Resampling.BICUBIC, box=rows)
 
 
-def _pad(image: Image.Image, config: ImageConfig) -> Image.Image:
+def _shortest(config: ImageConfig, side: int) -> int:
+    """The shortest edge that a square of ``side`` is cut from."""
+    return side if config.crop_from is None else side * config.crop_from // config.size
+
+
+def _margin(length: int, side: int, config: ImageConfig) -> int:
+    """How many pixels before the centre are cut off."""
+    # Python rounds halves to even.
+    return (
+        round((length - side) / 2)
+        if config.crop_rounding == "even"
+        else (length - side) // 2
+    )
+
+
+def _pad(image: Image.Image, config: ImageConfig, side: int) -> Image.Image:
     """The picture in the middle of a square of the mean colour, resized."""
     width, height = image.size
-    side = max(image.size)
-    canvas = (side, side)
-    if side * side > _MAX_SQUARE:
+    longest = max(image.size)
+    canvas = (longest, longest)
+    if longest * longest > _MAX_SQUARE:
         # The long side first, nearly equal: a strip's square would take a gigabyte.
         wide = width > height
-        canvas = (config.size, side) if wide else (side, config.size)
-        width, height = (config.size, height) if wide else (width, config.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    red, green, blue = (int(255 * mean) for mean in config.mean)
-    square = Image.new("RGB", canvas, (red, green, blue))
+        canvas = (side, longest) if wide else (longest, side)
+        width, height = (side, height) if wide else (width, side)
+        image = resize(image, (width, height))
+    square = Image.new("RGB", canvas, mean_colour(config))
     square.paste(image, ((canvas[0] - width) // 2, (canvas[1] - height) // 2))
-    return _squash(square, config)
+    return resize(square, (side, side))
+
+
+def _bilinear_square(
+    image: Image.Image, config: ImageConfig, side: int
+) -> NDArray[np.float32]:
+    """The picture as [side, side, 3] from four pixels each, not rounded."""
+    size = (side, side)
+    if config.resize == "crop":
+        scale = _shortest(config, side) / min(image.size)
+        size = (round(image.width * scale), round(image.height * scale))
+    columns, rows = (
+        _Taps.of(old, new, _margin(new, side, config), side)
+        for old, new in zip(image.size, size, strict=True)
+    )
+    pixels = np.asarray(image)
+    # Rows first: of a large picture only those that are read become floating point.
+    x = _mix(pixels[rows.low], pixels[rows.high], rows.weight[:, None, None])
+    return _mix(x[:, columns.low], x[:, columns.high], columns.weight[:, None])
+
+
+def _mix(low: Pixels, high: Pixels, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    low = low.astype(np.float32)
+    return low + (high - low) * weight
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """Which two of an axis' pixels each new one lies between, and how far."""
+
+    low: NDArray[np.intp]
+    high: NDArray[np.intp]
+    weight: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, old: int, new: int, first: int, count: int) -> _Taps:
+        """Those of ``count`` new pixels from the ``first``, of ``new`` in all."""
+        # Pixels are read at their centres.
+        x = (np.arange(first, first + count) + 0.5) * (old / new) - 0.5
+        low = np.floor(x)
+        weight = (x - low).astype(np.float32)
+        low, high = (np.clip(i, 0, old - 1).astype(np.intp) for i in (low, low + 1))
+        return cls(low, high, weight)
 
 
 _RESIZE = {"squash": _squash, "crop": _crop, "pad": _pad}
 
 
-def _normalise(image: Image.Image, config: ImageConfig) -> NDArray[np.float32]:
+def normalise(square: Pixels, config: ImageConfig) -> NDArray[np.float32]:
     """Pixels [H, W, 3] of mean 0: (pixel / 255 - mean) / std."""
-    pixels: NDArray[np.float32] = np.array(image, dtype=np.float32)
+    pixels: NDArray[np.float32] = np.array(square, dtype=np.float32)
     pixels /= 255
     pixels -= np.array(config.mean, dtype=np.float32)
     pixels /= np.array(config.std, dtype=np.float32)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -37,8 +37,11 @@ from mm1_mlx.config import MODEL_TYPE, MM1Config
 from mm1_mlx.errors import CheckpointError, PromptError
 from mm1_mlx.files import user_path
 from mm1_mlx.image import ImageSource
+from mm1_mlx.messages import Message
 from mm1_mlx.models import MM1
-from mm1_mlx.prompt import Message, Prompt
+from mm1_mlx.prompt import Prompt
+from mm1_mlx.resolution import with_resolution
+from mm1_mlx.shots import choose_style, stops_of, with_shots
 from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
 from mm1_mlx.worker import Worker
 
@@ -84,7 +87,12 @@ class Runtime:
             mx.clear_cache()
 
 
-def load(source: str | Path | None = None, dtype: mx.Dtype | None = None) -> Runtime:
+def load(
+    source: str | Path | None = None,
+    dtype: mx.Dtype | None = None,
+    *,
+    resolution: str | None = None,
+) -> Runtime:
     """A model ready to answer.
 
     Args:
@@ -92,17 +100,18 @@ def load(source: str | Path | None = None, dtype: mx.Dtype | None = None) -> Run
             ``$MM1_MODEL``, else the embedded mm1-tiny.
         dtype: of the weights; as stored by default, and float32 on a CPU, whose half
             precision is slow.
+        resolution: a mode of ``resolution.py`` in place of the model's own.
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
-        ConfigError: its config.json does not describe a model.
+        ConfigError: its config.json does not describe a model, or has not the mode.
     """
     path = find_model(source)
     if dtype is None and mx.default_device() == mx.cpu:
         dtype = mx.float32
     worker = Worker()
     try:
-        return worker.submit(_load, path, dtype, worker).result()
+        return worker.submit(_load, path, dtype, resolution, worker).result()
     except BaseException:
         worker.close()
         raise
@@ -133,11 +142,16 @@ def find_model(source: str | Path | None = None, *, weights: bool = True) -> Pat
     return hub.download(name)[0] if weights else hub.download_small(name)
 
 
-def _load(path: Path, dtype: mx.Dtype | None, worker: Worker) -> Runtime:
+def _load(
+    path: Path, dtype: mx.Dtype | None, resolution: str | None, worker: Worker
+) -> Runtime:
     config = load_config(path)
     if config.decoder is None or config.prompt is None:
         raise CheckpointError(f"{path} has no decoder, so it cannot answer")
+    if resolution is not None:
+        config = with_resolution(config, resolution)
     model = load_model(path, dtype)
+    model.config = config
     tokenizer = load_tokenizer(path, config.prompt)
     return Runtime(model, tokenizer, config, path, worker)
 
@@ -227,7 +241,12 @@ def _answer(
 ) -> Iterator[Piece]:
     """The pieces of an answer that was asked for at ``start``."""
     began = time.perf_counter()
-    built = Prompt.build(prompt, images, runtime.config, runtime.tokenizer)
+    if settings.shots:
+        prompt, settings = _show(prompt, images, runtime.config, settings)
+        images = ()
+    built = Prompt.build(
+        prompt, images, runtime.config, runtime.tokenizer, tiled=settings.tiled
+    )
     max_tokens = _room(built, runtime.config, settings)
     embeddings = None
     if built.spans:
@@ -255,6 +274,20 @@ def _answer(
             else:
                 stats = _stats(built, start, encode, times)
                 yield Piece(piece.text, piece.token, piece.finish_reason, stats)
+
+
+def _show(
+    prompt: str | Sequence[Message],
+    images: Sequence[ImageSource],
+    config: MM1Config,
+    settings: Settings,
+) -> tuple[list[Message], Settings]:
+    """The conversation behind the examples, and where its answer ends."""
+    assert config.prompt is not None
+    style = choose_style(settings.shot_style, settings.shots, config.prompt)
+    messages = with_shots(settings.shots, prompt, images, style)
+    stop = settings.stop or stops_of(style, settings.shots)
+    return messages, replace(settings, stop=stop)
 
 
 @contextmanager

@@ -4,12 +4,14 @@ import base64
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from mm1_mlx.errors import ConfigError, PromptError
-from mm1_mlx.prompt import Prompt, collect, place
+from mm1_mlx.messages import collect
+from mm1_mlx.prompt import Prompt, place
 
 COLOURS = ["red", "lime", "blue", "white", "black"]
 
@@ -235,13 +237,14 @@ def test_a_typed_template_is_text(build, seen):
         ),
         ([{"role": "user", "content": 3}], [], "a string or a list of parts, got 3"),
         (
-            [user({"type": "video"})],
+            [user({"type": "audio"})],
             [],
-            r"message part 'video' is not one of \['text', ",
+            r"message part 'audio' is not one of \['text', ",
         ),
+        ([user({"type": "video"})], [], "a video part has no video; give a path"),
         ([user("hello")], [], "message part None is not one of"),
-        ([user({"type": "text", "text": 3})], [], "message part 'text' is not"),
-        ([user({"type": "text"})], [], "message part 'text' is not"),
+        ([user({"type": "text", "text": 3})], [], "message part 'text' holds 3, expected"),
+        ([user({"type": "text"})], [], "message part 'text' holds None"),
     ],
 )
 def test_messages_that_make_no_prompt_are_named(messages, images, message, build):
@@ -331,13 +334,13 @@ def test_place_widens_every_picture_to_its_tiles(make_config, tokenizer):
         "", [picture("red"), picture("blue")], config, tokenizer
     ).pictures
     wide = replace(shown[1], tiles=shown[1].tiles * 3)
-    prompt = place([9, 2, 8, 2], [shown[0], wide], config, image_id=2)
+    prompt = place([9, 2, 8, 2], [shown[0], wide], config, SimpleNamespace(image_id=2))
     assert prompt.tokens == (9, 0, 0, 0, 0, 8, *[0] * 12)
     assert [(span.start, span.length) for span in prompt.spans] == [(1, 4), (6, 12)]
     with pytest.raises(
         PromptError, match="prompt has 2 places for pictures but 1 images"
     ):
-        place([2, 2], [wide], config, image_id=2)
+        place([2, 2], [wide], config, SimpleNamespace(image_id=2))
 
 
 def test_an_image_url_opens_no_local_file(tiny_config, tokenizer, tmp_path):

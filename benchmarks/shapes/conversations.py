@@ -15,7 +15,7 @@ from benchmarks.shapes.patches import PatchBatch, label_patches
 from benchmarks.shapes.questions import Question, ask_place, caption, questions
 from benchmarks.shapes.recipe import Recipe, Stage, picture_rng, random_picture_scene
 from benchmarks.shapes.scene import COLOURS, UNNAMED, Pair, Scene
-from mm1_mlx.prompt import Turn
+from mm1_mlx.messages import Turn
 from mm1_mlx.tokenizer import Tokenizer
 from mm1_mlx.train.sample import Batch, Sample, build_sample, collate
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.layout import Picture, Span, count_picture_tokens
-from mm1_mlx.prompt import Turn, encode_turns
+from mm1_mlx.messages import Turn
+from mm1_mlx.prompt import encode_turns
 from mm1_mlx.tokenizer import Tokenizer
 
 

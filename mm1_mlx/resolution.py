@@ -1,0 +1,74 @@
+"""Resolution modes by name: ``672``, ``2x672``, ``4-9x672``. No mlx.
+
+MM1 (arXiv 2403.09611), section 4.1: 448 to 896 pixels by stretched position embeddings;
+1344 and 1792 as an overview and 2 x 2 sub-images of 672 and 896. MM1.5 (arXiv 2409.20566),
+section 3.5: 4 to 9 sub-images of 672, by the picture's shape.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from mm1_mlx.config import DynamicTiling, ImageConfig, MM1Config, SplitTiling, Tiling
+from mm1_mlx.errors import ConfigError
+
+_MODE = re.compile(r"(?:(\d+)(?:-(\d+))?x)?(\d+)")
+SPELLINGS = (
+    "SIZE for one tile, GRIDxSIZE for an overview and GRID x GRID tiles, MIN-MAXxSIZE for "
+    "an overview and as many tiles as the picture's shape asks for"
+)
+# The modes of MM1 and MM1.5 for an encoder that learned on 378 pixels.
+PAPER_MODES = (
+    *("378", "448", "560", "672", "896"),
+    *("2x672", "2x896", "4-9x672"),
+)
+
+
+def with_resolution(config: MM1Config, mode: str) -> MM1Config:
+    """The config of the same model for pictures of another resolution mode.
+
+    Raises:
+        ConfigError: the mode is not one, or not one of this model's encoder.
+    """
+    if config.image is None or config.vision is None:
+        raise ConfigError(f"resolution {mode!r}: the model takes no pictures")
+    image = parse_mode(mode, config.image)
+    patch = config.vision.patch_size
+    if image.size % patch:
+        raise ConfigError(
+            f"resolution {mode!r}: {image.size} pixels are not a multiple of the "
+            f"encoder's patches of {patch}"
+        )
+    return replace(config, image=image)
+
+
+def parse_mode(mode: str, image: ImageConfig) -> ImageConfig:
+    """How pictures become tiles in a mode, everything else as in ``image``.
+
+    Raises:
+        ConfigError: the mode is not spelled as one, or its numbers are out of range.
+    """
+    match = _MODE.fullmatch(mode)
+    if match is None:
+        raise ConfigError(f"resolution {mode!r} is not one; expected {SPELLINGS}")
+    first, most, size = (int(x) if x else None for x in match.groups())
+    tiling: Tiling | None = None
+    if most is not None and first is not None:
+        tiling = DynamicTiling(min_tiles=first, max_grid_tiles=most)
+    elif first is not None:
+        tiling = SplitTiling(grid=first)
+    assert size is not None
+    return replace(image, size=size, crop_from=None, tiling=tiling)
+
+
+def name_mode(image: ImageConfig) -> str:
+    """The mode's name, for people."""
+    tiling = image.tiling
+    if tiling is None:
+        return str(image.size)
+    if isinstance(tiling, SplitTiling):
+        return f"{tiling.grid}x{image.size}"
+    if isinstance(tiling, DynamicTiling):
+        return f"{tiling.min_tiles}-{tiling.max_grid_tiles}x{image.size}"
+    return f"anyres {image.size}"
