@@ -145,14 +145,15 @@ def choose_grid(size: tuple[int, int], side: int, tiling: DynamicTiling) -> Grid
         """By how much the picture is scaled, and the padding in pixels."""
         rows, columns = grid
         scale = min(rows * side / height, columns * side / width)
-        return scale, rows * columns * side**2 - scale**2 * width * height
+        padding = rows * columns * side**2 - scale**2 * width * height
+        # Rounded: what is equal differs by rounding alone. The fewest tiles come first.
+        return round(scale, 9), round(padding, 3)
 
     grids = grids_between(tiling.min_tiles, tiling.max_grid_tiles)
     covering = [grid for grid in grids if fit(grid)[0] >= 1]
     if covering:
         return min(covering, key=lambda grid: fit(grid)[1])
-    # Rounded: equal scales of different grids differ by rounding alone.
-    return min(grids, key=lambda grid: (-round(fit(grid)[0], 9), fit(grid)[1]))
+    return min(grids, key=lambda grid: (-fit(grid)[0], fit(grid)[1]))
 
 
 def choose_resolution(

@@ -243,7 +243,11 @@ def test_a_typed_template_is_text(build, seen):
         ),
         ([user({"type": "video"})], [], "a video part has no video; give a path"),
         ([user("hello")], [], "message part None is not one of"),
-        ([user({"type": "text", "text": 3})], [], "message part 'text' holds 3, expected"),
+        (
+            [user({"type": "text", "text": 3})],
+            [],
+            "message part 'text' holds 3, expected",
+        ),
         ([user({"type": "text"})], [], "message part 'text' holds None"),
     ],
 )
