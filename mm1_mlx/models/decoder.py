@@ -31,9 +31,9 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(D, keys, bias=config.qkv_bias)
         self.v_proj = nn.Linear(D, keys, bias=config.qkv_bias)
         self.o_proj = nn.Linear(queries, D, bias=config.o_bias)
-        self.norms_heads = config.qk_norm == "head"
+        self.qk_norm = config.qk_norm
         if config.qk_norm:
-            if self.norms_heads:
+            if config.qk_norm != "full":
                 queries = keys = head_dim
             self.q_norm = nn.RMSNorm(queries, eps=config.rms_norm_eps)
             self.k_norm = nn.RMSNorm(keys, eps=config.rms_norm_eps)
@@ -48,18 +48,19 @@ class Attention(nn.Module):
     def __call__(self, x: mx.array, mask: Any, cache: Any) -> mx.array:
         B, T, _ = x.shape
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if "q_norm" in self and not self.norms_heads:
+        if self.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
         q = q.reshape(B, T, self.num_heads, -1)
         k = k.reshape(B, T, self.num_kv_heads, -1)
         v = v.reshape(B, T, self.num_kv_heads, -1).transpose(0, 2, 1, 3)
-        if "q_norm" in self and self.norms_heads:
+        if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3)
-        if cache is None:
-            q, k = self.rope(q), self.rope(k)
-        else:
-            q, k = self.rope(q, offset=cache.offset), self.rope(k, offset=cache.offset)
+        offset = cache.offset if cache is not None else 0
+        q, k = self.rope(q, offset=offset), self.rope(k, offset=offset)
+        if self.qk_norm == "rotated":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if cache is not None:
             k, v = cache.update_and_fetch(k, v)
         x = scaled_dot_product_attention(
             q, k, v, cache=cache, scale=self.scale, mask=mask
@@ -82,6 +83,10 @@ class MLP(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
+    def routed(self, x: mx.array) -> tuple[mx.array, None]:
+        """The layer's output [B, T, D]: there is no gate whose logits to return."""
+        return self(x), None
+
 
 def norm(config: DecoderConfig) -> nn.Module:
     """A norm over the decoder's width, of the config's kind."""
@@ -103,9 +108,13 @@ class Block(nn.Module):
         feedforward = "sparse" if config.is_sparse(layer) else "dense"
         self.mlp = FEEDFORWARDS[feedforward](config, layer)
 
-    def __call__(self, x: mx.array, mask: Any, cache: Any) -> mx.array:
+    def __call__(
+        self, x: mx.array, mask: Any, cache: Any
+    ) -> tuple[mx.array, mx.array | None]:
+        """States [B, T, D], and the gate's logits [B, T, E] where there are experts."""
         x = x + self.self_attn(self.input_layernorm(x), mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        y, logits = self.mlp.routed(self.post_attention_layernorm(x))
+        return x + y, logits
 
 
 class Decoder(nn.Module):
@@ -139,15 +148,27 @@ class Decoder(nn.Module):
         input_embeddings: mx.array | None = None,
     ) -> mx.array:
         """The normed states [B, T, D] that ``logits`` reads."""
+        return self.routed(tokens, cache, input_embeddings)[0]
+
+    def routed(
+        self,
+        tokens: mx.array,
+        cache: list[Any] | None = None,
+        input_embeddings: mx.array | None = None,
+    ) -> tuple[mx.array, list[mx.array]]:
+        """The normed states, and the gate's logits [B, T, E] of every sparse layer."""
         x = self.embed_tokens(tokens) if input_embeddings is None else input_embeddings
         if self.embedding_scale != 1:
             # Rounded as transformers rounds it, in the weights' precision.
             x = x * mx.array(self.embedding_scale, x.dtype)
         caches = cache or [None] * len(self.layers)
         mask = create_attention_mask(x, caches[0], window_size=self.sliding_window)
+        gates = []
         for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x = layer(x, mask, layer_cache)
-        return self.norm(x)
+            x, logits = layer(x, mask, layer_cache)
+            if logits is not None:
+                gates.append(logits)
+        return self.norm(x), gates
 
     def logits(self, x: mx.array) -> mx.array:
         """Logits [..., V] of states [..., D]."""

@@ -1,14 +1,22 @@
 """A sparse feed-forward layer: each token through its top-k experts.
 
-MM1 (arXiv 2403.09611), section 3.5, top-2; the gate follows axlearn's Top2Gating
-without its capacity limit: nothing is dropped.
+MM1 (arXiv 2403.09611), section 3.5, top-2; the gate, its capacity and its losses are
+those of axlearn's Top2Gating, without a capacity unless the config gives one.
+
+Source: https://github.com/apple/axlearn/blob/34aed43c1b6e581c4753d06d7cbeedd5010ef26b/
+axlearn/common/mixture_of_experts.py
 """
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.switch_layers import SwitchGLU
+import numpy as np
+from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
+from numpy.typing import NDArray
 
-from mm1_mlx.config import DecoderConfig
+from mm1_mlx.config import DecoderConfig, MoEConfig
+
+# Rows up to which sorting costs more than it saves: a token that is decoded.
+FEW_ROWS = 2
 
 
 class SparseMLP(nn.Module):
@@ -23,12 +31,116 @@ class SparseMLP(nn.Module):
         self.switch_mlp = SwitchGLU(D, config.sizes(layer).intermediate_size, E)
 
     def __call__(self, x: mx.array) -> mx.array:
-        k = self.moe.experts_per_token
+        return self.routed(x)[0]
+
+    def routed(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """The layer's output [B, T, D], and the gate's logits [B, T, E] in float32."""
         # In float32: half precision moves tokens between nearly tied experts.
-        probabilities = mx.softmax(self.gate(x).astype(mx.float32), axis=-1)
-        experts = mx.argpartition(-probabilities, kth=k - 1, axis=-1)[..., :k]
-        weights = mx.take_along_axis(probabilities, experts, axis=-1)
-        if self.moe.norm_topk_prob:
-            weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-9)
-        outputs = self.switch_mlp(x, experts)  # [B, T, k, D]
-        return (outputs * weights[..., None].astype(x.dtype)).sum(axis=-2)
+        logits = self.gate(x.astype(mx.float32))
+        experts, weights = choose(logits, self.moe)
+        outputs = self._outputs(x, experts) * weights[..., None].astype(x.dtype)
+        return outputs.sum(axis=-2), logits
+
+    def _outputs(self, x: mx.array, experts: mx.array) -> mx.array:
+        """What the chosen experts [B, T, k] make of their tokens, [B, T, k, D]."""
+        glu = self.switch_mlp
+        plain = all(
+            type(glu[name]) is SwitchLinear
+            for name in ("gate_proj", "up_proj", "down_proj")
+        )
+        # mlx's CPU backend gathers matrices row by row, and in float32 only.
+        slow = experts.size > FEW_ROWS or x.dtype != mx.float32
+        if plain and slow and mx.default_device() == mx.cpu:
+            chosen = _on_host(experts)
+            if chosen is not None:
+                return self._sorted(x, chosen)
+        return glu(x, experts)
+
+    def _sorted(self, x: mx.array, experts: NDArray[np.uint32]) -> mx.array:
+        """``SwitchGLU`` as one dense product per expert over its tokens' rows."""
+        k = experts.shape[-1]
+        order = np.argsort(experts, axis=None, kind="stable")
+        present, counts = np.unique(experts, return_counts=True)
+        rows = mx.split(
+            x.flatten(0, -2)[mx.array(order // k)], np.cumsum(counts)[:-1].tolist()
+        )
+        # Split, not indexed: the gradient of an index is as large as all experts.
+        gates, ups, downs = (
+            [w.squeeze(0).T for w in mx.split(linear.weight, linear.num_experts)]
+            for linear in (
+                self.switch_mlp.gate_proj,
+                self.switch_mlp.up_proj,
+                self.switch_mlp.down_proj,
+            )
+        )
+        outputs = []
+        for e, tokens in zip(present.tolist(), rows, strict=True):
+            up, gate = mx.matmul(tokens, ups[e]), mx.matmul(tokens, gates[e])
+            hidden = self.switch_mlp.activation(up, gate)
+            outputs.append(mx.matmul(hidden, downs[e]))
+        places = mx.array(np.argsort(order))
+        return mx.concatenate(outputs)[places].reshape(*experts.shape, -1)
+
+
+def _on_host(experts: mx.array) -> NDArray[np.uint32] | None:
+    """The experts' numbers; None where mlx only traces, as for ``mx.compile``."""
+    try:
+        return np.array(experts)
+    except ValueError:
+        return None
+
+
+def choose(logits: mx.array, moe: MoEConfig) -> tuple[mx.array, mx.array]:
+    """Every token's experts, best first, and their weights, both [B, T, k].
+
+    An expert that is over its capacity has weight 0, and the others keep theirs.
+    """
+    probabilities = mx.softmax(logits, axis=-1)
+    # A stable sort: of equal experts the first is the better, as argmax has it.
+    best = mx.argsort(mx.stop_gradient(-probabilities), axis=-1)
+    experts = best[..., : moe.experts_per_token]
+    weights = mx.take_along_axis(probabilities, experts, axis=-1)
+    if moe.norm_topk_prob:
+        weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-9)
+    if moe.capacity_factor is not None:
+        T, E = logits.shape[-2:]
+        capacity = max(1, int(T * moe.capacity_factor / E))
+        weights = weights * within_capacity(experts, E, capacity)
+    return experts, weights
+
+
+def within_capacity(experts: mx.array, num_experts: int, capacity: int) -> mx.array:
+    """Whether each choice [B, T, k] gets one of its expert's places.
+
+    Every row has ``capacity`` places per expert. All first choices take theirs in the
+    order of the tokens, then all second ones, and so on.
+    """
+    B, T, k = experts.shape
+    queue = experts.swapaxes(1, 2).reshape(B, k * T, 1)
+    waiting = mx.cumsum(queue == mx.arange(num_experts), axis=1)  # [B, k * T, E]
+    place = mx.take_along_axis(waiting, queue, axis=-1)
+    return (place <= capacity).reshape(B, k, T).swapaxes(1, 2)
+
+
+def load_balance_loss(logits: mx.array, real: mx.array) -> mx.array:
+    """E * sum over experts of f * P, the mean of all rows: 1 where either is uniform.
+
+    f is the share of a row's tokens whose first choice the expert is, P its mean
+    probability there.
+
+    Args:
+        logits: of a gate, float32 [B, T, E].
+        real: whether a token is one, and not padding, [B, T].
+    """
+    E = logits.shape[-1]
+    share = real / mx.maximum(real.sum(axis=-1, keepdims=True), 1)
+    first = mx.argmax(logits, axis=-1, keepdims=True) == mx.arange(E)
+    f = (first * share[..., None]).sum(axis=-2)
+    P = (mx.softmax(logits, axis=-1) * share[..., None]).sum(axis=-2)
+    return E * (f * P).sum(axis=-1).mean()
+
+
+def router_z_loss(logits: mx.array, real: mx.array) -> mx.array:
+    """The mean square of logsumexp over the experts, of all real tokens; args as above."""
+    squares = mx.logsumexp(logits, axis=-1).square()
+    return (squares * real).sum() / real.sum()
