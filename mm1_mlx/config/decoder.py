@@ -112,9 +112,10 @@ class DecoderConfig(Section):
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    # RMSNorm of the queries and keys before the rotation: of each head (Qwen3, AFM), or
-    # of all heads together (OLMoE).
-    qk_norm: Literal["head", "full"] | None = None
+    # RMSNorm of the queries and keys: before the rotation, of each head (Qwen3) or of all
+    # heads together (OLMoE), or of each head after the rotation (axlearn's AFM). Weights
+    # differ from one dimension to the next, so the order matters.
+    qk_norm: Literal["head", "full", "rotated"] | None = None
     # Keys a token may look back at, its own included; None means all.
     sliding_window: int | None = None
     moe: MoEConfig | None = None

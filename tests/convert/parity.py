@@ -191,31 +191,37 @@ def check_parity(
 def swapped_rules(rules: Rules, known: Shapes, wanted: Shapes) -> list[Rules]:
     """The table with every two targets of one shape exchanged, one pair at a time.
 
-    A pair of targets that the model does not have, such as the final norm's, is left out.
+    Each target of an op with several counts by itself. A pair of targets that the model
+    does not have, such as the final norm's, is left out.
     """
-    by_shape: dict[tuple[Any, ...], list[tuple[str, bool]]] = {}
+    by_shape: dict[tuple[Any, ...], list[tuple[str, int, bool]]] = {}
     for pattern, rule in rules.items():
-        if rule is not None:
-            target = _as_op(rule).targets[0]
+        for place, target in enumerate(_as_op(rule).targets if rule else ()):
             first = re.sub(r"\{(-1)?\}", "0", target)
             if first in known:
                 # Targets with and without a layer number cannot change places.
                 key = (known[first], target.count("{"))
-                by_shape.setdefault(key, []).append((pattern, first in wanted))
+                by_shape.setdefault(key, []).append((pattern, place, first in wanted))
     return [
-        {**rules, a: _aim(rules[a], rules[b]), b: _aim(rules[b], rules[a])}
+        _swap(rules, (a, i), (b, j))
         for group in by_shape.values()
-        for (a, built), (b, also_built) in itertools.combinations(group, 2)
+        for (a, i, built), (b, j, also_built) in itertools.combinations(group, 2)
         if built or also_built
     ]
 
 
-def _aim(rule: str | Op | None, other: str | Op | None) -> Op:
-    """The first rule's operation, with the second one's target."""
-    op, target = _as_op(rule), _as_op(other).targets[0]
-    # Sources that count from 1 go on doing so.
-    number = "{-1}" if "{-1}" in op.targets[0] else "{}"
-    return replace(op, targets=(re.sub(r"\{(-1)?\}", number, target),))
+def _swap(rules: Rules, one: tuple[str, int], other: tuple[str, int]) -> Rules:
+    """The table with two targets, each named by its row and place, exchanged."""
+    swapped = dict(rules)
+    names = [_as_op(rules[pattern]).targets[place] for pattern, place in (one, other)]
+    for (pattern, place), target in zip((one, other), reversed(names), strict=True):
+        op = _as_op(swapped[pattern])
+        # Sources that count from 1 go on doing so.
+        number = "{-1}" if "{-1}" in op.targets[place] else "{}"
+        targets = list(op.targets)
+        targets[place] = re.sub(r"\{(-1)?\}", number, target)
+        swapped[pattern] = replace(op, targets=tuple(targets))
+    return swapped
 
 
 def _as_op(rule: str | Op | None) -> Op:

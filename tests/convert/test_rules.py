@@ -6,11 +6,14 @@ import pytest
 from mm1_mlx.convert.plan import Shapes, plan
 from mm1_mlx.convert.rules import (
     Rules,
+    add,
     conv,
+    divide,
     split,
     squeeze,
     stack,
     transpose,
+    unstack,
 )
 from mm1_mlx.errors import CheckpointError
 
@@ -47,6 +50,65 @@ def test_split_fills_several_targets_in_order() -> None:
     wanted = dict.fromkeys("qkv", (2, 2))
     made = apply({"qkv": split("q", "k", "v")}, {"qkv": x}, wanted)
     assert mx.array_equal(mx.concatenate([made[name] for name in "qkv"]), x)
+
+
+def test_split_cuts_along_another_axis() -> None:
+    x = mx.random.normal((3, 4, 2))
+    made = apply(
+        {"x": split("a", "b", axis=1)}, {"x": x}, {"a": (3, 2, 2), "b": (3, 2, 2)}
+    )
+    assert mx.array_equal(mx.concatenate([made["a"], made["b"]], axis=1), x)
+
+
+def test_divide_cuts_parts_as_long_as_their_targets_are() -> None:
+    x = mx.random.normal((7, 2))
+    wanted = {"q.0": (4, 2), "k.0": (1, 2), "v.0": (2, 2)}
+    made = apply({"qkv.{}": divide("q.{}", "k.{}", "v.{}")}, {"qkv.0": x}, wanted)
+    assert mx.array_equal(mx.concatenate([made[f"{name}.0"] for name in "qkv"]), x)
+
+
+@pytest.mark.parametrize("length", [6, 8])
+def test_a_fused_tensor_of_another_length_is_refused(length: int) -> None:
+    wanted = {"q": (4, 2), "k": (1, 2), "v": (2, 2)}
+    with pytest.raises(CheckpointError, match=rf"'qkv' has shape \[{length}, 2\]"):
+        apply({"qkv": divide("q", "k", "v")}, {"qkv": mx.zeros((length, 2))}, wanted)
+
+
+def test_add_adds_in_float32_and_keeps_the_precision() -> None:
+    x = mx.array([0.25, -0.5, 0.001], mx.bfloat16)
+    made = apply({"a": add("b", 1.0)}, {"a": x}, {"b": (3,)})["b"]
+    assert made.dtype == mx.bfloat16
+    assert mx.array_equal(made, (x.astype(mx.float32) + 1).astype(mx.bfloat16))
+
+
+def test_unstack_gives_every_layer_its_own() -> None:
+    x = mx.random.normal((3, 2, 5))
+    wanted = {f"l.{i}.w": (5, 2) for i in range(3)}
+    made = apply({"w": unstack(transpose("l.{}.w"))}, {"w": x}, wanted)
+    assert all(mx.array_equal(made[f"l.{i}.w"], x[i].T) for i in range(3))
+
+
+def test_unstack_divides_each_layer_by_its_own_targets() -> None:
+    x = mx.random.normal((2, 3, 2))
+    wanted = {"a.0": (1, 2), "b.0": (2, 2), "a.1": (2, 2), "b.1": (1, 2)}
+    made = apply({"w": unstack(divide("a.{}", "b.{}"))}, {"w": x}, wanted)
+    assert mx.array_equal(mx.concatenate([made["a.1"], made["b.1"]]), x[1])
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (1, r"1 tensors of the model have no source, e.g. \['l.1'\]"),
+        (3, "'w' is 'l.2' here"),
+    ],
+)
+def test_a_stack_of_another_depth_is_refused(count: int, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        apply(
+            {"w": unstack("l.{}")},
+            {"w": mx.zeros((count, 2))},
+            {"l.0": (2,), "l.1": (2,)},
+        )
 
 
 def test_stack_gathers_by_the_last_number_in_its_order() -> None:
