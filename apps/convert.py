@@ -35,6 +35,12 @@ def convert(
     preset: Annotated[
         str | None, typer.Option(help="size of all parts that have no source")
     ] = None,
+    upcycle: Annotated[
+        str | None,
+        typer.Option(
+            help="turn layers of the language model into experts: experts=64,every=2",
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["float16", "bfloat16", "float32"] | None,
         typer.Option(help="cast the weights (default: keep)", show_default=False),
@@ -65,7 +71,7 @@ def convert(
             _announce(name)
     parts = {"vision": vision, "connector": connector, "decoder": decoder}
     report = run_conversion(
-        whole, user_path(out), parts, dtype=dtype, overwrite=overwrite
+        whole, user_path(out), parts, upcycle=upcycle, dtype=dtype, overwrite=overwrite
     )
     print(report.out)
 
@@ -75,6 +81,7 @@ def run_conversion(
     out: Path,
     parts: Mapping[str, str | None] = MappingProxyType({}),
     *,
+    upcycle: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> Any:
@@ -88,6 +95,7 @@ def run_conversion(
             source,
             out,
             **parts,
+            upcycle=upcycle,
             dtype=getattr(mx, dtype) if dtype else None,
             overwrite=overwrite,
             progress=advance,

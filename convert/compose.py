@@ -14,6 +14,7 @@ from .connectors import is_spec
 from .detect import name_of
 from .job import Job
 from .parts import compose, open_origins
+from .upcycle import Upcycle
 
 # Told the tensors written so far and their number.
 Progress = Callable[[int, int], None]
@@ -27,7 +28,7 @@ class Report:
         out: the model's folder.
         config: its config.
         parts: the source and format of every part that has weights.
-        needs_training: the parts that were initialised.
+        needs_training: the parts that were initialised, a new router included.
         dropped: source tensors that the model has no use for, by source.
         has_tokenizer: whether a source brought tokenizer files.
     """
@@ -47,6 +48,7 @@ def convert(
     vision: str | None = None,
     connector: str | None = None,
     decoder: str | None = None,
+    upcycle: str | None = None,
     dtype: mx.Dtype | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -64,14 +66,17 @@ def convert(
         vision: where the image encoder comes from instead.
         connector: where the connector comes from instead, or its kind.
         decoder: where the decoder comes from instead.
+        upcycle: which layers of a dense decoder become sparse, and of how many experts:
+            ``experts=64,every=2``.
         dtype: what weights are cast to; None keeps each as it is.
         overwrite: whether an existing ``out`` is replaced.
         progress: called after every tensor.
 
     Raises:
         CheckpointError: a source cannot be had, read, or understood.
-        ConfigError: the parts do not fit together.
+        ConfigError: the parts do not fit together, or cannot be upcycled.
     """
+    plan = Upcycle.parse(upcycle) if upcycle is not None else None
     check_place(out, overwrite=overwrite)
     chosen = {"vision": vision, "connector": connector, "decoder": decoder}
     spec = connector if connector and is_spec(connector) else None
@@ -79,16 +84,15 @@ def convert(
         del chosen["connector"]
     with ExitStack() as stack:
         origins = open_origins(chosen, source, stack)
-        job = Job(compose(origins, spec), origins)
+        job = Job(compose(origins, spec), origins, plan)
         files = job.tokenizer_files()
         with CheckpointWriter(
-            out, job.config, job.record(), overwrite=overwrite
+            out, job.made, job.record(), overwrite=overwrite
         ) as writer:
-            for count, (name, tensor) in enumerate(job.tensors(), 1):
-                made = tensor if dtype is None else tensor.astype(dtype)
+            for count, (name, tensor) in enumerate(job.tensors(dtype), 1):
                 # One by one: what the tensor was made from is freed here.
-                mx.eval(made)
-                writer.add(name, made)
+                mx.eval(tensor)
+                writer.add(name, tensor)
                 mx.clear_cache()
                 if progress:
                     progress(count, len(writer.expected))
@@ -101,12 +105,12 @@ def _report(job: Job, out: Path, files: Collection[str]) -> Report:
     """What was done, ``files`` of the tokenizer included."""
     return Report(
         out=out,
-        config=job.config,
+        config=job.made,
         parts={
             part: (origin.name, name_of(origin.format))
             for part, origin in job.sourced.items()
         },
-        needs_training=job.initialised,
+        needs_training=job.untrained,
         dropped={n: p.dropped for n, (_, p) in job.plans.items() if p.dropped},
         has_tokenizer=any(f.startswith(("tokenizer.", "vocab.")) for f in files),
     )

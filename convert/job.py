@@ -18,6 +18,7 @@ from .parts import PARTS, Origin, Origins
 from .plan import Plan, plan
 from .source import Source
 from .text import tokenizer_files
+from .upcycle import ROUTER, Tensors, Upcycle
 
 SEED = 0
 
@@ -26,14 +27,19 @@ SEED = 0
 class Job:
     """A conversion that was checked by name and shape, and not begun."""
 
+    # What the origins make together, before it is upcycled.
     config: MM1Config
     origins: Origins
+    upcycle: Upcycle | None = None
+    # The config of what is written.
+    made: MM1Config = field(init=False)
     # The parts with weights, and those without.
     sourced: dict[str, Origin] = field(init=False)
     initialised: tuple[str, ...] = field(init=False)
     plans: dict[str, tuple[Source, Plan]] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.made = self.upcycle.config(self.config) if self.upcycle else self.config
         self.sourced = {
             part: origin
             for part, origin in self.origins.items()
@@ -69,8 +75,23 @@ class Job:
             _check_tied(origin.source, result)
         return result
 
-    def tensors(self) -> Iterator[tuple[str, mx.array]]:
-        """Every tensor of the model by name, lazily: from its source, or initialised."""
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """What was initialised and needs training."""
+        return (*self.initialised, ROUTER) if self.upcycle else self.initialised
+
+    def tensors(self, dtype: mx.Dtype | None = None) -> Tensors:
+        """Every tensor of the model by name, lazily, cast where there is a dtype."""
+        tensors: Tensors = self._dense_tensors()
+        if dtype is not None:
+            tensors = ((name, tensor.astype(dtype)) for name, tensor in tensors)
+        if self.upcycle:
+            assert self.made.decoder is not None
+            tensors = self.upcycle.tensors(tensors, self.made.decoder, SEED)
+        return tensors
+
+    def _dense_tensors(self) -> Iterator[tuple[str, mx.array]]:
+        """From their sources, or initialised."""
         for source, result in self.plans.values():
             for step in result.steps:
                 yield from step(source.read)
@@ -78,9 +99,9 @@ class Job:
             yield from _initialise(self.config, self.initialised)
 
     def tokenizer_files(self) -> dict[str, Path]:
-        """The decoder's tokenizer files by name."""
-        decoder = self.sourced.get("decoder")
-        return tokenizer_files(decoder.source) if decoder else {}
+        """The tokenizer files by name, of the decoder or else of the text tower."""
+        reader = self.sourced.get("decoder") or self.sourced.get("text")
+        return tokenizer_files(reader.source) if reader else {}
 
     def record(self) -> dict[str, Any]:
         """What the manifest says of where the model comes from."""
@@ -92,11 +113,11 @@ class Job:
             }
             for part, origin in self.sourced.items()
         }
-        for part in self.initialised:
+        for part in self.untrained:
             parts[part] = {"initialised": True, "seed": SEED}
         return {
             "parts": parts,
-            "needs_training": list(self.initialised),
+            "needs_training": list(self.untrained),
             "parity_checked": False,
         }
 

@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy of the assistant's tokens."""
+"""The training loss: cross-entropy of the assistant's tokens, and the gates' losses."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,47 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mm1_mlx.errors import ConfigError
 from mm1_mlx.models import MM1
+from mm1_mlx.models.moe import load_balance_loss, router_z_loss
 from mm1_mlx.train.sample import Batch
 
 
 def next_token_loss(model: MM1, batch: Batch) -> tuple[mx.array, mx.array]:
     """Mean cross-entropy (nats) over the learned tokens, and their number."""
     return answer_loss(model, batch, model.encode(batch.pictures))
+
+
+def sparse_loss(
+    model: MM1, batch: Batch, balance_weight: float = 0.01, z_weight: float = 0.001
+) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
+    """``next_token_loss`` with what keeps a decoder's experts in balanced use.
+
+    Each of the two gate losses is averaged over the sparse layers, padding left out.
+
+    Returns:
+        The loss, the number of learned tokens, and the unweighted parts of the loss:
+        ``cross_entropy``, ``load_balance`` and ``router_z``.
+
+    Raises:
+        ConfigError: the decoder has no experts.
+
+    Source: MM1 (arXiv 2403.09611), section 3.5, for the weights; axlearn's
+    AuxLossMetrics for the average over layers, https://github.com/apple/axlearn/blob/
+    34aed43c1b6e581c4753d06d7cbeedd5010ef26b/axlearn/common/causal_lm.py
+    """
+    states, gates = _routed_states(model, batch, model.encode(batch.pictures))
+    if not gates:
+        raise ConfigError(
+            "the decoder has no experts to balance; train it with next_token_loss"
+        )
+    real = mx.array(batch.real)
+    cross_entropy, count = states_loss(model, batch, states)
+    balance = mx.stack([load_balance_loss(logits, real) for logits in gates]).mean()
+    z = mx.stack([router_z_loss(logits, real) for logits in gates]).mean()
+    loss = cross_entropy + balance_weight * balance + z_weight * z
+    parts = {"cross_entropy": cross_entropy, "load_balance": balance, "router_z": z}
+    return loss, count, parts
 
 
 def answer_loss(
@@ -29,10 +63,17 @@ def batch_states(
 
     Right padding needs no mask: causal attention never looks at what follows.
     """
+    return _routed_states(model, batch, image_tokens)[0]
+
+
+def _routed_states(
+    model: MM1, batch: Batch, image_tokens: Sequence[mx.array]
+) -> tuple[mx.array, list[mx.array]]:
+    """The last states, and the gate's logits [B, T, E] of every sparse layer."""
     tokens = mx.array(batch.tokens)
     B, T = tokens.shape
     x = model.embed(tokens.flatten(), image_tokens, batch.spans).reshape(B, T, -1)
-    return model.decoder.hidden(tokens, input_embeddings=x)
+    return model.decoder.routed(tokens, input_embeddings=x)
 
 
 def states_loss(

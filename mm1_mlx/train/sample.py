@@ -64,6 +64,13 @@ class Batch:
     # Positions count through the flattened [B * T]; several rows may share a picture.
     spans: tuple[Span, ...]
     pictures: tuple[Picture, ...]
+    # Of every row, without its padding.
+    lengths: tuple[int, ...]
+
+    @property
+    def real(self) -> NDArray[np.bool_]:
+        """Which tokens [B, T] are not padding."""
+        return np.arange(self.tokens.shape[1]) < np.array(self.lengths)[:, None]
 
 
 def collate(
@@ -111,7 +118,11 @@ def collate(
         for start, length, picture in held
     )
     return Batch(
-        _pad(rows, T, np.int32), _pad(masks, T, np.bool_), flat, tuple(pictures)
+        tokens=_pad(rows, T, np.int32),
+        learned=_pad(masks, T, np.bool_),
+        spans=flat,
+        pictures=tuple(pictures),
+        lengths=tuple(map(len, rows)),
     )
 
 

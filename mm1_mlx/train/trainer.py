@@ -30,6 +30,8 @@ MAY_CHANGE = ("steps", "decay_steps", "final_fraction", "save_every", "log_every
 
 Model = TypeVar("Model", bound=nn.Module)
 Batch = TypeVar("Batch")
+# A loss's parts by their names.
+Parts = dict[str, mx.array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,8 @@ class Trainer(Generic[Model, Batch]):
 
     Args:
         model: trained in place.
-        loss: mean loss of (model, batch), and how many targets it is the mean of.
+        loss: mean loss of (model, batch), how many targets it is the mean of, and, for
+            a loss of several parts, these by name for the log.
         batches: the batch of (step, shard); every micro-batch is a shard of its own.
         config: the run.
         folder: where the checkpoint and ``log.jsonl`` are kept.
@@ -131,7 +134,10 @@ class Trainer(Generic[Model, Batch]):
     def __init__(
         self,
         model: Model,
-        loss: Callable[[Model, Batch], tuple[mx.array, mx.array]],
+        loss: Callable[
+            [Model, Batch],
+            tuple[mx.array, mx.array] | tuple[mx.array, mx.array, Parts],
+        ],
         batches: Callable[[int, int], Batch],
         config: TrainConfig,
         folder: Path,
@@ -141,6 +147,8 @@ class Trainer(Generic[Model, Batch]):
         self.config = config
         self.folder = folder
         self.step = 0
+        # Of the last step's loss.
+        self.parts: dict[str, float] = {}
         self._schedule = schedule(config, config.learning_rate)
         self.group = mx.distributed.init()
         self._share, rest = divmod(config.micro_batches, self.group.size())
@@ -193,7 +201,10 @@ class Trainer(Generic[Model, Batch]):
             self._workers[i % len(self._workers)].submit(self._backward, shard)
             for i, shard in enumerate(shards)
         ]
-        losses, grads = zip(*(p.result() for p in pending), strict=True)
+        losses, parts, grads = zip(*(p.result() for p in pending), strict=True)
+        self.parts = {
+            name: sum(part[name] for part in parts) / len(parts) for name in parts[0]
+        }
         mean = tree_map(lambda *g: sum(g) / len(g), *grads)
         mean = nn.average_gradients(mean)
         mean, _ = optim.clip_grad_norm(mean, self.config.clip_norm)
@@ -208,19 +219,22 @@ class Trainer(Generic[Model, Batch]):
             batch = self._loader.submit(self.batches, step, shard)
             self._loading[step, shard] = batch
 
-    def _backward(self, shard: int) -> tuple[float, Any]:
-        """Loss and gradients of one micro-batch, evaluated.
+    def _backward(self, shard: int) -> tuple[float, dict[str, float], Any]:
+        """Loss, its parts and gradients of one micro-batch, evaluated.
 
         Runs on a worker thread, whose stream is its own: on a CPU, micro-batches run
-        side by side. Only tracing, which puts tracers into the shared model, must not.
+        side by side. Only tracing, which puts tracers into the shared model, must not:
+        nor does a decoder with experts, which reads its routes while it is traced.
         """
         batch = self._loading.pop((self.step, shard)).result()
         with self._tracing:
             parameters = self.model.trainable_parameters()
-            (loss, _), grads = self._loss_and_grad(self.model, batch)
+            (loss, _, *rest), grads = self._loss_and_grad(self.model, batch)
             self.model.update(parameters)
-        mx.eval(loss, grads)
-        return cast(float, loss.item()), grads
+        parts: Parts = rest[0] if rest else {}
+        mx.eval(loss, parts, grads)
+        values = {name: cast(float, part.item()) for name, part in parts.items()}
+        return cast(float, loss.item()), values, grads
 
     def _log(
         self, loss: float, seconds: float, report: Callable[[dict[str, Any]], None]
@@ -230,6 +244,7 @@ class Trainer(Generic[Model, Batch]):
         line = {
             "step": self.step,
             "loss": round(loss, 5),
+            **{name: round(part, 5) for name, part in self.parts.items()},
             "learning_rate": self._schedule(mx.array(self.step)).item(),
             "seconds_per_step": round(seconds, 4),
         }
