@@ -60,6 +60,7 @@ def open_origins(
         if wanted not in opened:
             opened[wanted] = PRESETS.get(wanted) or _open(wanted, stack)
         if getattr(config_of(opened[wanted]), part) is not None:
+            _check_here(opened[wanted], part)
             origins[part] = opened[wanted]
         elif name:
             raise CheckpointError(f"{name} holds no {part}; name another source for it")
@@ -71,6 +72,18 @@ def open_origins(
         # Beside a decoder CLIP's space has no use.
         origins.pop("text", None)
     return origins
+
+
+def _check_here(origin: Origin | MM1Config, part: str) -> None:
+    """Pass only if the origin does not leave the part to another source."""
+    if not isinstance(origin, Origin):
+        return
+    elsewhere = getattr(origin.format, "elsewhere", None)
+    place = elsewhere(origin.source).get(part) if elsewhere else None
+    if place:
+        raise CheckpointError(
+            f"{origin.name} does not hold its {part} part; add --{part} {place}"
+        )
 
 
 def _open(name: str, stack: ExitStack) -> Origin:
@@ -98,6 +111,10 @@ def compose(origins: Origins, spec: str | None) -> MM1Config:
     for part, section in (("vision", "image"), ("decoder", "prompt")):
         if part in origins:
             values[section] = getattr(config_of(origins[part]), section)
+    both = "vision" in values and "decoder" in values
+    if both:
+        # Beside a decoder CLIP's space has no use.
+        values["vision"] = replace(values["vision"], projection_size=None)
     connector = origins.get("connector")
     trained = connector.config.vision if isinstance(connector, Origin) else None
     if trained and "vision" in values:
@@ -108,9 +125,6 @@ def compose(origins: Origins, spec: str | None) -> MM1Config:
             apply_post_norm=trained.apply_post_norm,
             drop_cls=trained.drop_cls,
         )
-    both = "vision" in values and "decoder" in values
-    if both:
-        values["vision"] = replace(values["vision"], projection_size=None)
     if spec:
         if not both:
             raise ConfigError(

@@ -1,5 +1,6 @@
 """The ``image`` section of a config, from a Hugging Face preprocessor_config.json."""
 
+from collections.abc import Collection
 from typing import Any
 
 from mm1_mlx.config import ImageConfig
@@ -39,8 +40,15 @@ DEFAULTS = {
 }
 
 
-def image_section(source: Source, size: int) -> ImageConfig:
+def image_section(
+    source: Source, size: int, ignored: Collection[str] = ()
+) -> ImageConfig:
     """How the source turns a picture into ``size`` x ``size`` pixels.
+
+    Args:
+        source: where the preprocessor's config is.
+        size: the encoder's.
+        ignored: fields that the caller reads elsewhere.
 
     Raises:
         ConfigError: it does so in a way that this program does not know.
@@ -56,15 +64,17 @@ def image_section(source: Source, size: int) -> ImageConfig:
         raise ConfigError(
             f"{fields.where}.rescale_factor: {factor!r} is not supported; supported: 1/255"
         )
+    resize = "squash" if _squashes(source) else _resize(fields)
     section = ImageConfig.from_dict(
         {
-            "size": _size(fields, size),
-            "resize": "squash" if _squashes(source) else _resize(fields),
+            "size": size,
+            "resize": resize,
+            "crop_from": _crop_from(fields, size, resize),
             "mean": fields.require("image_mean"),
             "std": fields.require("image_std"),
         }
     )
-    fields.finish(HARMLESS)
+    fields.finish((*HARMLESS, *ignored))
     return section
 
 
@@ -100,17 +110,21 @@ def _resize(fields: Fields) -> str:
     )
 
 
-def _size(fields: Fields, default: int) -> int:
-    """The one side of what ``size`` and ``crop_size`` say."""
-    sides = [default]
-    for key in ("size", "crop_size"):
-        value = fields.get(key)
-        if key == "crop_size" and not fields.get("do_center_crop"):
-            continue  # nothing is cropped to it
-        sides += value.values() if isinstance(value, dict) else [value or default]
-    if any(side != default for side in sides):
+def _crop_from(fields: Fields, size: int, resize: str) -> int | None:
+    """What the shortest edge becomes before ``size`` is cut out, None for ``size``."""
+    edges, cuts = _sides(fields, "size", size), _sides(fields, "crop_size", size)
+    if not fields.get("do_center_crop"):
+        cuts = []  # nothing is cropped to it
+    edge = edges[0] if resize == "crop" and len(edges) == 1 else None
+    larger = edge if type(edge) is int and edge > size else None
+    if any(side != size for side in (*cuts, *([] if larger else edges))):
         raise ConfigError(
             f"{fields.where}: size {fields.get('size')} and crop_size "
-            f"{fields.get('crop_size')} do not make the encoder's {default} x {default}"
+            f"{fields.get('crop_size')} do not make the encoder's {size} x {size}"
         )
-    return default
+    return larger
+
+
+def _sides(fields: Fields, key: str, default: int) -> list[Any]:
+    value = fields.get(key)
+    return list(value.values()) if isinstance(value, dict) else [value or default]

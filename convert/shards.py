@@ -31,6 +31,8 @@ def weight_files(folder: Path) -> list[str]:
         matches = [name for name in names if re.fullmatch(pattern, name)]
         if own := [x for x in matches if not x.startswith(hub.SECOND_COPIES)]:
             return own
+    if only := hub.open_clip_weights(names):
+        return only
     raise CheckpointError(f"{folder} has no safetensors weights{what_lies_in(folder)}")
 
 

@@ -16,7 +16,7 @@ from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import check_shard, read_json, safe_join, user_path
 from mm1_mlx.hub import SourceInfo
 
-from .shards import unpickle, weight_files, what_lies_in
+from .shards import BIN_INDEX, SAFETENSORS_INDEX, unpickle, weight_files, what_lies_in
 
 FLOATS = {mx.float16, mx.bfloat16, mx.float32}
 
@@ -85,17 +85,27 @@ class Source:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of config.json.
+        """The content of config.json, or of open_clip's own where it is the only one.
 
         Raises:
             CheckpointError: there is none.
         """
         config = self.json("config.json")
         if config is None:
+            config = self.json("open_clip_config.json")
+        if config is None:
             raise CheckpointError(
                 f"{self.name} has no config.json{what_lies_in(self.folder)}"
             )
         return config
+
+    def holds(self, prefix: str) -> bool:
+        """Whether a tensor's name begins so; by the index alone where there is one."""
+        for name in (SAFETENSORS_INDEX, BIN_INDEX):
+            names = (self.json(name) or {}).get("weight_map")
+            if isinstance(names, dict):
+                return any(str(key).startswith(prefix) for key in names)
+        return any(key.startswith(prefix) for key in self.tensors)
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

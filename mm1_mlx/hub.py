@@ -29,6 +29,12 @@ REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 # The same weights in another layout: Mistral's and OpenCLIP's own.
 SECOND_COPIES = ("consolidated", "open_clip")
+# What open_clip calls its weights, the better kind first.
+OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,19 @@ def model_type(repository: str) -> str | None:
     Raises:
         CheckpointError: there is no such repository, or it cannot be reached.
     """
-    path = _reach(repository, lambda: hf_hub_download(repository, "config.json"))
+    path = _reach(repository, lambda: _config_file(repository))
     values = read_json(Path(path))
     return values.get("model_type") if isinstance(values, dict) else None
+
+
+def _config_file(repository: str) -> str:
+    try:
+        return hf_hub_download(repository, "config.json")
+    except RemoteEntryNotFoundError as error:
+        try:  # its only config in some repositories of open_clip
+            return hf_hub_download(repository, "open_clip_config.json")
+        except RemoteEntryNotFoundError:
+            raise error from None
 
 
 def download(repository: str, *, pickles: bool = False) -> tuple[Path, str | None]:
@@ -153,11 +169,18 @@ def _own(names: Iterable[str]) -> list[str]:
         for name in names
         if name.endswith(".safetensors") and not name.startswith(SECOND_COPIES)
     ]
-    return safetensors or [
+    pickles = [
         name
         for name in names
         if name.startswith("pytorch_model") and name.endswith(".bin")
     ]
+    return safetensors or pickles or open_clip_weights(names)
+
+
+def open_clip_weights(names: Iterable[str]) -> list[str]:
+    """The one file of open_clip's weights among these, to use where there are no others."""
+    names = set(names)
+    return next(([name] for name in OPEN_CLIP_WEIGHTS if name in names), [])
 
 
 def _licence(info: ModelInfo) -> str | None:

@@ -1,4 +1,7 @@
-"""Image encoders of CLIP: ``CLIPVisionModel``, and the vision half of ``CLIPModel``.
+"""CLIP as transformers stores it: ``CLIPModel``, and ``CLIPVisionModel`` alone.
+
+Apple's VeCLIP and VeCap-DFN are in this format, too; ``convert/veclip.py`` says how their
+pictures are made.
 
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/clip/modeling_clip.py
 """
@@ -8,6 +11,7 @@ from typing import Any
 from mm1_mlx.config import MM1Config, VisionConfig
 from mm1_mlx.errors import ConfigError
 
+from .. import clip_text, veclip
 from ..fields import Fields
 from ..picture import image_section
 from ..rules import Table, conv
@@ -25,14 +29,13 @@ DEFAULTS = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-LEAVES = [
-    f"{name}.{kind}"
-    for name in (
-        *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        *("self_attn.out_proj", "layer_norm1", "mlp.fc1", "mlp.fc2", "layer_norm2"),
-    )
-    for kind in ("weight", "bias")
-]
+# CLIPConfig's and CLIPVisionConfig's.
+PROJECTION_SIZE = 512
+# Read one by one, or of use to an untrained model only.
+IGNORED = (
+    *("text_config", "text_config_dict", "vision_config", "vision_config_dict"),
+    "logit_scale_init_value",
+)
 
 
 def table(prefix: str) -> Table:
@@ -49,27 +52,19 @@ def table(prefix: str) -> Table:
         f"{prefix}post_layernorm.weight": "vision.post_layernorm.weight",
         f"{prefix}post_layernorm.bias": "vision.post_layernorm.bias",
     }
-    for leaf in LEAVES:
+    for leaf in clip_text.LEAVES:
         names[f"{prefix}encoder.layers.{{}}.{leaf}"] = f"vision.layers.{{}}.{leaf}"
     return names
 
 
-TEXT_TOWER = [
-    "logit_scale",
-    "visual_projection.weight",
-    "text_projection.weight",
-    "text_model.embeddings.token_embedding.weight",
-    "text_model.embeddings.position_embedding.weight",
-    "text_model.embeddings.position_ids",
-    "text_model.final_layer_norm.weight",
-    "text_model.final_layer_norm.bias",
-    *(f"text_model.encoder.layers.{{}}.{leaf}" for leaf in LEAVES),
-]
 # transformers 5 saves a CLIPVisionModel without the prefix.
 RULES: Table = {
     **table("vision_model."),
     **table(""),
-    **dict.fromkeys(TEXT_TOWER),
+    **clip_text.table("text_model."),
+    "visual_projection.weight": "vision.projection.weight",
+    "text_projection.weight": "text.projection.weight",
+    "logit_scale": "text.logit_scale",
 }
 
 
@@ -84,15 +79,28 @@ def detect(source: Source) -> bool:
 
 
 def config(source: Source) -> MM1Config:
-    """The encoder as MM1 uses it: the last block, normalised, without the class token."""
-    values = source.config
+    """Both towers, or the encoder as MM1 uses it: the last block, normalised, no class."""
+    values, text, projection = source.config, None, None
     if values["model_type"] == "clip":
-        # The second spelling is older and wins in transformers too.
-        sections = (values.get("vision_config"), values.get("vision_config_dict"))
-        new, old = (Fields(x or {}, "CLIPConfig.vision_config") for x in sections)
-        values = new.values | old.values
-    vision = vision_config(values)
-    return MM1Config(vision=vision, image=image_section(source, vision.image_size))
+        whole = Fields(values, "CLIPConfig", {"projection_dim": PROJECTION_SIZE})
+        projection = whole.integer("projection_dim")
+        whole.finish(IGNORED)
+        text = clip_text.text_config(_half(values, "text_config"), projection)
+        values = _half(values, "vision_config")
+    elif "CLIPVisionModelWithProjection" in str(values.get("architectures")):
+        alone = Fields(values, "CLIPVisionConfig", {"projection_dim": PROJECTION_SIZE})
+        projection = alone.integer("projection_dim")
+    vision = vision_config(values, projection_size=projection)
+    size = vision.image_size
+    image = veclip.image_section(source, size, text) or image_section(source, size)
+    return MM1Config(vision=vision, text=text, image=image)
+
+
+def _half(values: Any, key: str) -> dict[str, Any]:
+    """A tower's section, which old configs have under a second name that wins."""
+    sections = (values.get(key), values.get(f"{key}_dict"))
+    new, old = (Fields(x or {}, f"CLIPConfig.{key}").values for x in sections)
+    return {**new, **old}
 
 
 def vision_config(values: Any, **chosen: Any) -> VisionConfig:
@@ -104,7 +112,7 @@ def vision_config(values: Any, **chosen: Any) -> VisionConfig:
     fields = Fields(values, "CLIPVisionConfig", DEFAULTS)
     fields.expect("model_type", "clip_vision_model", "clip")
     fields.expect("num_channels", 3)
-    sizes = {key: _square(fields, key) for key in ("image_size", "patch_size")}
+    sizes = {key: square(fields, key) for key in ("image_size", "patch_size")}
     names = ("hidden_size", "intermediate_size", "num_hidden_layers")
     section = VisionConfig.from_dict(
         {
@@ -112,6 +120,7 @@ def vision_config(values: Any, **chosen: Any) -> VisionConfig:
             **{name: fields.integer(name) for name in (*names, "num_attention_heads")},
             "hidden_act": fields.activation("hidden_act"),
             "layer_norm_eps": fields.require("layer_norm_eps"),
+            "interpolation": "bicubic",
             **chosen,
         }
     )
@@ -120,7 +129,12 @@ def vision_config(values: Any, **chosen: Any) -> VisionConfig:
     return section
 
 
-def _square(fields: Fields, key: str) -> int:
+def square(fields: Fields, key: str) -> int:
+    """The field's value, one side of a square.
+
+    Raises:
+        ConfigError: it is something else.
+    """
     value = fields.require(key)
     if isinstance(value, list) and value and value.count(value[0]) == len(value):
         value = value[0]

@@ -105,6 +105,9 @@ class ImageConfig(Section):
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     # Length of the shortest edge before the centre is cut out; None means ``size``.
     crop_from: int | None = None
+    # Where the cut begins if its margins cannot be equal: half of them rounded down, as
+    # transformers and TensorFlow do, or to the nearest even number, as torchvision does.
+    crop_rounding: Literal["down", "even"] = "down"
     # How a large picture becomes several tiles; None means one tile a picture.
     tiling: SplitTiling | DynamicTiling | AnyresTiling | None = None
 
@@ -121,6 +124,12 @@ class ImageConfig(Section):
                 f"ImageConfig.crop_from: {self.crop_from} needs resize 'crop' and at "
                 f"least size {self.size}",
             )
+        require(
+            self.resample == "bicubic"
+            or (self.resize in ("squash", "crop") and self.tiling is None),
+            "ImageConfig.resample: 'bilinear' needs resize 'squash' or 'crop' and no "
+            "tiling",
+        )
 
     @property
     def max_tiles(self) -> int:

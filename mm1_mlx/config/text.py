@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from mm1_mlx.config.limits import (
     MAX_HIDDEN_SIZE,
@@ -31,6 +32,12 @@ class TextConfig(Section):
     eos_token_id: int | None = None
     # What fills the places after the text.
     pad_token_id: int = 0
+
+    # What every such tower has, for the block that it shares with the image encoder.
+    norm: ClassVar[Literal["layer", "rms"]] = "layer"
+    attention_bias: ClassVar[bool] = True
+    mlp_bias: ClassVar[bool] = True
+    gated_mlp: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_sizes(self, MAX_VOCAB_SIZE, "vocab_size")

@@ -18,13 +18,19 @@ from mm1_mlx.section import Section, check_positive, check_sizes, require
 class VisionMoEConfig(Section):
     """Expert MLPs in an encoder's last blocks, chosen once per image.
 
-    Source: Mobile V-MoE (arXiv 2309.04354).
+    Source: Mobile V-MoE (arXiv 2309.04354). What its router reads and how many experts
+    an image passes are not known here, so they are fields.
     """
 
     num_experts: int
     experts_per_image: int = 1
     # How many of the last blocks are sparse.
     num_sparse_layers: int
+    # What a block's router sees of its normed input: the mean of all places, or the
+    # class token alone.
+    router_input: Literal["mean", "class_token"] = "mean"
+    # Whether the chosen experts' probabilities are scaled to sum to 1.
+    norm_topk_prob: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(self, MAX_EXPERTS, "num_experts")
@@ -106,6 +112,12 @@ class VisionConfig(Section):
         require(
             self.drop_cls or self.class_token,
             "VisionConfig.drop_cls: there is no class token to keep",
+        )
+        require(
+            self.moe is None
+            or self.class_token
+            or self.moe.router_input != "class_token",
+            "VisionConfig.moe: there is no class token for the router to read",
         )
         require(
             self.projection_size is None

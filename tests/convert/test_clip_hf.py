@@ -1,4 +1,4 @@
-"""CLIP's image encoder computes what transformers computes."""
+"""CLIP's two towers compute what transformers computes."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+import sources
 from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
@@ -24,11 +25,12 @@ from transformers import (  # noqa: E402
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    CLIPVisionModelWithProjection,
 )
 
 from mm1_mlx.checkpoint import load_config, load_model  # noqa: E402
-from mm1_mlx.config import VisionConfig  # noqa: E402
-from mm1_mlx.convert import convert  # noqa: E402
+from mm1_mlx.config import ImageConfig, VisionConfig  # noqa: E402
+from mm1_mlx.convert import Source, convert, detect_format  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
 
 pytestmark = pytest.mark.reference
@@ -96,24 +98,211 @@ def test_features_equal_transformers(name: str, prefix: str, tmp_path: Path) -> 
     assert difference(our_features(ours, first), features(model, second)) > 0.1
 
 
-def test_a_whole_clip_model_gives_its_vision_half(tmp_path: Path) -> None:
-    config = CASES["2 x 2 patches"]
-    text = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
-    text |= {"num_attention_heads": 2, "vocab_size": 50, "eos_token_id": 2}
-    model = CLIPModel(CLIPConfig(vision_config=config, text_config=text)).eval()
-    reinitialise(model, 0)
-    model.save_pretrained(tmp_path / "in")
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 50,
+    "max_position_embeddings": 10,
+    "pad_token_id": 1,
+}
+# Text ends with 49; 40 stands in its midst, and what follows the end changes nothing.
+TOKENS = [[3, 40, 9, 40, 12, 49, 1, 1], [5, 6, 49, 1, 1, 1, 1, 1], [7] * 7 + [49]]
+# How transformers finds a text's end: the highest id, or the first of a token.
+ENDS = {"highest id": 2, "first 49": 49, "first 40": 40}
+
+
+def whole(ends: str, width: int = 32, **fields: Any) -> dict[str, Any]:
+    return {
+        "model_type": "clip",
+        "projection_dim": width,
+        "vision_config": CASES["2 x 2 patches"],
+        "text_config": {**TEXT, "eos_token_id": ENDS[ends], **fields},
+    }
+
+
+def whole_reference(config: dict[str, Any], seed: int = 0) -> Any:
+    values = {key: x for key, x in config.items() if key != "model_type"}
+    model = CLIPModel(CLIPConfig(**values)).eval()
+    reinitialise(model, seed)
+    return model
+
+
+def our_embeddings(model: MM1, pixels: NDArray[np.float32]) -> list[NDArray[Any]]:
+    """Of the picture and of the texts, and how well they fit."""
+    images = model.vision.project(mx.array(pixels))
+    texts = model.text(mx.array(TOKENS))
+    norm = [x / mx.linalg.norm(x, axis=-1, keepdims=True) for x in (images, texts)]
+    logits = mx.exp(model.text.logit_scale) * norm[0] @ norm[1].T
+    return [np.array(x) for x in (images, texts, logits)]
+
+
+def their_embeddings(model: Any, pixels: NDArray[np.float32]) -> list[NDArray[Any]]:
+    with torch.no_grad():
+        output = model(input_ids=torch.tensor(TOKENS), pixel_values=to_torch(pixels))
+    images = output.vision_model_output.pooler_output
+    texts = output.text_model_output.pooler_output
+    assert torch.allclose(images / images.norm(), output.image_embeds, atol=1e-6)
+    return [x.numpy() for x in (images, texts, output.logits_per_image)]
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("fields", [{}, {"hidden_act": "gelu", "layer_norm_eps": 1e-3}])
+def test_both_towers_equal_transformers(
+    ends: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    config = whole(ends, width=24, **fields)
+    model = whole_reference(config)
+    save(tmp_path / "in", state_of(model, config), config)
     report = convert(str(tmp_path / "in"), tmp_path / "out")
-    dropped = report.dropped[str(tmp_path / "in")]
-    assert {name.partition(".")[0] for name in dropped} == {
+    assert report.dropped == {}
+    ours = load_model(tmp_path / "out")
+    assert ours.config.text is not None
+    assert ours.config.text.eos_token_id == (
+        None if ends == "highest id" else ENDS[ends]
+    )
+    results = []
+    for pixels in pictures(28):
+        expected = their_embeddings(model, pixels)
+        results.append(our_embeddings(ours, pixels))
+        for result, reference in zip(results[-1], expected, strict=True):
+            assert difference(result, reference) <= TOLERANCE
+        theirs = features(model.vision_model, pixels)
+        assert difference(our_features(ours, pixels), theirs) <= TOLERANCE
+    first, second = results
+    # Pictures differ, texts do not.
+    assert difference(first[0], second[0]) > 0.1
+    assert np.array_equal(first[1], second[1])
+    assert difference(first[1][:1].repeat(2, axis=0), first[1][1:]) > 0.1
+
+
+def test_every_swap_of_two_rules_of_both_towers_is_noticed(tmp_path: Path) -> None:
+    config = whole("first 49")
+    folder = save(tmp_path / "in", state_of(whole_reference(config), config), config)
+    convert(str(folder), tmp_path / "out")
+    pixels = pictures(28)[0]
+
+    def everything(model: MM1) -> NDArray[np.float32]:
+        images, texts, _ = our_embeddings(model, pixels)
+        return np.concatenate([our_features(model, pixels)[0], images, texts]).ravel()
+
+    count, unnoticed = undetected_swaps(folder, tmp_path / "out", everything)
+    assert count > 150
+    # A key's bias adds the same to all scores of a query, which softmax does not see.
+    (pair,) = unnoticed
+    assert all("k_proj.bias" in name for name in pair)
+
+
+def test_a_projected_encoder_keeps_its_projection(tmp_path: Path) -> None:
+    config = CASES["2 x 2 patches"] | {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "projection_dim": 20,
+    }
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**config)).eval()
+    reinitialise(model, 0)
+    save(tmp_path / "in", state_of(model, config), config)
+    convert(str(tmp_path / "in"), tmp_path / "out")
+    ours = load_model(tmp_path / "out")
+    pixels = pictures(28)[0]
+    with torch.no_grad():
+        expected = model(to_torch(pixels)).image_embeds.numpy()
+    assert difference(np.array(ours.vision.project(mx.array(pixels))), expected) <= 1e-4
+    assert "text" not in ours
+
+
+def test_beside_a_decoder_the_encoder_loses_text_and_projection(tmp_path: Path) -> None:
+    config = whole("first 49")
+    model = whole_reference(config)
+    clip_folder = save(tmp_path / "clip", state_of(model, config), config)
+    llama = str(sources.llama(tmp_path / "llama"))
+    out = tmp_path / "out"
+    report = convert(
+        None, out, vision=str(clip_folder), connector="linear", decoder=llama
+    )
+    assert report.config.text is None
+    assert report.config.vision is not None
+    assert report.config.vision.projection_size is None
+    dropped = report.dropped[str(clip_folder)]
+    parts = {name.partition(".")[0] for name in dropped}
+    assert parts == {
         "logit_scale",
         "text_model",
         "text_projection",
         "visual_projection",
     }
     pixels = pictures(28)[0]
-    ours = our_features(load_model(tmp_path / "out"), pixels)
-    assert difference(ours, features(model.vision_model, pixels)) <= TOLERANCE
+    theirs = features(model.vision_model, pixels)
+    assert difference(our_features(load_model(out), pixels), theirs) <= TOLERANCE
+
+
+def test_a_connector_goes_on_reading_its_layer_of_a_whole_clip(tmp_path: Path) -> None:
+    """The features of layer -2 lie before what the projection is reached from."""
+    clip_folder = tmp_path / "clip"
+    config = {
+        "model_type": "clip",
+        "projection_dim": 6,
+        "vision_config": sources.CLIP,
+        "text_config": {**TEXT, "eos_token_id": 49},
+    }
+    model = whole_reference(config)
+    save(clip_folder, state_of(model, config), config)
+    llava = str(sources.llava(tmp_path / "llava"))
+    report = convert(llava, tmp_path / "out", vision=str(clip_folder))
+    assert report.config.vision is not None
+    assert report.config.vision.feature_layer == -2
+    assert report.config.vision.projection_size is None
+
+
+@pytest.mark.parametrize("size", [56, 42, 70])
+def test_larger_pictures_stretch_positions_as_transformers_does(
+    size: int, tmp_path: Path
+) -> None:
+    config = CASES["2 x 2 patches"] | {"image_size": 42}
+    model = reference(config)
+    save(tmp_path / "in", state_of(model, config), config)
+    convert(str(tmp_path / "in"), tmp_path / "out")
+    ours = load_model(tmp_path / "out")
+    pixels = pictures(size)[0]
+    with torch.no_grad():
+        output = model(to_torch(pixels), interpolate_pos_encoding=True)
+        expected = model.post_layernorm(output.last_hidden_state)[:, 1:].numpy()
+    result = our_features(ours, pixels)
+    assert result.shape[1] == (size // 14) ** 2
+    assert difference(result, expected) <= TOLERANCE
+
+
+def veclip(tmp_path: Path, vocabulary: int, **files: Any) -> ImageConfig | None:
+    text = TEXT | {"vocab_size": vocabulary, "eos_token_id": 1, "pad_token_id": 0}
+    text |= {"hidden_act": "gelu"}
+    vision = CASES["2 x 2 patches"] | {"hidden_act": "gelu"}
+    config = {"model_type": "clip", "vision_config": vision, "text_config": text}
+    source = Source(str(sources.write(tmp_path / "in", config, {}, **files)))
+    found = detect_format(source).config(source)
+    assert found.vision is not None
+    assert found.text is not None
+    assert found.vision.hidden_act == found.text.hidden_act == "gelu"
+    assert (found.text.eos_token_id, found.text.pad_token_id) == (1, 0)
+    return found.image
+
+
+@pytest.mark.parametrize("vocabulary", [32_000, 32_100, 32_128])
+def test_veclip_s_pictures_are_tensorflow_s(vocabulary: int, tmp_path: Path) -> None:
+    image = veclip(tmp_path, vocabulary)
+    assert image is not None
+    assert (image.size, image.resize, image.resample) == (28, "crop", "bilinear")
+
+
+def test_a_preprocessor_or_clip_s_tokens_tell_that_it_is_no_veclip(
+    tmp_path: Path,
+) -> None:
+    crop = {"crop_size": 28, "size": {"shortest_edge": 32}}
+    image = veclip(tmp_path / "a", 32_128, preprocessor_config=crop)
+    assert image is not None
+    assert (image.resample, image.crop_from) == ("bicubic", 32)
+    image = veclip(tmp_path / "b", 49_408)
+    assert image is not None
+    assert (image.resample, image.crop_from) == ("bicubic", None)
 
 
 def test_eps_and_activation_are_the_source_s(tmp_path: Path) -> None:
@@ -132,6 +321,7 @@ def test_eps_and_activation_are_the_source_s(tmp_path: Path) -> None:
         feature_layer=-1,
         apply_post_norm=True,
         drop_cls=True,
+        interpolation="bicubic",
     )
 
 

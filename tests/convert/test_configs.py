@@ -1,6 +1,7 @@
 """Foreign config files are read in full, or refused by the field that is not known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,14 @@ def test_a_whole_dump_of_honeybee_s_config_is_understood(tmp_path: Path) -> None
 
 
 def test_mm1_s_public_encoder_is_the_preset_s(tmp_path: Path) -> None:
-    assert read(tmp_path, DFN_H).vision == VIT_H_14_378
+    vision = read(tmp_path, DFN_H).vision
+    assert vision is not None
+    assert vision.projection_size == 1024
+    # The preset leaves out CLIP's space, and stretches positions as axlearn does.
+    assert (
+        replace(vision, projection_size=None, interpolation="bicubic_antialias")
+        == VIT_H_14_378
+    )
 
 
 def test_old_clip_configs_repeat_their_vision_half(tmp_path: Path) -> None:
