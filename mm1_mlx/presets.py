@@ -88,6 +88,12 @@ _3B = _decoder(26, 3072, 24, 24, 8064)
 _7B = _decoder(32, 4096, 32, 4, 13_312)
 _30B = _decoder(48, 7168, 56, 56, 19_200)
 
+# axlearn's honeycrisp-3B, AFM-on-device's skeleton: a decoder alone.
+# https://github.com/apple/axlearn/blob/34aed43/axlearn/experiments/text/gpt/honeycrisp.py
+_AFM_3B = DecoderConfig.from_dict(
+    _decoder(26, 3072, 24, 8, 8064).to_dict() | {"qk_norm": "rotated"}
+)
+
 PRESETS: dict[str, MM1Config] = {
     "mm1-1.2b": _mm1(VIT_L_14_336, _1_2B),  # the ablations' base
     "mm1-3b": _mm1(VIT_H_14_378, _3B),
@@ -95,4 +101,5 @@ PRESETS: dict[str, MM1Config] = {
     "mm1-30b": _mm1(VIT_H_14_378, _30B),
     "mm1-3b-moe": _mm1(VIT_H_14_378, _3B, MoEConfig(num_experts=64, every=2, offset=1)),
     "mm1-7b-moe": _mm1(VIT_H_14_378, _7B, MoEConfig(num_experts=32, every=4, offset=3)),
+    "afm-3b": MM1Config(decoder=_AFM_3B, prompt=PromptConfig(template="plain")),
 }
