@@ -32,6 +32,21 @@ VARIANTS = {
     "interleaved": {"rope_interleaved": True},
     "biased": {"qkv_bias": True, "o_bias": True, "mlp_bias": True},
     "qk_norm": {"qk_norm": "head"},
+    "qk_norm_full": {"qk_norm": "full"},
+    "qk_norm_rotated": {"qk_norm": "rotated", "rope_interleaved": True},
+    "layer_norm": {"norm": "layer"},
+    "partial_rope": {"rotary_dim": 4},
+    "scaled": {"embedding_scale": 48**0.5},
+    "layer_sizes": {
+        "layer_sizes": [
+            {
+                "num_attention_heads": heads,
+                "num_key_value_heads": keys,
+                "intermediate_size": width,
+            }
+            for heads, keys, width in ((2, 1, 24), (6, 2, 64), (4, 4, 40))
+        ]
+    },
     "gelu": {"hidden_act": "gelu_tanh"},
     "window": {"sliding_window": 4},
     "linear_rope": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
@@ -95,21 +110,26 @@ def test_a_token_changes_only_what_follows(changes, make_decoder, assert_close):
 
 def reference(decoder, config, tokens):
     """Logits [T, V] by numpy-like steps: explicit mask, repeated keys, plain softmax."""
-    T, heads, head_dim = len(tokens), config.num_attention_heads, config.head_dim
-    repeats = heads // config.num_key_value_heads
+    T, head_dim = len(tokens), config.head_dim
     window = config.sliding_window or T
     back = mx.arange(T)[:, None] - mx.arange(T)[None]
     hidden = mx.logical_or(back < 0, back >= window)
-    x = decoder.embed_tokens(tokens)
-    for layer in decoder.layers:
+    x = decoder.embed_tokens(tokens) * config.embedding_scale
+    for i, layer in enumerate(decoder.layers):
+        sizes = config.sizes(i)
+        heads, kv_heads = sizes.num_attention_heads, sizes.num_key_value_heads
         attention, y = layer.self_attn, layer.input_layernorm(x)
-        q = attention.q_proj(y).reshape(T, heads, head_dim)
-        k = attention.k_proj(y).reshape(T, -1, head_dim)
-        v = attention.v_proj(y).reshape(T, -1, head_dim)
-        if config.qk_norm:
+        q, k, v = attention.q_proj(y), attention.k_proj(y), attention.v_proj(y)
+        if config.qk_norm == "full":
+            q, k = attention.q_norm(q), attention.k_norm(k)
+        q = q.reshape(T, heads, head_dim)
+        k, v = (z.reshape(T, kv_heads, head_dim) for z in (k, v))
+        if config.qk_norm == "head":
             q, k = attention.q_norm(q), attention.k_norm(k)
         q, k = (rotate(z, config) for z in (q, k))
-        k, v = (mx.repeat(z, repeats, axis=1) for z in (k, v))
+        if config.qk_norm == "rotated":
+            q, k = attention.q_norm(q), attention.k_norm(k)
+        k, v = (mx.repeat(z, heads // kv_heads, axis=1) for z in (k, v))
         scores = mx.einsum("ihd,jhd->hij", q, k) / head_dim**0.5
         weights = mx.softmax(mx.where(hidden, -float("inf"), scores), axis=-1)
         y = mx.einsum("hij,jhd->ihd", weights, v).reshape(T, -1)
@@ -122,7 +142,8 @@ def reference(decoder, config, tokens):
 
 def rotate(x, config):
     """x [T, h, d] rotated by its position: pairs of halves, or of neighbours."""
-    half = config.head_dim // 2
+    x, rest = mx.split(x, [config.rotary_dim or config.head_dim], axis=-1)
+    half = x.shape[-1] // 2
     frequencies = config.rope_theta ** (-mx.arange(half) / half)
     angles = mx.arange(len(x))[:, None, None] * frequencies
     cos, sin = mx.cos(angles), mx.sin(angles)
@@ -132,13 +153,17 @@ def rotate(x, config):
         a, b = x[..., :half], x[..., half:]
     pair = [a * cos - b * sin, a * sin + b * cos]
     if config.rope_interleaved:
-        return mx.stack(pair, axis=-1).reshape(x.shape)
-    return mx.concatenate(pair, axis=-1)
+        return mx.concatenate([mx.stack(pair, axis=-1).reshape(x.shape), rest], axis=-1)
+    return mx.concatenate([*pair, rest], axis=-1)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["grouped", "multi_query", "tied", "interleaved", "biased", "qk_norm", "window"],
+    [
+        *("grouped", "multi_query", "tied", "interleaved", "biased", "qk_norm"),
+        *("window", "qk_norm_full", "qk_norm_rotated", "layer_norm", "partial_rope"),
+        *("scaled", "layer_sizes"),
+    ],
 )
 def test_logits_equal_a_plain_computation(name, make_decoder, assert_close):
     changes = VARIANTS[name]
@@ -156,12 +181,45 @@ def test_half_split_and_interleaved_rotations_differ(make_decoder):
     assert difference[:, 0].max() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["window", "linear_rope", "qk_norm", "biased"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("window", "linear_rope", "qk_norm", "qk_norm_rotated", "biased"),
+        *("qk_norm_full", "layer_norm", "partial_rope", "scaled"),
+    ],
+)
 def test_an_option_changes_the_logits(name, make_decoder):
     plain, changed = make_decoder(), make_decoder(**VARIANTS[name])
     shared = plain.parameters()
     changed.update(shared)
     assert mx.abs(plain(TOKENS) - changed(TOKENS))[:, -1].max() > 1e-3
+
+
+def test_norms_before_and_after_the_rotation_differ(make_decoder):
+    before, after = make_decoder(qk_norm="head"), make_decoder(qk_norm="rotated")
+    after.update(before.parameters())
+    difference = mx.abs(before(TOKENS) - after(TOKENS))
+    assert difference[:, 1:].max() > 0.01
+    # The first position is not rotated.
+    assert difference[:, 0].max() < 1e-5
+
+
+def test_the_scale_is_rounded_to_the_embeddings_precision(make_decoder):
+    decoder = make_decoder(embedding_scale=3072**0.5)
+    x = mx.random.normal((1, 3, 48), key=mx.random.key(1)).astype(mx.bfloat16)
+    decoder.set_dtype(mx.bfloat16)
+    plain = make_decoder()
+    plain.update(decoder.parameters())
+    # 55.4256, which transformers too makes 55.5.
+    assert mx.array_equal(decoder(None, None, x), plain(None, None, x * 55.5))
+
+
+def test_blocks_of_several_sizes_have_their_own(make_decoder):
+    layers = make_decoder(**VARIANTS["layer_sizes"]).layers
+    assert [layer.self_attn.k_proj.weight.shape for layer in layers] == [
+        *((12, 48), (24, 48), (48, 48)),
+    ]
+    assert [layer.mlp.up_proj.weight.shape[0] for layer in layers] == [24, 64, 40]
 
 
 def test_a_window_hides_what_is_further_back(make_decoder, assert_close):
