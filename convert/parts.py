@@ -76,14 +76,18 @@ def open_origins(
 
 def _check_here(origin: Origin | MM1Config, part: str) -> None:
     """Pass only if the origin does not leave the part to another source."""
-    if not isinstance(origin, Origin):
-        return
-    elsewhere = getattr(origin.format, "elsewhere", None)
-    place = elsewhere(origin.source).get(part) if elsewhere else None
-    if place:
+    place = _elsewhere(origin).get(part)
+    if place and isinstance(origin, Origin):
         raise CheckpointError(
             f"{origin.name} does not hold its {part} part; add --{part} {place}"
         )
+
+
+def _elsewhere(origin: Origin | MM1Config | None) -> dict[str, str]:
+    """By part, the source that a model's authors left it in."""
+    if not isinstance(origin, Origin) or not hasattr(origin.format, "elsewhere"):
+        return {}
+    return origin.format.elsewhere(origin.source)
 
 
 def _open(name: str, stack: ExitStack) -> Origin:
@@ -100,7 +104,8 @@ def config_of(origin: Origin | MM1Config) -> MM1Config:
 def compose(origins: Origins, spec: str | None) -> MM1Config:
     """The config of the parts together, a new connector between them if asked for.
 
-    Pictures are made as the encoder's source makes them, prompts as the decoder's.
+    Pictures are made as the encoder's source makes them, prompts as the decoder's; a
+    model whose authors left its encoder elsewhere goes on making both.
 
     Raises:
         ConfigError: a part is missing, or they do not fit.
@@ -125,6 +130,9 @@ def compose(origins: Origins, spec: str | None) -> MM1Config:
             apply_post_norm=trained.apply_post_norm,
             drop_cls=trained.drop_cls,
         )
+        if _elsewhere(connector):
+            # The model is the connector's; only its encoder's weights lie elsewhere.
+            values["image"] = config_of(origins["connector"]).image
     if spec:
         if not both:
             raise ConfigError(
@@ -132,9 +140,10 @@ def compose(origins: Origins, spec: str | None) -> MM1Config:
             )
         # A class token has no place in the grid that connectors pool.
         values["vision"] = replace(values["vision"], drop_cls=True)
-        values["connector"] = connector_config(
-            spec, values["vision"], values["decoder"]
-        )
+        made = connector_config(spec, values["vision"], values["decoder"])
+        tiling = values["image"].tiling if values["image"] else None
+        newline = getattr(tiling, "merge", "flat") == "unpad"
+        values["connector"] = replace(made, newline=newline)
     elif both and "connector" not in values:
         raise ConfigError(
             "vision and decoder need a connector between them, one of "

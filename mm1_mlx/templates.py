@@ -34,6 +34,15 @@ TEMPLATES = {
     "{%- else %}{{ '\nAI: ' + m.content + eos_token }}{% endif %}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '\nAI: ' }}{% endif %}",
+    # LLaVA, conversation.py, conv_mistral_instruct.
+    "mistral": "{%- set ns = namespace(system='') %}"
+    "{%- for m in messages %}"
+    "{%- if m.role == 'system' %}"
+    "{%- set ns.system = '<<SYS>>\n' + m.content + '\n<</SYS>>\n\n' %}"
+    "{%- elif m.role == 'user' %}{{ '[INST] ' + ns.system + m.content + ' [/INST]' }}"
+    "{%- set ns.system = '' %}"
+    "{%- else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}"
+    "{%- endfor %}",
     # A base model: the contents and nothing else.
     "plain": "{%- for m in messages %}{{ m.content }}{% endfor %}",
 }
@@ -44,4 +53,9 @@ MARKS = {
     "honeybee": ("\nAI: ", "\nHuman: "),
 }
 # What a built-in template writes between a picture and the text after it.
-AFTER_IMAGE = {"llava": "\n", "vicuna_v1": "\n", "honeybee": "\nHuman: "}
+AFTER_IMAGE = {
+    "llava": "\n",
+    "vicuna_v1": "\n",
+    "honeybee": "\nHuman: ",
+    "mistral": "\n",
+}

@@ -7,6 +7,8 @@ and ``language_model.model.``, transformers 4.52 moved everything but the head u
 ``model.``, and 5 dropped the inner ``vision_model.``. All of them are read.
 """
 
+from typing import Any
+
 from mm1_mlx.config import DecoderConfig, MLPConfig, MM1Config, VisionConfig
 from mm1_mlx.errors import ConfigError
 
@@ -60,12 +62,9 @@ def config(source: Source) -> MM1Config:
         ConfigError: a field is missing, unknown or not supported.
     """
     fields = Fields(source.config, "LlavaConfig", DEFAULTS)
-    text = language.values(fields.get("text_config"), "LlavaConfig.text_config")
-    if fields.get("tie_word_embeddings"):
-        text["tie_word_embeddings"] = True
+    vision, text = vision_section(fields), text_values(fields)
     decoder = language.decoder_config(text)
-    vision = _vision(fields)
-    connector = _connector(fields, vision, decoder)
+    connector = connector_section(fields, vision, decoder)
     fields.finish(IGNORED)
     return MM1Config(
         vision=vision,
@@ -76,15 +75,34 @@ def config(source: Source) -> MM1Config:
     )
 
 
-def _vision(fields: Fields) -> VisionConfig:
-    values = Fields(fields.require("vision_config"), "LlavaConfig.vision_config").values
+def text_values(fields: Fields) -> dict[str, Any]:
+    """The decoder's fields, defaults included.
+
+    Raises:
+        ConfigError: the decoder is none of ours.
+    """
+    values = language.values(fields.get("text_config"), f"{fields.where}.text_config")
+    if fields.get("tie_word_embeddings"):
+        values["tie_word_embeddings"] = True
+    return values
+
+
+def vision_section(fields: Fields) -> VisionConfig:
+    """The encoder, with the features that the connector reads.
+
+    Raises:
+        ConfigError: the encoder is none of ours.
+    """
+    where = f"{fields.where}.vision_config"
+    values = Fields(fields.require("vision_config"), where).values
     kind = values.get("model_type", "clip_vision_model")
     if kind != "clip_vision_model":
         raise ConfigError(
-            f"LlavaConfig.vision_config: model type {kind!r} is not supported; "
-            "supported: 'clip_vision_model'"
+            f"{where}: model type {kind!r} is not supported; supported: "
+            "'clip_vision_model'"
         )
-    layer, strategy = _features(fields)
+    fields.expect("vision_feature_select_strategy", "default", "full")
+    layer = fields.integer("vision_feature_layer")
     if layer >= 0:
         # Hidden states are the embeddings and every block's output.
         layer -= values.get("num_hidden_layers", 12) + 1
@@ -92,21 +110,14 @@ def _vision(fields: Fields) -> VisionConfig:
         values,
         feature_layer=layer,
         apply_post_norm=False,
-        drop_cls=strategy == "default",
+        drop_cls=fields.require("vision_feature_select_strategy") == "default",
     )
 
 
-def _features(fields: Fields) -> tuple[int, str]:
-    fields.expect("vision_feature_select_strategy", "default", "full")
-    return (
-        fields.integer("vision_feature_layer"),
-        fields.require("vision_feature_select_strategy"),
-    )
-
-
-def _connector(
-    fields: Fields, vision: VisionConfig, decoder: DecoderConfig
+def connector_section(
+    fields: Fields, vision: VisionConfig, decoder: DecoderConfig, **chosen: Any
 ) -> MLPConfig:
+    """The projector, with what the caller chose of it."""
     return MLPConfig.from_dict(
         {
             "input_size": vision.hidden_size,
@@ -115,5 +126,6 @@ def _connector(
             "output_size": decoder.hidden_size,
             "hidden_act": fields.activation("projector_hidden_act"),
             "bias": fields.require("multimodal_projector_bias"),
+            **chosen,
         }
     )

@@ -30,8 +30,11 @@ MIN_DISTINCT = 8
 
 torch.set_num_threads(1)
 State = dict[str, torch.Tensor]
-# Logits [T, V] of token ids, and of one picture [1, 3, H, W] in their midst.
-Forward = Callable[[list[int], torch.Tensor | None], torch.Tensor]
+# A picture of one tile as its pixels [1, H, W, 3], or one of several.
+Input = NDArray[np.float32] | Picture
+# Logits [T, V] of token ids, and of one picture in their midst: [1, 3, H, W], or a Picture
+# as it was given.
+Forward = Callable[[list[int], Any], torch.Tensor]
 
 
 def reinitialise(module: torch.nn.Module, seed: int, embedding: float = 1.0) -> None:
@@ -115,27 +118,24 @@ class Prompt:
         return cls(before + [image_id] * image_tokens + after, span)
 
 
-def embed(model: MM1, prompt: Prompt, pixels: NDArray[np.float32] | None) -> mx.array:
+def embed(model: MM1, prompt: Prompt, pixels: Input | None) -> mx.array:
     """Our embeddings [T, D] of the prompt."""
     tokens = mx.array(prompt.tokens)
     if pixels is None:
         return model.embed(tokens, [], [])
     assert prompt.span is not None
-    image_tokens = model.encode([Picture(tuple(pixels), (1, 1), "")])
-    return model.embed(tokens, image_tokens, [prompt.span])
+    whole = isinstance(pixels, Picture)
+    picture = pixels if whole else Picture(tuple(pixels), (1, 1), "")
+    return model.embed(tokens, model.encode([picture]), [prompt.span])
 
 
-def our_logits(
-    model: MM1, prompt: Prompt, pixels: NDArray[np.float32] | None
-) -> NDArray[np.float32]:
+def our_logits(model: MM1, prompt: Prompt, pixels: Input | None) -> NDArray[np.float32]:
     """Our logits [T, V] of the prompt."""
     embeddings = embed(model, prompt, pixels)
     return np.array(model(mx.array(prompt.tokens)[None], None, embeddings[None])[0])
 
 
-def our_greedy(
-    model: MM1, prompt: Prompt, pixels: NDArray[np.float32] | None
-) -> list[int]:
+def our_greedy(model: MM1, prompt: Prompt, pixels: Input | None) -> list[int]:
     """Our greedy continuation, by mlx-lm's loop."""
     steps = generate_step(
         mx.array(prompt.tokens),
@@ -146,9 +146,7 @@ def our_greedy(
     return [int(token) for token, _ in steps]
 
 
-def reference_greedy(
-    forward: Forward, prompt: Prompt, pixels: torch.Tensor | None
-) -> list[int]:
+def reference_greedy(forward: Forward, prompt: Prompt, pixels: Any) -> list[int]:
     """The reference's greedy continuation, the whole prompt again for every token."""
     tokens = list(prompt.tokens)
     for _ in range(NUM_TOKENS):
@@ -166,7 +164,7 @@ def check_parity(
     out: Path,
     forward: Forward,
     prompt: Prompt,
-    inputs: Sequence[NDArray[np.float32] | None],
+    inputs: Sequence[Input | None],
 ) -> float:
     """Assert equal logits and greedy tokens; the largest relative difference.
 
@@ -175,7 +173,7 @@ def check_parity(
     model = load_model(out)
     worst, continuations = 0.0, []
     for pixels in inputs:
-        given = None if pixels is None else to_torch(pixels)
+        given = to_torch(pixels) if isinstance(pixels, np.ndarray) else pixels
         expected = forward(prompt.tokens, given).numpy()
         worst = max(worst, difference(our_logits(model, prompt, pixels), expected))
         tokens = reference_greedy(forward, prompt, given)
