@@ -47,8 +47,10 @@ class MoEConfig(Section):
     offset: int
     # Whether the chosen experts' weights are divided by their sum.
     norm_topk_prob: bool = True
-    # Places of an expert per token and expert: with S tokens it takes S * factor / E of
-    # them and drops the rest, as in training; None drops nothing.
+    # Emulates training with a limit: of a sequence's S tokens an expert takes
+    # max(1, S * factor / E) and the rest go without it, first choices before second ones
+    # (axlearn's factor is 2). A sequence is what one call is given, so chunks of a
+    # prefill count by themselves. None drops nothing.
     capacity_factor: float | None = None
 
     def __post_init__(self) -> None:

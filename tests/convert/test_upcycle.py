@@ -1,5 +1,7 @@
 """An upcycled decoder is the dense one right after, and bad wishes are refused."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -265,3 +267,50 @@ def test_the_command_upcycles_and_says_that_the_router_needs_training(
     assert config.decoder is not None
     assert config.decoder.moe is not None
     assert config.decoder.moe.num_experts == 4
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import mlx.core as mx
+mx.set_default_device(mx.cpu)
+from mm1_mlx import checkpoint
+from mm1_mlx.convert import convert
+checkpoint.MAX_SHARD_BYTES = 20_000_000
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+convert(sys.argv[1], Path(sys.argv[2]) / "dense")
+before = peak()
+convert(sys.argv[1], Path(sys.argv[2]) / "sparse", upcycle="experts=64,every=1")
+print(peak() - before)
+"""
+
+
+def test_upcycling_holds_one_layers_copies_at_a_time(tmp_path: Path) -> None:
+    D, H = 256, 512
+    tensors = sources.llama_tensors()
+    for name in tensors:
+        for leaf, shape in (("gate", (H, D)), ("up", (H, D)), ("down", (D, H))):
+            if f"{leaf}_proj" in name and "mlp" in name:
+                tensors[name] = mx.random.normal(shape)
+        if "norm" in name:
+            tensors[name] = mx.ones(D)
+        elif "self_attn" in name:
+            kv = "k_proj" in name or "v_proj" in name
+            shape = (D // 2, D) if kv else (D, D)
+            tensors[name] = mx.random.normal(shape)
+        elif "embed" in name or "head" in name:
+            tensors[name] = mx.random.normal((64, D))
+    fields = sources.LLAMA | {"hidden_size": D, "intermediate_size": H}
+    source = sources.write(tmp_path / "llama", fields, tensors)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(source), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    growth = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+    largest = 64 * H * D * 4
+    written = sum(f.stat().st_size for f in (tmp_path / "sparse").iterdir())
+    assert written > 6 * largest
+    # Of six such tensors; the rest is what the process takes besides.
+    assert growth < 1.2 * largest + 20_000_000
