@@ -391,6 +391,7 @@ def test_transformers_5_s_one_processor_file_is_read(tmp_path: Path) -> None:
     ("kind", "options"),
     [
         ("clip", {"size": {"shortest_edge": 32}, "crop_size": SIZE}),
+        ("clip", {"size": {"shortest_edge": 37}, "crop_size": SIZE}),
         ("clip", {"size": SIZE, "do_center_crop": False}),
         ("clip", {"size": SIZE, "do_center_crop": True, "crop_size": SIZE}),
         ("llava", {"size": {"shortest_edge": 32}, "crop_size": SIZE}),
@@ -428,6 +429,7 @@ def test_pictures_are_made_as_the_source_s_processor_makes_them(
         ({"do_normalize": False}, "do_normalize: False is not supported"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor: 0.0078.* is not supported"),
         ({"crop_size": 24}, "crop_size 24 do not make the encoder's 32 x 32"),
+        ({"size": 24}, "size 24 and crop_size None do not make the encoder's 32 x 32"),
         (
             {"do_center_crop": False, "size": {"shortest_edge": 32}},
             "without do_center_crop makes pictures of many sizes",
