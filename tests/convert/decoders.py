@@ -130,9 +130,13 @@ def count_parameters(
     return sum(int(np.prod(shape)) for shape in wanted.values())
 
 
-def shapes_of(classes: tuple[Any, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def shapes_of(
+    classes: tuple[Any, Any],
+    values: Mapping[str, Any],
+    layout: Callable[[State], State] = dict,
+) -> dict[str, Any]:
     """The shapes of a model of full size, which is never allocated."""
     config_class, model_class = classes
     with torch.device("meta"):
         model = model_class(config_class(**copy.deepcopy(dict(values))))
-    return {name: tuple(x.shape) for name, x in state_of(model).items()}
+    return {name: tuple(x.shape) for name, x in layout(state_of(model)).items()}

@@ -112,7 +112,8 @@ def test_another_activation_is_refused(tmp_path: Path) -> None:
         decoders.config_of(tmp_path, TINY | {"hidden_act": "gelu"})
 
 
-def test_mixtral_8x7b_fits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [hub_layout, dict], ids=["hub", "fused"])
+def test_mixtral_8x7b_fits(layout: Any, tmp_path: Path) -> None:
     values = {"model_type": "mixtral"}
-    shapes = decoders.shapes_of(MIXTRAL, {})
+    shapes = decoders.shapes_of(MIXTRAL, {}, layout)
     assert decoders.count_parameters(tmp_path, values, shapes) == 46_702_792_704

@@ -110,7 +110,8 @@ def test_clipped_projections_are_refused(tmp_path: Path) -> None:
         decoders.config_of(tmp_path, TINY | {"clip_qkv": 8.0})
 
 
-def test_olmoe_1b_7b_fits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [hub_layout, dict], ids=["hub", "fused"])
+def test_olmoe_1b_7b_fits(layout: Any, tmp_path: Path) -> None:
     values = {"model_type": "olmoe", "intermediate_size": 1024}
-    shapes = decoders.shapes_of(OLMOE, {"intermediate_size": 1024})
+    shapes = decoders.shapes_of(OLMOE, {"intermediate_size": 1024}, layout)
     assert decoders.count_parameters(tmp_path, values, shapes) == 6_919_161_856
