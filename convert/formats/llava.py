@@ -27,7 +27,7 @@ elsewhere = llava.elsewhere
 def detect(source: Source) -> bool:
     """Whether the source is a LLaVA in its own layout, and none of its forks."""
     config = source.config
-    own = config.get("model_type") in KINDS and "mm_vision_tower" in config
+    own = config.get("model_type") in tuple(KINDS) and "mm_vision_tower" in config
     return own and not any(config.get(field) for field in FORKS)
 
 

@@ -280,13 +280,6 @@ def test_every_format_is_detected(tmp_path: Path) -> None:
         assert detect_format(Source(str(folder))).__name__.endswith(name)
 
 
-def test_llava_s_own_layout_is_not_taken_for_transformers(tmp_path: Path) -> None:
-    config = {"model_type": "llava", "mm_vision_tower": "openai/clip"}
-    folder = sources.write(tmp_path / "in", config, {})
-    with pytest.raises(CheckpointError, match=r"model type 'llava' .* is not one"):
-        convert(str(folder), tmp_path / "out")
-
-
 def test_tensors_that_do_not_fit_are_named_before_anything_is_written(
     tmp_path: Path,
 ) -> None:
