@@ -23,15 +23,15 @@ import mlx.core as mx
 class Op:
     """Source tensors to target tensors.
 
-    ``function`` takes one source, and after it what the flags ask for.
+    ``function`` takes one source, and the flags say of it what else.
 
     Attributes:
         targets: patterns of the names that the function's results get, in order.
         function: from arrays to one array for each target.
-        gather: the function takes all sources that differ only in their last number, in
-            its order.
-        scatter: the source holds one tensor per layer along its first axis; the function
-            takes one at a time, and its place is the last number of the targets.
+        gather: what the function makes of sources that differ only in their last number
+            is stacked along a new first axis, in its order.
+        scatter: the function takes each place along the source's first axis, which is
+            the last number of the targets.
         sized: the function takes the targets' shapes, too.
     """
 
@@ -85,7 +85,7 @@ def _divide(x: mx.array, shapes: Sequence[tuple[int, ...]]) -> tuple[mx.array, .
 
 def stack(target: str) -> Op:
     """Tensors that differ in their last number, along a new first axis: experts."""
-    return Op((target,), lambda *xs: (mx.stack(list(xs)),), gather=True)
+    return Op((target,), lambda x: (x,), gather=True)
 
 
 def unstack(rule: str | Op) -> Op:

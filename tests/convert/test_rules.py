@@ -117,6 +117,32 @@ def test_stack_gathers_by_the_last_number_in_its_order() -> None:
     assert made["m.3.w"][:, 0].tolist() == list(range(12))
 
 
+def test_pieces_of_a_stack_of_several_shapes_are_refused() -> None:
+    experts = {"e.0": mx.zeros((2, 3)), "e.1": mx.zeros((3, 2))}
+    with pytest.raises(CheckpointError, match=r"'e.0' has shape \[2, 3\], which does"):
+        apply({"e.{}": stack("w")}, experts, {"w": (2, 2, 3)})
+
+
+def test_pieces_of_a_stack_of_several_types_are_refused() -> None:
+    experts = {"e.0": mx.zeros(2), "e.1": mx.zeros(2, mx.float16)}
+    message = "'e.1' holds mlx.core.float16, but 'e.0', .* mlx.core.float32; save both"
+    with pytest.raises(CheckpointError, match=message):
+        apply({"e.{}": stack("w")}, experts, {"w": (2, 2)})
+
+
+def test_a_stack_holds_one_piece_at_a_time() -> None:
+    count, size = 8, 1_000_000
+    found = {f"e.{i}": (size,) for i in range(count)}
+    (step,) = plan({"e.{}": stack("w")}, found, {"w": (count, size)}, {}).steps
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    ((_, made),) = step(lambda name: mx.full((size,), int(name[2:])))
+    mx.eval(made)
+    # The stack, what is put into it, and what was put before; all pieces would be 8.
+    assert mx.get_peak_memory() - before <= (count + 2) * size * 4
+    assert made[:, 0].tolist() == list(range(count))
+
+
 def test_a_stack_that_lacks_a_piece_is_refused() -> None:
     experts = {f"e.{i}": mx.zeros(2) for i in (0, 2)}
     with pytest.raises(

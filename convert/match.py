@@ -1,9 +1,8 @@
-"""What becomes of a source's tensors by a format's rules, before anything is checked."""
+"""A source's tensors matched with a format's rules: a step for each, nothing checked."""
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import mlx.core as mx
@@ -11,24 +10,7 @@ import mlx.core as mx
 from mm1_mlx.errors import CheckpointError
 
 from .rules import Op, Rules
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Step:
-    """Some source tensors, and what becomes of them."""
-
-    sources: tuple[str, ...]
-    targets: tuple[str, ...]
-    function: Callable[..., tuple[mx.array, ...]]
-
-    def __call__(
-        self, read: Callable[[str], mx.array]
-    ) -> Iterable[tuple[str, mx.array]]:
-        """The target tensors by name; ``read`` gives a source tensor."""
-        tensors = self.function(*(read(name) for name in self.sources))
-        return zip(self.targets, tensors, strict=True)
+from .step import Shapes, Step
 
 
 def steps_of(rules: Rules, found: Shapes, shapes: Shapes) -> list[Step]:
@@ -72,7 +54,7 @@ def steps_of(rules: Rules, found: Shapes, shapes: Shapes) -> list[Step]:
         )
     for targets, numbered in gathered.items():
         names = tuple(name for _, name in sorted(numbered))
-        steps.append(Step(names, targets, functions[targets]))
+        steps.append(Step(names, targets, functions[targets], gather=True))
     return steps
 
 
