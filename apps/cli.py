@@ -12,6 +12,7 @@ from .chat import chat
 from .common import guarded
 from .convert import convert
 from .doctor import doctor
+from .embed import embed
 from .generate import generate
 from .inspect import inspect
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, convert, inspect, doctor):
+for command in (generate, chat, convert, embed, inspect, doctor):
     app.command()(command)
 
 

@@ -22,6 +22,7 @@ ROWS = [
     ["messages"],
     ["prompt", "shots"],
     ["runtime"],
+    ["embed"],
     ["train"],
     ["convert"],
     ["apps"],

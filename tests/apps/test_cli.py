@@ -20,7 +20,7 @@ from mm1_mlx.runtime import TINY
 STAR = str(TINY / "red-star.png")
 FOUR = str(TINY / "four-shapes.png")
 HELP = Path(__file__).with_name("help")
-COMMANDS = ("", "generate", "chat", "convert", "inspect", "doctor")
+COMMANDS = ("", "generate", "chat", "convert", "embed", "inspect", "doctor")
 
 
 @pytest.fixture
