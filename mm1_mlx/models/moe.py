@@ -14,6 +14,7 @@ from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
 from numpy.typing import NDArray
 
 from mm1_mlx.config import DecoderConfig, MoEConfig
+from mm1_mlx.models.activation import silu
 
 # Rows up to which sorting costs more than it saves: a token that is decoded.
 FEW_ROWS = 2
@@ -75,9 +76,9 @@ class SparseMLP(nn.Module):
         )
         outputs = []
         for e, tokens in zip(present.tolist(), rows, strict=True):
-            up, gate = mx.matmul(tokens, ups[e]), mx.matmul(tokens, gates[e])
-            hidden = self.switch_mlp.activation(up, gate)
-            outputs.append(mx.matmul(hidden, downs[e]))
+            # Not mlx-lm's activation: on a CPU an exponential costs as much as a product.
+            gate = silu(mx.matmul(tokens, gates[e]))
+            outputs.append(mx.matmul(gate * mx.matmul(tokens, ups[e]), downs[e]))
         places = mx.array(np.argsort(order))
         return mx.concatenate(outputs)[places].reshape(*experts.shape, -1)
 
