@@ -1,0 +1,78 @@
+"""``mm1 verify``: whether a model is whole, and computes what its source computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import AsJson, note, print_json
+
+PARITY = "parity.json"
+
+
+def verify(
+    model: Annotated[str, typer.Argument(help="model folder")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="the folder or hub repository that it was converted from: compare "
+            "every stage with transformers (needs torch)",
+            show_default=False,
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            "--image", "-i", help="the picture to compare on", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a model's digests and, with a source, compare it stage by stage."""
+    from mm1_mlx.blas import preload_blas
+
+    preload_blas()
+    from mm1_mlx.checkpoint import load_config, verify_digests
+    from mm1_mlx.files import user_path
+
+    path = user_path(model)
+    load_config(path)
+    files = verify_digests(path)
+    note(f"{files} files have the sha256 of the manifest")
+    if against is None:
+        if as_json:
+            print_json({"files": files})
+        return
+    from mm1_mlx.convert.verify import PICTURE
+    from mm1_mlx.convert.verify import verify as compare
+
+    parity = compare(path, against, image or PICTURE)
+    report = parity.to_dict()
+    (path / PARITY).write_text(json.dumps(report, indent=2) + "\n")
+    if as_json:
+        print_json(report)
+    else:
+        _print_table(report)
+    note(f"written to {path / PARITY}")
+    if not parity.passed:
+        note("error: the model does not compute what its source computes")
+        raise typer.Exit(1)
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "largest difference", "allowed", "")
+    for stage in report["stages"]:
+        mark = "equal" if stage["passed"] else "DIFFERENT"
+        difference = f"{stage['difference']:.1e}"
+        table.add_row(stage["name"], difference, f"{stage['tolerance']:.0e}", mark)
+    if report["equal_tokens"] is not None:
+        equal, count = report["equal_tokens"], report["num_tokens"]
+        mark = "equal" if equal == count else "DIFFERENT"
+        table.add_row("greedy tokens", f"{equal} of {count}", "all", mark)
+    Console().print(table)

@@ -1,0 +1,160 @@
+"""``verify`` finds a converted model equal to its source, and a changed one different."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+torch = pytest.importorskip("torch")
+from parity import reinitialise  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForCausalLM,
+    CLIPConfig,
+    CLIPModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+)
+
+from mm1_mlx.convert import convert  # noqa: E402
+from mm1_mlx.convert.verify import verify  # noqa: E402
+from mm1_mlx.errors import CheckpointError  # noqa: E402
+
+pytestmark = pytest.mark.reference
+
+SIDE = 28
+TEXT = {
+    "model_type": "llama",
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "eos_token_id": 1,
+}
+VISION = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": SIDE,
+    "patch_size": 7,
+}
+SIZES = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+PREPROCESSORS = {
+    "llava": {"image_processor_type": "CLIPImageProcessor", **SIZES},
+    "llava_next": {
+        "image_processor_type": "LlavaNextImageProcessor",
+        "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56]],
+        **SIZES,
+    },
+    "clip": {"image_processor_type": "CLIPImageProcessor", **SIZES},
+}
+
+
+def build(kind: str) -> Any:
+    if kind == "llama":
+        values = {k: v for k, v in TEXT.items() if k != "model_type"}
+        config = AutoConfig.for_model("llama", **values)
+        return AutoModelForCausalLM.from_config(config)
+    if kind == "clip":
+        text = {k: v for k, v in TEXT.items() if k != "model_type"}
+        text["max_position_embeddings"] = 16
+        return CLIPModel(CLIPConfig(text_config=text, vision_config=dict(VISION)))
+    fields: dict[str, Any] = {
+        "text_config": dict(TEXT),
+        "vision_config": dict(VISION),
+        "image_token_index": 2,
+    }
+    if kind == "llava":
+        return LlavaForConditionalGeneration(LlavaConfig(**fields))
+    pinpoints = PREPROCESSORS["llava_next"]["image_grid_pinpoints"]
+    config = LlavaNextConfig(image_grid_pinpoints=pinpoints, **fields)
+    return LlavaNextForConditionalGeneration(config)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, byte_folder: Path) -> Any:
+    """A function: a source with tokenizer and preprocessor, and its conversion."""
+
+    def saved(kind: str) -> tuple[Path, Path]:
+        model = build(kind).eval()
+        reinitialise(model, 0)
+        source, out = tmp_path / "source", tmp_path / "out"
+        model.save_pretrained(source)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(byte_folder / name, source / name)
+        if kind in PREPROCESSORS:
+            text = json.dumps(PREPROCESSORS[kind])
+            (source / "preprocessor_config.json").write_text(text)
+        convert(str(source), out)
+        return source, out
+
+    return saved
+
+
+STAGES = {
+    "llava": ["pixels", "vision", "connector", "logits"],
+    "llava_next": ["pixels", "vision", "connector", "logits"],
+    "llama": ["logits"],
+    "clip": ["pixels", "vision"],
+}
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_converted_model_equals_its_source(kind: str, saved: Any) -> None:
+    source, out = saved(kind)
+    parity = verify(out, str(source))
+    assert [stage.name for stage in parity.stages] == STAGES[kind]
+    assert parity.passed
+    assert parity.equal_tokens == (None if kind == "clip" else 32)
+    assert set(parity.versions) == {"torch", "transformers", "mlx"}
+    assert json.loads(json.dumps(parity.to_dict()))["passed"] is True
+
+
+def test_a_changed_weight_shows_in_the_stages_behind_it(saved: Any) -> None:
+    source, out = saved("llava")
+    weights = dict(mx.load(str(out / "model.safetensors")))
+    name = "connector.linear_1.bias"
+    weights[name] = weights[name] + 0.5
+    path = str(out / "model.safetensors")
+    mx.save_safetensors(path, weights, metadata={"format": "mlx"})
+    parity = verify(out, str(source))
+    passed = {stage.name: stage.passed for stage in parity.stages}
+    assert passed == {
+        "pixels": True,
+        "vision": True,
+        "connector": False,
+        "logits": False,
+    }
+    assert not parity.passed
+
+
+def test_pixels_made_in_another_way_are_different(saved: Any) -> None:
+    source, out = saved("llava")
+    config = json.loads((out / "config.json").read_text())
+    config["image"]["resize"] = "squash"
+    config["image"]["mean"] = [0.5, 0.5, 0.5]
+    (out / "config.json").write_text(json.dumps(config))
+    size = (out / "config.json").stat().st_size
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["files"]["config.json"]["bytes"] = size
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    parity = verify(out, str(source))
+    assert [stage.name for stage in parity.stages if not stage.passed] == ["pixels"]
+
+
+def test_a_source_that_transformers_does_not_have_is_named(saved: Any) -> None:
+    source, out = saved("llama")
+    config = json.loads((source / "config.json").read_text())
+    config["architectures"] = ["SomebodysModel"]
+    (source / "config.json").write_text(json.dumps(config))
+    message = "transformers has no model of the kind 'SomebodysModel' to compare with"
+    with pytest.raises(CheckpointError, match=message):
+        verify(out, str(source))
