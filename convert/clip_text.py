@@ -1,4 +1,4 @@
-"""CLIP's text tower in transformers' layout, for the formats that hold one.
+"""A whole CLIPConfig: its text tower, and the space that it shares with the encoder.
 
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/clip/modeling_clip.py
 """
@@ -30,6 +30,13 @@ SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "max_position_embeddings", "pad_token_id"),
 )
+# CLIPConfig's and CLIPVisionConfig's.
+PROJECTION_SIZE = 512
+# Read one by one, or of use to an untrained model only.
+IGNORED = (
+    *("text_config", "text_config_dict", "vision_config", "vision_config_dict"),
+    "logit_scale_init_value",
+)
 LEAVES = [
     f"{name}.{kind}"
     for name in (
@@ -53,6 +60,31 @@ def table(prefix: str) -> Table:
     for leaf in LEAVES:
         names[f"{prefix}encoder.layers.{{}}.{leaf}"] = f"text.layers.{{}}.{leaf}"
     return names
+
+
+def towers(values: Any) -> tuple[dict[str, Any], TextConfig, int]:
+    """A CLIPConfig's vision section, its text tower, and the width of their space.
+
+    Raises:
+        ConfigError: a field is missing, unknown or not supported.
+    """
+    size = projection_size(values)
+    Fields(values, "CLIPConfig").finish(IGNORED)
+    text = text_config(_half(values, "text_config"), size)
+    return _half(values, "vision_config"), text, size
+
+
+def projection_size(values: Any) -> int:
+    """The width of the shared space, which writers may leave out."""
+    default = {"projection_dim": PROJECTION_SIZE}
+    return Fields(values, "CLIPConfig", default).integer("projection_dim")
+
+
+def _half(values: Any, key: str) -> dict[str, Any]:
+    """A tower's section, which old configs have under a second name that wins."""
+    sections = (values.get(key), values.get(f"{key}_dict"))
+    new, old = (Fields(x or {}, f"CLIPConfig.{key}").values for x in sections)
+    return {**new, **old}
 
 
 def text_config(values: Any, projection_size: int) -> TextConfig:

@@ -29,6 +29,8 @@ T = TypeVar("T")
 TEMPLATE = "a photo of a {}."
 # Pictures or texts that pass a tower together.
 BATCH = 16
+# What a tokenizer is loaded from.
+TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
 WAY_OUT = "convert a whole CLIP model, such as openai/clip-vit-large-patch14-336"
 
 Vectors = NDArray[np.float32]
@@ -73,6 +75,11 @@ class Embedder:
         Raises:
             CheckpointError: its files are missing or damaged.
         """
+        if not any((self.path / name).is_file() for name in TOKENIZERS):
+            raise CheckpointError(
+                f"{self.path} has no tokenizer, so it cannot embed texts; put the files "
+                "of the model's tokenizer beside its source and convert it again"
+            )
         # Its messages and pictures are of no concern here.
         config = PromptConfig(template="plain", image_token_id=0)
         tokenizer = load_tokenizer(self.path, config)

@@ -29,13 +29,6 @@ DEFAULTS = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-# CLIPConfig's and CLIPVisionConfig's.
-PROJECTION_SIZE = 512
-# Read one by one, or of use to an untrained model only.
-IGNORED = (
-    *("text_config", "text_config_dict", "vision_config", "vision_config_dict"),
-    "logit_scale_init_value",
-)
 
 
 def table(prefix: str) -> Table:
@@ -82,25 +75,13 @@ def config(source: Source) -> MM1Config:
     """Both towers, or the encoder as MM1 uses it: the last block, normalised, no class."""
     values, text, projection = source.config, None, None
     if values["model_type"] == "clip":
-        whole = Fields(values, "CLIPConfig", {"projection_dim": PROJECTION_SIZE})
-        projection = whole.integer("projection_dim")
-        whole.finish(IGNORED)
-        text = clip_text.text_config(_half(values, "text_config"), projection)
-        values = _half(values, "vision_config")
+        values, text, projection = clip_text.towers(values)
     elif "CLIPVisionModelWithProjection" in str(values.get("architectures")):
-        alone = Fields(values, "CLIPVisionConfig", {"projection_dim": PROJECTION_SIZE})
-        projection = alone.integer("projection_dim")
+        projection = clip_text.projection_size(values)
     vision = vision_config(values, projection_size=projection)
     size = vision.image_size
     image = veclip.image_section(source, size, text) or image_section(source, size)
     return MM1Config(vision=vision, text=text, image=image)
-
-
-def _half(values: Any, key: str) -> dict[str, Any]:
-    """A tower's section, which old configs have under a second name that wins."""
-    sections = (values.get(key), values.get(f"{key}_dict"))
-    new, old = (Fields(x or {}, f"CLIPConfig.{key}").values for x in sections)
-    return {**new, **old}
 
 
 def vision_config(values: Any, **chosen: Any) -> VisionConfig:

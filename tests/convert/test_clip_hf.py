@@ -31,6 +31,7 @@ from transformers import (  # noqa: E402
 from mm1_mlx.checkpoint import load_config, load_model  # noqa: E402
 from mm1_mlx.config import ImageConfig, VisionConfig  # noqa: E402
 from mm1_mlx.convert import Source, convert, detect_format  # noqa: E402
+from mm1_mlx.errors import ConfigError  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
 
 pytestmark = pytest.mark.reference
@@ -252,6 +253,35 @@ def test_a_connector_goes_on_reading_its_layer_of_a_whole_clip(tmp_path: Path) -
     assert report.config.vision is not None
     assert report.config.vision.feature_layer == -2
     assert report.config.vision.projection_size is None
+
+
+def test_old_configs_repeat_their_text_half_too(tmp_path: Path) -> None:
+    config = whole("first 49") | {"text_config_dict": {"hidden_act": "gelu"}}
+    source = Source(str(sources.write(tmp_path / "in", config, {})))
+    text = detect_format(source).config(source).text
+    assert text is not None
+    assert text.hidden_act == "gelu"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"use_head": True}, r"CLIPConfig: field\(s\) \['use_head'\] are not known"),
+        ({"text_config": {**TEXT, "eos_token_id": [49]}}, "expected an integer"),
+        ({"text_config": TEXT}, "eos_token_id: 49407 is outside the vocabulary of 50"),
+        (
+            {"text_config": {**TEXT, "rope": 1, "eos_token_id": 2}},
+            r"\['rope'\] are not",
+        ),
+        ({"projection_dim": "wide"}, "projection_dim: expected an integer, got 'wide'"),
+    ],
+)
+def test_other_text_towers_are_refused(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    source = Source(str(sources.write(tmp_path / "in", whole("first 49") | fields, {})))
+    with pytest.raises(ConfigError, match=message):
+        detect_format(source).config(source)
 
 
 @pytest.mark.parametrize("size", [56, 42, 70])

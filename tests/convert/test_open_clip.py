@@ -8,11 +8,14 @@ second is transformers' CLIPModel with the same weights under its own names.
 import json
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from huggingface_hub import HfApi, ModelInfo
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
@@ -29,9 +32,11 @@ from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import CLIPConfig, CLIPModel  # noqa: E402
 
+from mm1_mlx import hub  # noqa: E402
 from mm1_mlx.checkpoint import load_model  # noqa: E402
 from mm1_mlx.config import ImageConfig, MM1Config  # noqa: E402
 from mm1_mlx.convert import Source, convert, detect_format  # noqa: E402
+from mm1_mlx.convert.shards import weight_files  # noqa: E402
 from mm1_mlx.errors import CheckpointError, ConfigError  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD  # noqa: E402
@@ -422,3 +427,57 @@ def test_a_bias_of_logits_is_refused_with_its_tensor(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", state)
     with pytest.raises(CheckpointError, match=r"no rule, e.g. \['logit_bias'\]"):
         convert(folder, tmp_path / "out")
+
+
+NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("files", "weights"),
+    [
+        (("open_clip_config.json", *NAMES), NAMES[0]),
+        (("open_clip_config.json", NAMES[1], "training_args.bin"), NAMES[1]),
+        (
+            ("config.json", "open_clip_config.json", *NAMES, "a.safetensors"),
+            "a.safetensors",
+        ),
+    ],
+)
+def test_open_clip_s_weights_are_used_where_there_are_no_others(
+    files: tuple[str, ...],
+    weights: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    assert weight_files(tmp_path) == [weights]
+    siblings = [{"rfilename": name, "size": 1000} for name in files]
+    info = ModelInfo(id="a/b", sha="1" * 40, siblings=siblings, tags=[])
+    asked: list[list[str]] = []
+
+    def snapshot(_: str, allow_patterns: list[str], **__: Any) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: info)
+    monkeypatch.setattr("mm1_mlx.hub.snapshot_download", snapshot)
+    hub.download("a/b", pickles=True)
+    assert asked == [[*hub.SMALL, weights]]
+    assert hub.describe("a/b").bytes == 1000
+
+
+def test_a_repository_with_open_clip_s_config_alone_is_of_no_type_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "open_clip_config.json"
+    own.write_text(json.dumps({"model_cfg": MODEL}))
+
+    def get(_: str, name: str) -> str:
+        if name != own.name:
+            response: Any = SimpleNamespace(headers={}, request=None)
+            raise RemoteEntryNotFoundError("404", response=response)
+        return str(own)
+
+    monkeypatch.setattr("mm1_mlx.hub.hf_hub_download", get)
+    assert hub.model_type("a/b") is None
