@@ -15,6 +15,7 @@ from .doctor import doctor
 from .embed import embed
 from .generate import generate
 from .inspect import inspect
+from .verify import verify
 
 app = typer.Typer(
     name="mm1",
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, convert, embed, inspect, doctor):
+for command in (generate, chat, convert, embed, inspect, verify, doctor):
     app.command()(command)
 
 

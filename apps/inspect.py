@@ -9,6 +9,8 @@ import typer
 
 from .common import AsJson, human_bytes, print_json
 
+# The smallest pictures that the paper's encoders take, in pixels.
+PAPER_SIZE = 224
 BITS = {"float32": 32.0, "float16": 16.0, "8-bit": 8.5, "4-bit": 4.5}
 
 
@@ -63,6 +65,7 @@ def describe(model: str | None) -> dict[str, Any]:
         "config": config.to_dict(),
         "parameters": sizes | {"total": total, "active": total - idle(config)},
         "image_tokens": config.num_image_tokens if config.connector else None,
+        "modes": _modes(config),
         "context": config.decoder.max_position_embeddings if config.decoder else None,
         "bytes": {name: int(total * bits / 8) for name, bits in BITS.items()},
         "source": source,
@@ -82,6 +85,27 @@ def _find(model: str | None) -> Path:
     return find_model(model, weights=False)
 
 
+def _modes(config: Any) -> dict[str, int]:
+    """Most image tokens of a picture, by resolution mode; the model's own comes first."""
+    from mm1_mlx.layout import most_picture_tokens
+    from mm1_mlx.resolution import PAPER_MODES, name_mode, parse_mode, with_resolution
+
+    if not config.sees:
+        return {}
+    size = config.vision.image_size
+    modes = {name_mode(config.image): most_picture_tokens(config)}
+    # The paper's sizes are for its encoders; any encoder's tiles may be several.
+    fits = all(
+        parse_mode(mode, config.image).size % config.vision.patch_size == 0
+        for mode in PAPER_MODES
+    )
+    known = PAPER_MODES if fits and size >= PAPER_SIZE else ()
+    for mode in (*known, str(size), f"2x{size}", f"4-9x{size}"):
+        changed = with_resolution(config, mode)
+        modes.setdefault(mode, most_picture_tokens(changed))
+    return modes
+
+
 def idle(config: Any) -> int:
     """Parameters of the experts that a token does not pass through."""
     decoder = config.decoder
@@ -95,7 +119,9 @@ def idle(config: Any) -> int:
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     config, counts = facts["config"], facts["parameters"]
     rows = [
-        (part, _part(config[part], counts[part])) for part in counts if part in config
+        (part, _part(part, config[part], counts[part]))
+        for part in counts
+        if part in config
     ]
     total = f"{counts['total']:,}"
     if counts["active"] != counts["total"]:
@@ -104,7 +130,10 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts["image_tokens"]:
         image = config["image"]
         how = f", {image['size']} px, {image['resize']}" if image else ""
-        rows.append(("image tokens", f"{facts['image_tokens']} per picture{how}"))
+        rows.append(("image tokens", f"{facts['image_tokens']} per tile{how}"))
+    if facts["modes"]:
+        own, *others = (f"{mode}: {n:,}" for mode, n in facts["modes"].items())
+        rows.append(("by resolution", ", ".join([f"{own} (its own)", *others])))
     if facts["context"]:
         rows.append(("context", f"{facts['context']:,} tokens"))
     sizes = (f"{human_bytes(n)} {name}" for name, n in facts["bytes"].items())
@@ -116,8 +145,27 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _part(section: dict[str, Any], count: int) -> str:
-    kind = section.get("kind", "dense" if not section.get("moe") else "sparse")
+def _part(part: str, section: dict[str, Any], count: int) -> str:
+    kind = section.get("kind") or _kind(part, section)
     layers = section.get("num_hidden_layers", section.get("depth"))
-    shape = f"{layers} x {section['hidden_size']}, " if layers else ""
+    width = section.get("hidden_size", section.get("input_size"))
+    shape = f"{layers} x {width}, " if layers else ""
     return f"{kind.replace('_', '-')}, {shape}{count:,} parameters"
+
+
+def _kind(part: str, section: dict[str, Any]) -> str:
+    """What a part is that has no alternatives by name."""
+    moe = section.get("moe")
+    if part == "vision":
+        experts = f" with {moe['num_experts']} experts" if moe else ""
+        return f"ViT/{section['patch_size']} at {section['image_size']} px{experts}"
+    if part == "decoder" and moe:
+        return (
+            f"{moe['num_experts']} experts, top {moe['experts_per_token']}, in every"
+            f"{_ordinal(moe['every'])} layer"
+        )
+    return {"decoder": "dense", "text": "CLIP text tower"}.get(part, "region sampler")
+
+
+def _ordinal(number: int) -> str:
+    return {1: "", 2: " 2nd", 3: " 3rd"}.get(number, f" {number}th")

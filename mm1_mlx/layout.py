@@ -125,6 +125,20 @@ def count_picture_tokens(picture: Picture, config: MM1Config) -> int:
     return K + crop.height * (crop.width + 1)
 
 
+def most_picture_tokens(config: MM1Config) -> int:
+    """Image tokens of the picture that has most of them."""
+    K = config.num_image_tokens
+    image = config.image
+    if image is None or image.tiling is None:
+        return K
+    tiling = image.tiling
+    if not isinstance(tiling, AnyresTiling) or tiling.merge != "unpad":
+        return K * image.max_tiles
+    side = math.isqrt(K)
+    sheets = ((rows * side, columns * side) for rows, columns in tiling.grids)
+    return K + max(height * (width + 1) for height, width in sheets)
+
+
 def indicator_texts(picture: Picture, number: int, tiling: Tiling | None) -> list[str]:
     """The text before each of a picture's tiles; empty where there is none.
 

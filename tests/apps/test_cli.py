@@ -20,7 +20,9 @@ from mm1_mlx.runtime import TINY
 STAR = str(TINY / "red-star.png")
 FOUR = str(TINY / "four-shapes.png")
 HELP = Path(__file__).with_name("help")
-COMMANDS = ("", "generate", "chat", "convert", "embed", "inspect", "doctor")
+COMMANDS = (
+    *("", "generate", "chat", "convert", "embed", "inspect", "verify", "doctor"),
+)
 
 
 @pytest.fixture
@@ -161,7 +163,29 @@ def test_inspect_counts_a_preset_without_weights(mm1):
     assert parameters["active"] < 5e9
     code, out, _ = mm1("inspect", "mm1-7b")
     assert code == 0
-    assert "144 per picture, 378 px, squash" in out
+    assert "144 per tile, 378 px, squash" in out
+    assert "4-9x672: 1,440" in out
+
+
+def test_inspect_knows_the_papers_resolution_modes(mm1):
+    _, out, _ = mm1("inspect", "mm1-3b", "--json")
+    modes = json.loads(out)["modes"]
+    assert next(iter(modes)) == "378"  # its own
+    assert modes["672"] == 144
+    assert modes["2x672"] == modes["2x896"] == 720
+    assert modes["4-9x672"] == 1440
+
+
+def test_verify_checks_every_digest(mm1, tmp_path):
+    code, out, err = mm1("verify", str(TINY))
+    assert (code, out) == (0, "")
+    assert "files have the sha256 of the manifest" in err
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    check_error(mm1("verify", str(folder)), "does not have the sha256 of the manifest")
 
 
 def test_doctor_asks_the_embedded_model(mm1):
