@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mm1_mlx.config import TextConfig
-from mm1_mlx.models.vision import Block, norm
+from mm1_mlx.models.block import Block, norm
 
 
 class TextEncoder(nn.Module):

@@ -7,7 +7,8 @@ from mlx.utils import tree_flatten
 
 from mm1_mlx.config import VisionConfig
 from mm1_mlx.errors import ConfigError
-from mm1_mlx.models.vision import MLP, SparseMLP, VisionEncoder
+from mm1_mlx.models.block import MLP, SparseMLP
+from mm1_mlx.models.vision import VisionEncoder
 
 SIZES = {
     "image_size": 20,
