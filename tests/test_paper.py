@@ -1,0 +1,169 @@
+"""The twelve facts that can be computed from the papers, each checked against the code."""
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mm1_mlx.checkpoint import model_shapes
+from mm1_mlx.config import (
+    CAbstractorConfig,
+    DynamicTiling,
+    MM1Config,
+    SplitTiling,
+    VisionConfig,
+)
+from mm1_mlx.layout import most_picture_tokens
+from mm1_mlx.models.moe import SparseMLP
+from mm1_mlx.models.resample import pooling_matrix, resample
+from mm1_mlx.presets import PRESETS, VIT_H_14_378, VIT_L_14_336
+from mm1_mlx.resolution import with_resolution
+from mm1_mlx.tiling import choose_grid, grids_between
+from mm1_mlx.train import paper
+from mm1_mlx.train.trainer import schedule
+from mm1_mlx.video import NUM_FRAMES
+
+
+def count(config):
+    shapes = model_shapes(config).values()
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def vit(of, size, projection=None):
+    values = of.to_dict() | {"image_size": size, "projection_size": projection}
+    return count(MM1Config(vision=VisionConfig.from_dict(values)))
+
+
+def test_1_encoders_have_the_published_parameters():
+    assert vit(VIT_H_14_378, 378) == 631_371_520
+    assert vit(VIT_H_14_378, 378, 1024) == 632_682_240
+    assert vit(VIT_H_14_378, 224, 1024) == 632_076_800
+    assert vit(VIT_L_14_336, 336) == 303_507_456
+    assert vit(VIT_L_14_336, 336, 768) == 304_293_888
+
+
+def test_2_patches_per_tile():
+    sides = (224, 336, 378, 448, 560, 672, 896)
+    patches = [(side // 14) ** 2 for side in sides]
+    assert patches == [256, 576, 729, 1024, 1600, 2304, 4096]
+    for side, expected in zip(sides, patches, strict=True):
+        values = VIT_H_14_378.to_dict() | {"image_size": side}
+        assert VisionConfig.from_dict(values).num_patches == expected
+    assert paper.MAX_PICTURES_PER_SEQUENCE * 729 == 11_664
+
+
+def test_3_image_tokens_per_picture():
+    model = PRESETS["mm1-3b"]
+    tokens = {
+        mode: most_picture_tokens(with_resolution(model, mode))
+        for mode in ("378", "2x672", "4-9x672")
+    }
+    assert tokens == {"378": 144, "2x672": 720, "4-9x672": 1440}
+    assert NUM_FRAMES * tokens["378"] == 3456
+    assert paper.MAX_PICTURES_PER_SEQUENCE * 144 == 2304 <= paper.SEQUENCE_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rate"),
+    [
+        *((3e9, 5.834e-5), (7e9, 4.082e-5), (3e10, 2.211e-5)),
+        *((1.2e9, 8.583e-5), (2.9e9, 5.918e-5), (6.4e9, 4.239e-5)),
+    ],
+)
+def test_4_the_learning_rate_falls_with_the_size(parameters, rate):
+    peak = paper.peak_learning_rate(parameters)
+    assert peak == pytest.approx(rate, rel=1e-3)
+    config = paper.pretraining(parameters)
+    assert config.learning_rate == peak
+    assert config.weight_decay == pytest.approx(peak / 10)
+
+
+def test_5_pre_training_saw_400_billion_tokens():
+    tokens = paper.PRETRAINING_STEPS * paper.PRETRAINING_BATCH * paper.SEQUENCE_LENGTH
+    assert tokens == 419_430_400_000
+    assert sum(paper.PRETRAINING_MIXTURE.values()) == pytest.approx(1)
+
+
+def test_6_the_supervised_mixture():
+    total = sum(row.thousands for row in paper.SFT_MIXTURE)
+    assert total == 1448
+    assert len(paper.SFT_MIXTURE) == 17
+    (synthdog,) = [row for row in paper.SFT_MIXTURE if row.name == "SynthDog-EN"]
+    assert synthdog.thousands / total == pytest.approx(0.345, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("features", "inputs", "outputs", "parameters"),
+    [
+        (576, 1024, 4096, 37_398_016),
+        (256, 1024, 4096, 37_070_336),
+        (729, 1280, 3072, 31_056_704),
+        (729, 1280, 7168, 77_202_240),
+    ],
+)
+def test_7_the_c_abstractor(features, inputs, outputs, parameters):
+    config = CAbstractorConfig(
+        input_size=inputs,
+        num_features=features,
+        output_size=outputs,
+        num_image_tokens=144,
+    )
+    assert count(MM1Config(connector=config)) == parameters
+
+
+def test_7_adaptive_pooling_is_a_matrix_on_either_side():
+    bins = [np.flatnonzero(row) for row in np.array(pooling_matrix(27, 12))]
+    spans = [(int(b[0]), int(b[-1]) + 1) for b in bins]
+    assert spans == [
+        *((0, 3), (2, 5), (4, 7), (6, 9), (9, 12), (11, 14)),
+        *((13, 16), (15, 18), (18, 21), (20, 23), (22, 25), (24, 27)),
+    ]
+    x = np.random.default_rng(0).standard_normal((1, 27, 27, 3)).astype(np.float32)
+    pooled = np.array(resample(mx.array(x), pooling_matrix(27, 12)))
+    for i, (top, bottom) in enumerate(spans):
+        for j, (left, right) in enumerate(spans):
+            mean = x[0, top:bottom, left:right].mean(axis=(0, 1))
+            np.testing.assert_allclose(pooled[0, i, j], mean, atol=1e-6)
+
+
+def test_8_mixtures_of_experts():
+    for name, total, rounded in (
+        ("mm1-3b-moe", 63.78, 64),
+        ("mm1-7b-moe", 47.01, 47),
+    ):
+        shapes = model_shapes(PRESETS[name])
+        decoder = sum(
+            math.prod(shape)
+            for key, shape in shapes.items()
+            if key.startswith("decoder.") and "embed_tokens" not in key
+        )
+        assert decoder / 1e9 == pytest.approx(total, abs=5e-3)
+        assert round(decoder / 1e9) == rounded
+    # Upcycled = dense, and the losses of hand-made cases, are in test_upcycle.py and
+    # test_moe.py; here the two numbers that the z-loss is known by.
+    assert math.log(64) ** 2 == pytest.approx(17.30, abs=5e-3)
+    assert math.log(32) ** 2 == pytest.approx(12.01, abs=5e-3)
+    assert SparseMLP.__doc__
+
+
+def test_9_the_schedules():
+    config = paper.pretraining(3e9)
+    rate = schedule(config, config.learning_rate)
+    peak = config.learning_rate
+    assert rate(mx.array(2000)).item() == pytest.approx(peak, rel=1e-5)
+    assert rate(mx.array(200_000)).item() == pytest.approx(peak / 10, rel=1e-5)
+    assert rate(mx.array(1000)).item() == pytest.approx(peak / 2, rel=1e-5)
+    tuned = paper.fine_tuning()
+    rate = schedule(tuned, tuned.learning_rate)
+    assert rate(mx.array(0)).item() == pytest.approx(1e-5, rel=1e-5)
+    assert rate(mx.array(tuned.steps)).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_10_dynamic_splitting():
+    assert len(grids_between(4, 9)) == 18
+    assert choose_grid((1344, 1344), 672, DynamicTiling()) == (2, 2)
+    # Four tiles of 672 hold 1344 x 1344 without padding.
+    assert 4 * 672**2 == 1344**2
+    assert 9 * 672**2 == 4_064_256
+    assert SplitTiling().max_tiles == 5
