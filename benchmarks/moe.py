@@ -188,6 +188,8 @@ def main() -> None:
         print(json.dumps(layers[-1], indent=2), flush=True)
     report = {
         "machine": f"CPU with {os.cpu_count()} cores, {BLAS or 'the default BLAS'}",
+        # Above the number of cores, other programs took their share of the time.
+        "load_average": round(os.getloadavg()[1], 1),
         "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "all"),
         "mlx": mx.__version__,
         "dtype": "float32",
