@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from mm1_mlx.checkpoint import model_shapes
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.models import MM1
 
 from .detect import name_of
+from .initialise import SEED, initialise
 from .parts import PARTS, Origin, Origins
 from .plan import Plan, plan
 from .source import Source
 from .text import tokenizer_files
 from .upcycle import ROUTER, Tensors, Upcycle
-
-SEED = 0
 
 
 @dataclass
@@ -96,7 +93,7 @@ class Job:
             for step in result.steps:
                 yield from step(source.read)
         if self.initialised:
-            yield from _initialise(self.config, self.initialised)
+            yield from initialise(self.config, self.initialised)
 
     def tokenizer_files(self) -> dict[str, Path]:
         """The tokenizer files by name, of the decoder or else of the text tower."""
@@ -150,17 +147,3 @@ def _check_tied(source: Source, result: Plan) -> None:
                 f"{source.name}: config.json ties {head!r} to {embeddings[0]!r}, but "
                 "they differ; set tie_word_embeddings to false there"
             )
-
-
-def _initialise(
-    config: MM1Config, parts: tuple[str, ...]
-) -> Iterator[tuple[str, mx.array]]:
-    """The tensors of these parts as a new model has them."""
-    rest: Any = dict.fromkeys(set(PARTS) - set(parts))
-    mx.random.seed(SEED)
-    model = MM1(replace(config, **rest, image=None, prompt=None))
-    tensors = dict(tree_flatten(model.parameters()))
-    del model
-    # Popped, so that a tensor that was written is freed.
-    while tensors:
-        yield tensors.popitem()
