@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import note, source_line
+from .common import Resolution, note, source_line
 
 
 def convert(
@@ -35,6 +35,7 @@ def convert(
     preset: Annotated[
         str | None, typer.Option(help="size of all parts that have no source")
     ] = None,
+    resolution: Resolution = None,
     upcycle: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +72,13 @@ def convert(
             _announce(name)
     parts = {"vision": vision, "connector": connector, "decoder": decoder}
     report = run_conversion(
-        whole, user_path(out), parts, upcycle=upcycle, dtype=dtype, overwrite=overwrite
+        whole,
+        user_path(out),
+        parts,
+        resolution=resolution,
+        upcycle=upcycle,
+        dtype=dtype,
+        overwrite=overwrite,
     )
     print(report.out)
 
@@ -81,6 +88,7 @@ def run_conversion(
     out: Path,
     parts: Mapping[str, str | None] = MappingProxyType({}),
     *,
+    resolution: str | None = None,
     upcycle: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
@@ -95,6 +103,7 @@ def run_conversion(
             source,
             out,
             **parts,
+            resolution=resolution,
             upcycle=upcycle,
             dtype=getattr(mx, dtype) if dtype else None,
             overwrite=overwrite,

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mm1_mlx.checkpoint import CheckpointWriter, check_place
 from mm1_mlx.config import MM1Config
+from mm1_mlx.resolution import with_resolution
 
 from .connectors import is_spec
 from .detect import name_of
@@ -48,6 +49,7 @@ def convert(
     vision: str | None = None,
     connector: str | None = None,
     decoder: str | None = None,
+    resolution: str | None = None,
     upcycle: str | None = None,
     dtype: mx.Dtype | None = None,
     overwrite: bool = False,
@@ -66,6 +68,8 @@ def convert(
         vision: where the image encoder comes from instead.
         connector: where the connector comes from instead, or its kind.
         decoder: where the decoder comes from instead.
+        resolution: how pictures become tiles, a mode of ``resolution.py``; by default
+            as the encoder's source has it.
         upcycle: which layers of a dense decoder become sparse, and of how many experts:
             ``experts=64,every=2``.
         dtype: what weights are cast to; None keeps each as it is.
@@ -84,7 +88,10 @@ def convert(
         del chosen["connector"]
     with ExitStack() as stack:
         origins = open_origins(chosen, source, stack)
-        job = Job(compose(origins, spec), origins, plan)
+        config = compose(origins, spec)
+        if resolution is not None:
+            config = with_resolution(config, resolution)
+        job = Job(config, origins, plan)
         files = job.tokenizer_files()
         with CheckpointWriter(
             out, job.made, job.record(), overwrite=overwrite

@@ -9,13 +9,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import sources
+from PIL import Image
 
 from mm1_mlx.checkpoint import load_config, load_manifest, load_model
-from mm1_mlx.config import DecoderConfig, MM1Config, PromptConfig
+from mm1_mlx.config import DecoderConfig, MM1Config, PromptConfig, SplitTiling
 from mm1_mlx.convert import Source, convert, detect_format
 from mm1_mlx.convert.formats import llava_hf
 from mm1_mlx.convert.parts import Origin, compose
 from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.image import load_picture
 from mm1_mlx.layout import Picture
 from mm1_mlx.presets import PRESETS
 
@@ -369,3 +371,26 @@ def test_tokenizer_files_come_from_the_decoder(tmp_path: Path) -> None:
         "of": "llama"
     }
     assert not (tmp_path / "out" / "tokenizer.py").exists()
+
+
+def test_a_resolution_may_be_chosen(tmp_path: Path) -> None:
+    vision, decoder = sources.clip(tmp_path / "clip"), sources.llama(tmp_path / "llama")
+    report = convert(
+        None,
+        tmp_path / "out",
+        vision=str(vision),
+        connector="c-abstractor:4",
+        decoder=str(decoder),
+        resolution="2x48",
+    )
+    image = report.config.image
+    assert image is not None
+    assert (image.size, image.tiling) == (48, SplitTiling(grid=2))
+    # The stored positions stay those that the encoder learned.
+    assert report.config.vision is not None
+    assert report.config.vision.image_size == 32
+    photo = load_picture(Image.new("RGB", (90, 60)), image)
+    tokens = load_model(tmp_path / "out").encode([photo])[0]
+    assert tokens.shape == (5 * 4, 16)
+    with pytest.raises(ConfigError, match="50 pixels are not a multiple"):
+        convert(str(vision), tmp_path / "other", resolution="50")

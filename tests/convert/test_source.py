@@ -374,8 +374,8 @@ def test_nothing_large_is_downloaded_for_what_is_refused_anyway(
     (tmp_path / "photos").mkdir()
     with pytest.raises(CheckpointError, match="is not a model folder"):
         convert("a/b", tmp_path / "photos", overwrite=True)
-    (small / "config.json").write_text('{"model_type": "phi3"}')
-    with pytest.raises(CheckpointError, match="model type 'phi3'"):
+    (small / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(CheckpointError, match="model type 'gpt2'"):
         convert("a/b", out)
 
 
