@@ -297,8 +297,8 @@ LLAMA, LLAVA, CLIP = sources.LLAMA, sources.LLAVA, sources.CLIP
         (LLAVA, {"vision_feature_select_strategy": "cls"}, "'cls' is not supported"),
         (
             LLAVA,
-            {"text_config": {"model_type": "gemma"}},
-            "model type 'gemma' is not sup",
+            {"text_config": {"model_type": "gpt2"}},
+            "model type 'gpt2' is not sup",
         ),
         (
             LLAVA,
