@@ -55,15 +55,17 @@ def describe(model: str | None) -> dict[str, Any]:
         config, source = load_config(path), read_manifest(path).get("source")
         name = str(path)
     sizes: dict[str, int] = {}
+    idle = 0
     # Built lazily: no weight is allocated.
     for key, tensor in MM1(config).tensors().items():
         part = key.partition(".")[0]
         sizes[part] = sizes.get(part, 0) + tensor.size
+        idle += _idle(key, tensor.size, config)
     total = sum(sizes.values())
     return {
         "name": name,
         "config": config.to_dict(),
-        "parameters": sizes | {"total": total, "active": total - idle(config)},
+        "parameters": sizes | {"total": total, "active": total - idle},
         "image_tokens": config.num_image_tokens if config.connector else None,
         "modes": _modes(config),
         "context": config.decoder.max_position_embeddings if config.decoder else None,
@@ -106,14 +108,20 @@ def _modes(config: Any) -> dict[str, int]:
     return modes
 
 
-def idle(config: Any) -> int:
-    """Parameters of the experts that a token does not pass through."""
-    decoder = config.decoder
-    if decoder is None or decoder.moe is None:
+def _idle(name: str, size: int, config: Any) -> int:
+    """How much of a tensor a token, or an image, does not pass through."""
+    part = name.partition(".")[0]
+    moe = getattr(getattr(config, part), "moe", None)
+    if moe is None:
         return 0
-    sparse = sum(decoder.is_sparse(i) for i in range(decoder.num_hidden_layers))
-    expert = 3 * decoder.hidden_size * decoder.intermediate_size
-    return sparse * expert * (decoder.moe.num_experts - decoder.moe.experts_per_token)
+    if part == "decoder":
+        experts = ".switch_mlp." in name
+        used = moe.experts_per_token
+    else:
+        layer = int(name.split(".")[2]) if name.startswith("vision.layers.") else -1
+        experts = layer >= 0 and config.vision.is_sparse(layer) and ".mlp.fc" in name
+        used = moe.experts_per_image
+    return size * (moe.num_experts - used) // moe.num_experts if experts else 0
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
