@@ -3,14 +3,12 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mm1_mlx.config import PromptConfig
+from mm1_mlx.config import PromptConfig, Template
 from mm1_mlx.errors import CheckpointError
 
 from .source import Source
-
-Template = Literal["checkpoint", "llava", "vicuna_v1", "honeybee", "plain"]
 
 IMAGE_TOKEN = "<image>"
 FILES = (

@@ -43,6 +43,14 @@ TEMPLATES = {
     "{%- set ns.system = '' %}"
     "{%- else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}"
     "{%- endfor %}",
+    # MoE-LLaVA, conversation.py, conv_stablelm: Vicuna's, but for the end.
+    "stablelm": "{%- if messages[0].role != 'system' %}{{ '"
+    + _VICUNA_SYSTEM.replace("'", "\\'")
+    + " ' }}{% endif %}"
+    + _TURNS.replace("eos_token", "'<|endoftext|>'"),
+    # xGen-MM's base models: a solved example ends with a token of its own.
+    "xgen_mm": "{%- for m in messages %}{{ m.content }}"
+    "{%- if m.role == 'assistant' %}{{ '<|endofchunk|>' }}{% endif %}{% endfor %}",
     # A base model: the contents and nothing else.
     "plain": "{%- for m in messages %}{{ m.content }}{% endfor %}",
 }
@@ -58,4 +66,5 @@ AFTER_IMAGE = {
     "vicuna_v1": "\n",
     "honeybee": "\nHuman: ",
     "mistral": "\n",
+    "stablelm": "\n",
 }

@@ -42,12 +42,17 @@ TEXTS = {
     "honeybee": f"{HONEYBEE}\nHuman: <image>\nHuman: What?\nAI: A cat.</s>"
     "\nHuman: Sure?\nAI: ",
     "plain": "<image>What?A cat.Sure?",
+    "stablelm": f"{VICUNA} USER: <image>\nWhat? ASSISTANT: A cat.<|endoftext|>"
+    "USER: Sure? ASSISTANT:",
+    "xgen_mm": "<image>What?A cat.<|endofchunk|>Sure?",
 }
 FIRST = {
     "llava": "USER: <image>\nWhat? ASSISTANT:",
     "vicuna_v1": f"{VICUNA} USER: <image>\nWhat? ASSISTANT:",
     "honeybee": f"{HONEYBEE}\nHuman: <image>\nHuman: What?\nAI: ",
     "plain": "<image>What?",
+    "stablelm": f"{VICUNA} USER: <image>\nWhat? ASSISTANT:",
+    "xgen_mm": "<image>What?",
 }
 TWO_PICTURES = {
     "llava": "USER: <image>\n<image>\nWhat? ASSISTANT:",
@@ -58,6 +63,8 @@ SYSTEM = {
     "vicuna_v1": "Be kind. USER: Hi ASSISTANT:",
     "honeybee": "Be kind.\nHuman: Hi\nAI: ",
     "plain": "Be kind.Hi",
+    "stablelm": "Be kind. USER: Hi ASSISTANT:",
+    "xgen_mm": "Be kind.Hi",
 }
 
 
@@ -85,7 +92,8 @@ def test_an_answer_begins_where_the_prompt_ends(template, plain_prompt, tokenize
     asked = render(TURNS[:1], config, tokenizer)
     answered = render(TURNS[:2], config, tokenizer, answer=False)
     assert answered.startswith(asked)
-    assert answered[len(asked) :].strip() in ("A cat.</s>", "A cat.")
+    ends = ("</s>", "<|endoftext|>", "<|endofchunk|>", "")
+    assert answered[len(asked) :].strip() in [f"A cat.{end}" for end in ends]
 
 
 @pytest.fixture
