@@ -9,6 +9,7 @@ from typing import Any
 from .common import (
     MaxTokens,
     Model,
+    Resolution,
     Seed,
     System,
     Temperature,
@@ -30,6 +31,7 @@ Ctrl-C stops an answer."""
 
 def chat(
     model: Model = None,
+    resolution: Resolution = None,
     system: System = None,
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.0,
@@ -44,7 +46,7 @@ def chat(
         "top_p": top_p,
         "seed": seed,
     }
-    with open_runtime(model, yes) as runtime:
+    with open_runtime(model, yes, resolution) as runtime:
         note(f"{runtime.path.name}: /image PATH shows a picture, /help lists commands")
         Conversation(runtime, system, settings).run()
 
