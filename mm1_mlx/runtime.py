@@ -146,13 +146,14 @@ def _load(
     path: Path, dtype: mx.Dtype | None, resolution: str | None, worker: Worker
 ) -> Runtime:
     config = load_config(path)
-    if config.decoder is None or config.prompt is None:
+    prompt = config.prompt
+    if config.decoder is None or prompt is None:
         raise CheckpointError(f"{path} has no decoder, so it cannot answer")
     if resolution is not None:
         config = with_resolution(config, resolution)
     model = load_model(path, dtype)
     model.config = config
-    tokenizer = load_tokenizer(path, config.prompt)
+    tokenizer = load_tokenizer(path, prompt)
     return Runtime(model, tokenizer, config, path, worker)
 
 

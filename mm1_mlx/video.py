@@ -72,7 +72,8 @@ def _pictures_in(folder: Path) -> list[ImageSource]:
     paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise PromptError(f"{str(folder)!r} holds no pictures; give a folder of frames")
-    return sorted(paths, key=_natural)
+    paths.sort(key=_natural)
+    return list(paths)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
