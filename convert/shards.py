@@ -13,19 +13,24 @@ SAFETENSORS_INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
 
 
-def weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path, *inside: str) -> list[str]:
     """The names of a folder's weight files: safetensors if there are any, else pickles.
+
+    Args:
+        folder: the checkpoint.
+        inside: the folder in it that is meant, and not the checkpoint's own.
 
     Raises:
         CheckpointError: there are none, or one that an index lists is missing.
     """
-    names = sorted(path.name for path in folder.iterdir())
+    place = safe_join(folder, *inside) if inside else folder
+    names = sorted(path.name for path in place.iterdir())
     for index, whole, pattern in (
         (SAFETENSORS_INDEX, "model.safetensors", r".*\.safetensors"),
         (BIN_INDEX, "pytorch_model.bin", r"pytorch_model.*\.bin|.*\.(pt|pth)"),
     ):
         if index in names:
-            return _indexed(folder, index)
+            return _indexed(folder, *inside, index)
         if whole in names:
             return [whole]
         matches = [name for name in names if re.fullmatch(pattern, name)]
@@ -33,24 +38,27 @@ def weight_files(folder: Path) -> list[str]:
             return own
     if only := hub.open_clip_weights(names):
         return only
-    raise CheckpointError(f"{folder} has no safetensors weights{what_lies_in(folder)}")
+    raise CheckpointError(f"{place} has no safetensors weights{what_lies_in(place)}")
 
 
-def _indexed(folder: Path, index: str) -> list[str]:
-    content = read_json(safe_join(folder, index))
+def _indexed(folder: Path, *names: str) -> list[str]:
+    """The files that an index lists; ``names`` are the folders it lies in, and its own."""
+    path = safe_join(folder, *names)
+    content = read_json(path)
     weights = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) for name in weights.values()
     ):
-        raise CheckpointError(f"{folder / index} has no weight_map of file names")
-    names = sorted(set(weights.values()))
-    missing = [name for name in names if not safe_join(folder, name).is_file()]
+        raise CheckpointError(f"{path} has no weight_map of file names")
+    files = sorted(set(weights.values()))
+    inside = names[:-1]
+    missing = [x for x in files if not safe_join(folder, *inside, x).is_file()]
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} of {len(names)} weight files, e.g. "
+            f"{path.parent} lacks {len(missing)} of {len(files)} weight files, e.g. "
             f"{missing[:5]}; get it again"
         )
-    return names
+    return files
 
 
 def what_lies_in(folder: Path) -> str:

@@ -19,6 +19,8 @@ from mm1_mlx.hub import SourceInfo
 from .shards import BIN_INDEX, SAFETENSORS_INDEX, unpickle, weight_files, what_lies_in
 
 FLOATS = {mx.float16, mx.bfloat16, mx.float32}
+# Folders of a checkpoint that hold parts of a model with configs of their own: xtuner's.
+SUBFOLDERS = ("visual_encoder", "projector")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class TensorInfo:
     """What a shard's header says of a tensor."""
 
     path: Path
+    # Its name there.
+    name: str
     shape: tuple[int, ...]
     dtype: mx.Dtype
 
@@ -37,7 +41,8 @@ class Source:
             source.json("config.json"), source.tensors, source.read(name)
 
     A hub repository's weights are downloaded when ``tensors`` is first asked for, so
-    that its config can be refused before.
+    that its config can be refused before. Files and tensors in ``subfolders`` have the
+    folder's name and a slash before theirs.
 
     Args:
         name: a folder or a hub repository.
@@ -50,7 +55,7 @@ class Source:
         self.name = name
         folder = local_folder(name)
         self._remote = folder is None
-        self.folder = folder or hub.download_small(name)
+        self.folder = folder or hub.download_small(name, SUBFOLDERS)
         self.licence = _licence(folder) if folder else None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
@@ -68,8 +73,14 @@ class Source:
 
     def file(self, name: str) -> Path | None:
         """The path of a file, None if there is none of that name."""
-        path = safe_join(self.folder, name)
+        path = safe_join(self.folder, *name.split("/"))
         return path if path.is_file() else None
+
+    @cached_property
+    def subfolders(self) -> tuple[str, ...]:
+        """Folders with parts of the model: either all that are known, or none."""
+        whole = all(self.file(f"{folder}/config.json") for folder in SUBFOLDERS)
+        return SUBFOLDERS if whole else ()
 
     def json(self, name: str) -> dict[str, Any] | None:
         """A JSON file's object, None if there is no file of that name.
@@ -116,10 +127,19 @@ class Source:
         """
         if self._remote:
             self.folder, self.licence = hub.download(
-                self.name, pickles=find_spec("torch") is not None
+                self.name,
+                pickles=find_spec("torch") is not None,
+                folders=self.subfolders,
             )
+        tensors = self._tensors_in()
+        for folder in self.subfolders:
+            inside = self._tensors_in(folder).items()
+            tensors |= {f"{folder}/{name}": info for name, info in inside}
+        return tensors
+
+    def _tensors_in(self, *inside: str) -> dict[str, TensorInfo]:
         tensors: dict[str, TensorInfo] = {}
-        for path in self._shards():
+        for path in self._shards(*inside):
             shapes = check_shard(path)
             arrays = _load(path)
             for name, shape in shapes.items():
@@ -127,7 +147,7 @@ class Source:
                     raise CheckpointError(
                         f"{self.name}: tensor {name!r} is there twice"
                     )
-                tensors[name] = TensorInfo(path, shape, arrays[name].dtype)
+                tensors[name] = TensorInfo(path, name, shape, arrays[name].dtype)
         return tensors
 
     def read(self, name: str) -> mx.array:
@@ -142,17 +162,21 @@ class Source:
                 f"{self.name}: tensor {name!r} holds {info.dtype}, not float16, bfloat16 "
                 "or float32; convert the unquantized checkpoint"
             )
-        tensor = _load(info.path)[name]
+        tensor = _load(info.path)[info.name]
         mx.eval(tensor)
         return tensor
 
-    def _shards(self) -> list[Path]:
-        names = weight_files(self.folder)
-        paths = [safe_join(self.folder, name) for name in names]
+    def _shards(self, *inside: str) -> list[Path]:
+        names = weight_files(self.folder, *inside)
+        paths = [safe_join(self.folder, *inside, name) for name in names]
         if all(name.endswith(".safetensors") for name in names):
             return paths
-        self._scratch = tempfile.TemporaryDirectory(prefix="mm1-convert-")
-        return unpickle(paths, Path(self._scratch.name))
+        self._scratch = self._scratch or tempfile.TemporaryDirectory(
+            prefix="mm1-convert-"
+        )
+        place = Path(self._scratch.name, *(inside or ["own"]))
+        place.mkdir()
+        return unpickle(paths, place)
 
 
 def _load(path: Path) -> dict[str, mx.array]:
@@ -192,8 +216,14 @@ def describe(name: str) -> SourceInfo:
     """
     folder = local_folder(name)
     if folder is None:
-        return hub.describe(name)
-    size = sum(safe_join(folder, n).stat().st_size for n in weight_files(folder))
+        return hub.describe(name, SUBFOLDERS)
+    with Source(name) as source:
+        inside = [[], *([folder] for folder in source.subfolders)]
+    size = sum(
+        safe_join(folder, *names, file).stat().st_size
+        for names in inside
+        for file in weight_files(folder, *names)
+    )
     return SourceInfo(name, size, _licence(folder))
 
 

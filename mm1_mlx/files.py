@@ -49,15 +49,20 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} is not valid JSON; get it again") from None
 
 
-def safe_join(root: Path, name: str) -> Path:
+def safe_join(root: Path, *names: str) -> Path:
     """``root / name`` for a plain file name out of an untrusted file.
+
+    Args:
+        root: the folder that is trusted.
+        names: the file's name, behind those of the folders that it lies in.
 
     Raises:
         CheckpointError: the name could reach outside ``root``.
     """
-    if not PLAIN_NAME.fullmatch(name):
-        raise CheckpointError(f"{root}: file name {name!r:.80} is not allowed")
-    path = root / name
+    for name in names:
+        if not PLAIN_NAME.fullmatch(name):
+            raise CheckpointError(f"{root}: file name {name!r:.80} is not allowed")
+    path = root.joinpath(*names)
     # Hub snapshots link into their own cache, two folders up.
     allowed = {root.resolve(), root.resolve().parent.parent / "blobs"}
     # os.path: unlike Path.resolve, it bears a link to itself.

@@ -1,8 +1,9 @@
 """A hub repository: its size and licence, and a local copy of its data files."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.files import read_json
+from mm1_mlx.files import PLAIN_NAME, read_json
 
 T = TypeVar("T")
 
@@ -58,10 +59,14 @@ def is_repository(name: str) -> bool:
     return True
 
 
-def describe(repository: str) -> SourceInfo:
+def describe(repository: str, folders: Sequence[str] = ()) -> SourceInfo:
     """Name, size of the weights in bytes and licence, from the model card.
 
     Nothing but the name where the hub cannot be asked: there may be a local copy.
+
+    Args:
+        repository: its name.
+        folders: those in it whose weights count, too, if all of them are there.
 
     Raises:
         CheckpointError: there is no such repository.
@@ -70,7 +75,9 @@ def describe(repository: str) -> SourceInfo:
     if info is None:
         return SourceInfo(repository, None, None)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    size = sum(sizes[name] for name in _weights(info))
+    if not all(_inside(info, folder) for folder in folders):
+        folders = ()
+    size = sum(sizes[name] for name in _weights(info, folders))
     return SourceInfo(repository, size, _licence(info))
 
 
@@ -95,11 +102,17 @@ def _config_file(repository: str) -> str:
             raise error from None
 
 
-def download(repository: str, *, pickles: bool = False) -> tuple[Path, str | None]:
+def download(
+    repository: str, *, pickles: bool = False, folders: Sequence[str] = ()
+) -> tuple[Path, str | None]:
     """The folder with the repository's configs, tokenizer and weights, and its licence.
 
-    Without a network a complete earlier download is used. Weights that only exist as
-    pickles are fetched if ``pickles`` says that they can be read.
+    Without a network a complete earlier download is used.
+
+    Args:
+        repository: its name.
+        pickles: whether weights that only exist as pickles can be read.
+        folders: those in it of which the same is fetched.
 
     Raises:
         CheckpointError: there is no such repository, or it cannot be reached.
@@ -111,25 +124,36 @@ def download(repository: str, *, pickles: bool = False) -> tuple[Path, str | Non
             raise _refusal(repository)
         return folder, None
     weights = _weights(info)
-    if weights and weights[0].endswith(".bin") and not pickles:
+    nested = _weights(info, folders)[len(weights) :]
+    # Safetensors come first, wherever they lie.
+    if any(name.endswith(".bin") for name in (*weights, *nested)) and not pickles:
         raise CheckpointError(
             f"{repository} has only .bin weights, which need torch to be converted: "
             'pip install "mm1-mlx[torch]"'
         )
     patterns = [*SMALL, *weights]
-    folder = _reach(repository, lambda: _snapshot(repository, info.sha, patterns))
+    nested += _small_inside(info, folders)
+    folder = _reach(
+        repository, lambda: _snapshot(repository, info.sha, patterns, nested)
+    )
     return folder, _licence(info)
 
 
-def download_small(repository: str) -> Path:
+def download_small(repository: str, folders: Sequence[str] = ()) -> Path:
     """The folder with the repository's files but the weights.
+
+    Args:
+        repository: its name.
+        folders: those in it of which the same is fetched.
 
     Raises:
         CheckpointError: there is no such repository, or it cannot be reached.
     """
     info = _ask(repository)
-    revision = info.sha if info else None
-    return _reach(repository, lambda: _snapshot(repository, revision, list(SMALL)))
+    revision, nested = (info.sha, _small_inside(info, folders)) if info else (None, [])
+    return _reach(
+        repository, lambda: _snapshot(repository, revision, list(SMALL), nested)
+    )
 
 
 def _ask(repository: str, *, files_metadata: bool = False) -> ModelInfo | None:
@@ -146,7 +170,13 @@ def _ask(repository: str, *, files_metadata: bool = False) -> ModelInfo | None:
         return None
 
 
-def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
+def _snapshot(
+    repository: str,
+    revision: str | None,
+    patterns: list[str],
+    nested: Sequence[str] = (),
+) -> Path:
+    """A local copy of the files that match, and of those that lie in folders by name."""
     folder = snapshot_download(
         repository,
         revision=revision,
@@ -154,11 +184,33 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
         ignore_patterns=["*/*"],
         local_files_only=revision is None,
     )
+    if nested:
+        # By themselves: a pattern's star would match a slash, too.
+        snapshot_download(repository, revision=revision, allow_patterns=list(nested))
     return Path(folder)
 
 
-def _weights(info: ModelInfo) -> list[str]:
-    return _own(f.rfilename for f in info.siblings or () if "/" not in f.rfilename)
+def _weights(info: ModelInfo, folders: Sequence[str] = ()) -> list[str]:
+    """The weight files of a repository, its own first, then those of folders in it."""
+    names = _own(_inside(info, ""))
+    for folder in folders:
+        names += [f"{folder}/{name}" for name in _own(_inside(info, folder))]
+    return names
+
+
+def _small_inside(info: ModelInfo, folders: Sequence[str]) -> list[str]:
+    return [
+        f"{folder}/{name}"
+        for folder in folders
+        for name in _inside(info, folder)
+        if any(fnmatch(name, pattern) for pattern in SMALL)
+    ]
+
+
+def _inside(info: ModelInfo, folder: str) -> list[str]:
+    """The plain names of the files directly in a folder of a repository."""
+    files = (file.rfilename.rpartition("/") for file in info.siblings or ())
+    return [x for place, _, x in files if place == folder and PLAIN_NAME.fullmatch(x)]
 
 
 def _own(names: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.image import ImageSource, load_pictures
 from mm1_mlx.layout import Picture, Span, count_picture_tokens, indicator_texts
 from mm1_mlx.messages import Message, Turn, collect
-from mm1_mlx.templates import AFTER_IMAGE, MARKS, TEMPLATES
+from mm1_mlx.templates import AFTER_IMAGE, BETWEEN_IMAGES, MARKS, TEMPLATES
 from mm1_mlx.tokenizer import Tokenizer
 
 # What a template may raise: its own refusal, the sandbox's, or any fault of its code.
@@ -145,8 +145,16 @@ def _typed_parts(parts: list[str | None], tokenizer: Tokenizer) -> list[dict[str
 
 
 def _joined(parts: list[str | None], config: PromptConfig, tokenizer: Tokenizer) -> str:
-    image = tokenizer.image_token + AFTER_IMAGE.get(config.template, "")
-    return "".join(image if p is None else tokenizer.shield(p) for p in parts)
+    after = AFTER_IMAGE.get(config.template, "")
+    between = BETWEEN_IMAGES.get(config.template, after)
+    written = []
+    for part, following in zip(parts, [*parts[1:], ""], strict=True):
+        if part is not None:
+            written.append(tokenizer.shield(part))
+        else:
+            end = between if following is None else after
+            written.append(tokenizer.image_token + end)
+    return "".join(written)
 
 
 def encode_turns(
@@ -163,7 +171,7 @@ def encode_turns(
     tokenizer, unless the template wrote the first one already.
     """
     text = render(turns, config, tokenizer, answer=answer)
-    if marks := MARKS.get(config.template):
+    if (marks := MARKS.get(config.template)) is not None:
         return _encode_apart(text, (tokenizer.image_token, *marks), tokenizer)
     bos = tokenizer.hf.bos_token
     written = bos is not None and text.startswith(bos)

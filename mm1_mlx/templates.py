@@ -48,6 +48,14 @@ TEMPLATES = {
     + _VICUNA_SYSTEM.replace("'", "\\'")
     + " ' }}{% endif %}"
     + _TURNS.replace("eos_token", "'<|endoftext|>'"),
+    # AuroraCap, xtuner/utils/templates.py, vicuna: no system prompt unless one is given.
+    "auroracap": "{%- for m in messages %}"
+    "{%- if m.role == 'system' %}{{ '"
+    + _VICUNA_SYSTEM.replace("'", "\\'")
+    + " ' + m.content + '\n ' }}"
+    "{%- elif m.role == 'user' %}{{ 'USER: ' + m.content + ' ASSISTANT:' }}"
+    "{%- else %}{{ ' ' + m.content + eos_token + '\n' }}{% endif %}"
+    "{%- endfor %}",
     # xGen-MM's base models: a solved example ends with a token of its own.
     "xgen_mm": "{%- for m in messages %}{{ m.content }}"
     "{%- if m.role == 'assistant' %}{{ '<|endofchunk|>' }}{% endif %}{% endfor %}",
@@ -59,6 +67,8 @@ TEMPLATES = {
 MARKS = {
     # Honeybee, honeybee/tokenization_honeybee.py.
     "honeybee": ("\nAI: ", "\nHuman: "),
+    # AuroraCap, inference.py: at pictures alone.
+    "auroracap": (),
 }
 # What a built-in template writes between a picture and the text after it.
 AFTER_IMAGE = {
@@ -67,4 +77,9 @@ AFTER_IMAGE = {
     "honeybee": "\nHuman: ",
     "mistral": "\n",
     "stablelm": "\n",
+    "auroracap": "\n",
+}
+# What it writes between two pictures instead, where that is something else.
+BETWEEN_IMAGES = {
+    "auroracap": " ",
 }

@@ -45,6 +45,7 @@ TEXTS = {
     "stablelm": f"{VICUNA} USER: <image>\nWhat? ASSISTANT: A cat.<|endoftext|>"
     "USER: Sure? ASSISTANT:",
     "xgen_mm": "<image>What?A cat.<|endofchunk|>Sure?",
+    "auroracap": "USER: <image>\nWhat? ASSISTANT: A cat.</s>\nUSER: Sure? ASSISTANT:",
 }
 FIRST = {
     "llava": "USER: <image>\nWhat? ASSISTANT:",
@@ -53,10 +54,12 @@ FIRST = {
     "plain": "<image>What?",
     "stablelm": f"{VICUNA} USER: <image>\nWhat? ASSISTANT:",
     "xgen_mm": "<image>What?",
+    "auroracap": "USER: <image>\nWhat? ASSISTANT:",
 }
 TWO_PICTURES = {
     "llava": "USER: <image>\n<image>\nWhat? ASSISTANT:",
     "honeybee": f"{HONEYBEE}\nHuman: <image>\nHuman: <image>\nHuman: What?\nAI: ",
+    "auroracap": "USER: <image> <image>\nWhat? ASSISTANT:",
 }
 SYSTEM = {
     "llava": "Be kind. USER: Hi ASSISTANT:",
@@ -65,6 +68,7 @@ SYSTEM = {
     "plain": "Be kind.Hi",
     "stablelm": "Be kind. USER: Hi ASSISTANT:",
     "xgen_mm": "Be kind.Hi",
+    "auroracap": f"{VICUNA} Be kind.\n USER: Hi ASSISTANT:",
 }
 
 
@@ -80,7 +84,9 @@ def test_built_in_templates_write_their_projects_text(
 
 
 @pytest.mark.parametrize("template", TWO_PICTURES)
-def test_every_picture_has_its_own_line(template, plain_prompt, tokenizer):
+def test_several_pictures_stand_as_their_project_has_them(
+    template, plain_prompt, tokenizer
+):
     turns = [("user", [None, None, "What?"])]
     config = plain_prompt(template=template)
     assert render(turns, config, tokenizer) == TWO_PICTURES[template]
@@ -169,6 +175,20 @@ def test_built_in_tokens_equal_transformers_on_the_same_text(
     config = plain_prompt(template=template)
     expected = reference.encode(render(TURNS, config, any_tokenizer))
     assert encode_turns(TURNS, config, any_tokenizer) == expected
+
+
+def test_auroracap_s_text_is_encoded_apart_at_its_pictures(
+    plain_prompt, any_folder, any_tokenizer
+):
+    reference = AutoTokenizer.from_pretrained(any_folder)
+    config = plain_prompt(template="auroracap")
+    turns = [("user", [None, None, "What is it?"])]
+    before, between, after = render(turns, config, any_tokenizer).split("<image>")
+    image = [any_tokenizer.image_id]
+    expected = reference.encode(before) + image
+    expected += reference.encode(between, add_special_tokens=False) + image
+    expected += reference.encode(after, add_special_tokens=False)
+    assert encode_turns(turns, config, any_tokenizer) == expected
 
 
 def test_the_beginning_token_comes_once(spm_folder, plain_prompt):

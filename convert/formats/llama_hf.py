@@ -68,8 +68,8 @@ def rules(source: Source) -> Table:  # noqa: ARG001
 
 
 def detect(source: Source) -> bool:
-    """Whether the source is a Llama or Mistral decoder."""
-    return source.config.get("model_type") in tuple(DEFAULTS)
+    """Whether the source is a Llama or Mistral decoder, without an encoder beside it."""
+    return source.config.get("model_type") in tuple(DEFAULTS) and not source.subfolders
 
 
 def config(source: Source) -> MM1Config:

@@ -16,6 +16,7 @@ Template = Literal[
     "mistral",
     "stablelm",
     "xgen_mm",
+    "auroracap",
     "ferret",
     "ferret_gemma",
     "ferret_llama3",

@@ -361,7 +361,7 @@ def test_nothing_large_is_downloaded_for_what_is_refused_anyway(
 ) -> None:
     small = sources.clip(tmp_path / "small")
     (small / "model.safetensors").unlink()
-    monkeypatch.setattr("mm1_mlx.hub.download_small", lambda _: small)
+    monkeypatch.setattr("mm1_mlx.hub.download_small", lambda *_: small)
     monkeypatch.setattr("mm1_mlx.hub.download", pytest.fail)
     out, llama = tmp_path / "out", str(sources.llama(tmp_path / "llama"))
     for options, message in (
