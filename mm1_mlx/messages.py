@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mm1_mlx.errors import PromptError
@@ -10,11 +11,40 @@ from mm1_mlx.image import ImageSource
 from mm1_mlx.video import NUM_FRAMES, load_frames
 
 Message = Mapping[str, Any]
-# A role, and its parts: text, or None where a picture stands.
-Turn = tuple[str, list[str | None]]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A place in a picture that a message refers to.
+
+    Attributes:
+        kind: ``box``, ``point`` or ``mask``.
+        shape: in pixels of the picture: [x1, y1, x2, y2], [x, y], or a mask as
+            ``regions.read_mask`` takes it.
+        picture: which of the prompt's pictures, counted from 0; in a message None is the
+            latest before it, in a turn of ``collect`` it is always a number.
+    """
+
+    kind: str
+    shape: Any
+    picture: int | None = None
+
+
+@dataclass(frozen=True)
+class RegionToken:
+    """Where the token of a region of a picture stands, after ``regions.refer``."""
+
+    picture: int
+
+
+# Text, None where a picture stands, or a place in one.
+Part = str | Region | RegionToken | None
+# A role, and its parts.
+Turn = tuple[str, list[Part]]
 
 ROLES = ("system", "user", "assistant")
-PARTS = ("text", "image", "image_url", "video")
+PARTS = ("text", "image", "image_url", "video", "region")
+SHAPES = ("box", "point", "mask")
 GIVE_AS_MANY = "give one for each place"
 
 
@@ -48,7 +78,38 @@ def collect(
             f"prompt has {len(sources)} places for pictures but "
             f"{len(sources) + len(given)} images were given; {GIVE_AS_MANY}"
         )
-    return turns, sources
+    return _with_pictures_named(turns, len(sources)), sources
+
+
+def _with_pictures_named(turns: list[Turn], count: int) -> list[Turn]:
+    """The turns whose regions all say which of ``count`` pictures they are in."""
+    before, named = 0, []
+    for role, parts in turns:
+        written: list[Part] = []
+        for part in parts:
+            before += part is None
+            if isinstance(part, Region):
+                part = _with_picture_named(part, before, count)
+            written.append(part)
+        named.append((role, written))
+    return named
+
+
+def _with_picture_named(region: Region, before: int, count: int) -> Region:
+    number = region.picture
+    if number is None:
+        if before == 0:
+            raise PromptError(
+                f"a {region.kind} refers to the latest picture before it, but there is "
+                "none; put the picture first, or name one: 'picture': 0"
+            )
+        number = before - 1
+    if type(number) is not int or not 0 <= number < count:
+        raise PromptError(
+            f"a {region.kind} refers to picture {number!r:.40}, counted from 0, but the "
+            f"prompt has {count} pictures; give the number of one of them"
+        )
+    return replace(region, picture=number)
 
 
 def _read_message(
@@ -79,12 +140,13 @@ def _checked(text: str) -> str:
     return text
 
 
-def _join_texts(parts: list[str | None]) -> list[str | None]:
+def _join_texts(parts: list[Part]) -> list[Part]:
     """The parts with neighbouring texts as one: "<ima" and "ge>" is a typed "<image>"."""
-    joined: list[str | None] = []
+    joined: list[Part] = []
     for part in parts:
-        if part is not None and joined and joined[-1] is not None:
-            joined[-1] += part
+        last = joined[-1] if joined else None
+        if isinstance(part, str) and isinstance(last, str):
+            joined[-1] = last + part
         else:
             joined.append(part)
     return joined
@@ -92,7 +154,7 @@ def _join_texts(parts: list[str | None]) -> list[str | None]:
 
 def _read_part(
     part: Any, given: list[ImageSource], sources: list[ImageSource]
-) -> list[str | None]:
+) -> list[Part]:
     """What a part puts into its turn; its pictures join ``sources``."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind not in PARTS:
@@ -100,8 +162,12 @@ def _read_part(
     source = part.get(kind)
     if kind == "text":
         if not isinstance(source, str):
-            raise PromptError(f"message part 'text' holds {source!r:.60}, expected text")
+            raise PromptError(
+                f"message part 'text' holds {source!r:.60}, expected text"
+            )
         return [_checked(source)]
+    if kind == "region":
+        return [_read_region(part)]
     if kind == "video":
         frames = load_frames(_need(source), part.get("frames", NUM_FRAMES))
         sources += frames
@@ -117,6 +183,16 @@ def _read_part(
         source = given.pop(0)
     sources.append(source)
     return [None]
+
+
+def _read_region(part: Mapping[str, Any]) -> Region:
+    shapes = [key for key in SHAPES if part.get(key) is not None]
+    if len(shapes) != 1:
+        raise PromptError(
+            f"a region has {shapes or 'no shape'}, expected one of {list(SHAPES)}: "
+            "{'type': 'region', 'box': [x1, y1, x2, y2]}"
+        )
+    return Region(shapes[0], part[shapes[0]], part.get("picture"))
 
 
 def _need(video: Any) -> Any:

@@ -5,9 +5,10 @@ Every count is checked here, in Python ints, before anything runs on the device.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jinja2
 
@@ -15,7 +16,8 @@ from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.image import ImageSource, load_pictures
 from mm1_mlx.layout import Picture, Span, count_picture_tokens, indicator_texts
-from mm1_mlx.messages import Message, Turn, collect
+from mm1_mlx.messages import Message, Part, RegionToken, Turn, collect
+from mm1_mlx.regions import refer
 from mm1_mlx.templates import AFTER_IMAGE, BETWEEN_IMAGES, MARKS, TEMPLATES
 from mm1_mlx.tokenizer import Tokenizer
 
@@ -48,7 +50,7 @@ class Prompt:
 
     @property
     def num_image_tokens(self) -> int:
-        """Positions filled by pictures."""
+        """Positions filled by pictures and their regions."""
         return sum(span.length for span in self.spans)
 
     @classmethod
@@ -65,7 +67,7 @@ class Prompt:
 
         Args:
             messages: a question, or chat messages whose content is a string or a list of
-                parts (``text``, ``image``, ``image_url``, ``video``).
+                parts (``text``, ``image``, ``image_url``, ``video``, ``region``).
             images: pictures for the parts that bring none; where no part asks for one,
                 they go before the last user message's text.
             config: the model's config.
@@ -86,10 +88,17 @@ class Prompt:
         pictures = (
             load_pictures(sources, config.image, tiled=tiled) if config.image else []
         )
+        turns, pictures = refer(turns, pictures, config)
         tokens = encode_turns(turns, config.prompt, tokenizer)
         if not tokens and not pictures:
             raise PromptError("the prompt is empty; ask something")
-        return place(tokens, pictures, config, tokenizer)
+        regions = [
+            part.picture
+            for _, parts in turns
+            for part in parts
+            if isinstance(part, RegionToken)
+        ]
+        return place(tokens, pictures, config, tokenizer, regions)
 
 
 def render(
@@ -135,22 +144,39 @@ def render(
         ) from None
 
 
-def _typed_parts(parts: list[str | None], tokenizer: Tokenizer) -> list[dict[str, str]]:
+def _texts(parts: Sequence[Part], tokenizer: Tokenizer) -> list[str | None]:
+    """Each stretch between pictures as one text: typed specials shielded, regions' not."""
+    texts: list[str | None] = []
+    for part in parts:
+        if part is None:
+            texts.append(None)
+            continue
+        text = tokenizer.region_token
+        if isinstance(part, str):
+            text = tokenizer.shield(part)
+        assert text is not None, "the tokenizer was loaded without a region token"
+        if texts and texts[-1] is not None:
+            texts[-1] += text
+        else:
+            texts.append(text)
+    return texts
+
+
+def _typed_parts(parts: Sequence[Part], tokenizer: Tokenizer) -> list[dict[str, str]]:
     return [
-        {"type": "image"}
-        if part is None
-        else {"type": "text", "text": tokenizer.shield(part)}
-        for part in parts
+        {"type": "image"} if text is None else {"type": "text", "text": text}
+        for text in _texts(parts, tokenizer)
     ]
 
 
-def _joined(parts: list[str | None], config: PromptConfig, tokenizer: Tokenizer) -> str:
+def _joined(parts: Sequence[Part], config: PromptConfig, tokenizer: Tokenizer) -> str:
     after = AFTER_IMAGE.get(config.template, "")
     between = BETWEEN_IMAGES.get(config.template, after)
     written = []
-    for part, following in zip(parts, [*parts[1:], ""], strict=True):
-        if part is not None:
-            written.append(tokenizer.shield(part))
+    texts = _texts(parts, tokenizer)
+    for text, following in zip(texts, [*texts[1:], ""], strict=True):
+        if text is not None:
+            written.append(text)
         else:
             end = between if following is None else after
             written.append(tokenizer.image_token + end)
@@ -194,12 +220,20 @@ def place(
     pictures: Sequence[Picture],
     config: MM1Config,
     tokenizer: Tokenizer,
+    regions: Sequence[int] = (),
 ) -> Prompt:
     """The prompt in which every image token is widened to its picture's positions.
 
+    Args:
+        tokens: of the conversation, one image token per picture.
+        pictures: the pictures in order, with their regions.
+        config: the model's config.
+        tokenizer: the model's tokenizer.
+        regions: for every region token, in order, the picture whose next region it is.
+
     Raises:
-        PromptError: the tokens hold more or fewer places than there are pictures, or
-            one that the decoder has no embedding for.
+        PromptError: the tokens hold more or fewer places than there are pictures or
+            regions, or one that the decoder has no embedding for.
     """
     image_id = tokenizer.image_id
     places = sum(token == image_id for token in tokens)
@@ -208,13 +242,25 @@ def place(
             f"prompt has {places} places for pictures but {len(pictures)} images "
             "were given; the model's chat template lost or made some"
         )
-    _check_vocabulary(tokens, config, image_id)
+    region_id = tokenizer.region_id
+    places = sum(token == region_id for token in tokens)
+    if places != len(regions):
+        raise PromptError(
+            f"prompt has {places} places for regions but {len(regions)} were given; the "
+            "model's chat template lost or made some"
+        )
+    _check_vocabulary(tokens, config, (image_id, region_id))
     assert config.prompt is not None
     filler = config.prompt.image_token_id
     placed: list[int] = []
     spans: list[Span] = []
     waiting = iter(enumerate(pictures))
+    regional = iter(_region_spans(pictures, regions, config))
     for token in tokens:
+        if token == region_id:
+            spans.append(replace(next(regional), start=len(placed)))
+            placed.append(filler)
+            continue
         if token != image_id:
             placed.append(token)
             continue
@@ -230,6 +276,22 @@ def place(
     return Prompt(tuple(placed), tuple(spans), tuple(pictures))
 
 
+def _region_spans(
+    pictures: Sequence[Picture], regions: Sequence[int], config: MM1Config
+) -> list[Span]:
+    """A span for every region's token: behind the image tokens of its picture."""
+    seen = [0] * len(pictures)
+    spans = []
+    for number in regions:
+        picture, nth = pictures[number], seen[number]
+        seen[number] += 1
+        points = picture.regions[nth].tobytes()
+        digest = hashlib.sha256(picture.digest.encode() + points).hexdigest()
+        offset = count_picture_tokens(picture, config) + nth
+        spans.append(Span(0, 1, "region", number, digest, offset))
+    return spans
+
+
 def _stretches(
     picture: Picture, number: int, config: MM1Config
 ) -> list[tuple[str, int]]:
@@ -241,13 +303,15 @@ def _stretches(
     return [(text, config.num_image_tokens) for text in texts]
 
 
-def _check_vocabulary(tokens: Sequence[int], config: MM1Config, image_id: int) -> None:
-    """Pass only if the decoder has an embedding for every token of text."""
+def _check_vocabulary(
+    tokens: Sequence[int], config: MM1Config, places: Sequence[int | None]
+) -> None:
+    """Pass only if the decoder has an embedding for every token that is no place."""
     assert config.decoder is not None
     # mlx would read past the embedding's end.
     vocabulary = range(config.decoder.vocab_size)
     for token in tokens:
-        if token not in vocabulary and token != image_id:
+        if token not in vocabulary and token not in places:
             raise PromptError(
                 f"the tokenizer makes token {token}, the decoder knows {len(vocabulary)}; "
                 "they do not belong together, convert the model again"

@@ -153,7 +153,7 @@ def _load(
         config = with_resolution(config, resolution)
     model = load_model(path, dtype)
     model.config = config
-    tokenizer = load_tokenizer(path, prompt)
+    tokenizer = load_tokenizer(path, prompt, regions=config.region is not None)
     return Runtime(model, tokenizer, config, path, worker)
 
 

@@ -42,20 +42,32 @@ class Tokenizer:
         hf: mlx-lm's wrapper; ``hf.detokenizer`` streams text, ``hf.eos_token_ids`` end it.
         image_token: what a template writes where a picture stands.
         image_id: its token; not always one of the decoder's vocabulary.
+        region_token: what stands for a region of a picture, None where the model has no
+            sampler of regions.
+        region_id: its token, likewise.
         size: how many tokens the checkpoint's files know; a decoder may have more.
     """
 
-    def __init__(self, hf: TokenizerWrapper, image_token: str) -> None:
+    def __init__(
+        self, hf: TokenizerWrapper, image_token: str, region_token: str | None = None
+    ) -> None:
         self.hf = hf
         self.image_token = image_token
+        self.region_token = region_token
         self.size = len(hf)
         specials = {
             str(token) for token in hf.added_tokens_decoder.values() if token.special
         }
         self._add(image_token)
         self.image_id: int = hf.convert_tokens_to_ids(image_token)
+        self.region_id: int | None = None
+        specials.add(image_token)
+        if region_token is not None:
+            self._add(region_token)
+            self.region_id = hf.convert_tokens_to_ids(region_token)
+            specials.add(region_token)
         # Longest first, so that no special token is cut in two by a shorter one.
-        self._specials = sorted(specials | {image_token}, key=len, reverse=True)
+        self._specials = sorted(specials, key=len, reverse=True)
         vocabulary = hf.get_vocab()
         self._unused = (
             chr(code)
@@ -129,8 +141,15 @@ class Tokenizer:
         return spelled
 
 
-def load_tokenizer(path: Path, config: PromptConfig) -> Tokenizer:
+def load_tokenizer(
+    path: Path, config: PromptConfig, *, regions: bool = False
+) -> Tokenizer:
     """The tokenizer of a model folder.
+
+    Args:
+        path: the folder.
+        config: how the model turns messages into tokens.
+        regions: whether the model has tokens for regions of pictures.
 
     Raises:
         CheckpointError: its files are missing or damaged.
@@ -155,7 +174,7 @@ def load_tokenizer(path: Path, config: PromptConfig) -> Tokenizer:
     # A processor's template: it wins over a tokenizer's, as in convert/text.py.
     if legacy.is_file() and not (path / "chat_template.jinja").is_file():
         hf.chat_template = _read_template(legacy)
-    return Tokenizer(hf, config.image_token)
+    return Tokenizer(hf, config.image_token, config.region_token if regions else None)
 
 
 def _read_template(path: Path) -> str:

@@ -338,13 +338,18 @@ def test_place_widens_every_picture_to_its_tiles(make_config, tokenizer):
         "", [picture("red"), picture("blue")], config, tokenizer
     ).pictures
     wide = replace(shown[1], tiles=shown[1].tiles * 3)
-    prompt = place([9, 2, 8, 2], [shown[0], wide], config, SimpleNamespace(image_id=2))
+    prompt = place(
+        [9, 2, 8, 2],
+        [shown[0], wide],
+        config,
+        SimpleNamespace(image_id=2, region_id=None),
+    )
     assert prompt.tokens == (9, 0, 0, 0, 0, 8, *[0] * 12)
     assert [(span.start, span.length) for span in prompt.spans] == [(1, 4), (6, 12)]
     with pytest.raises(
         PromptError, match="prompt has 2 places for pictures but 1 images"
     ):
-        place([2, 2], [wide], config, SimpleNamespace(image_id=2))
+        place([2, 2], [wide], config, SimpleNamespace(image_id=2, region_id=None))
 
 
 def test_an_image_url_opens_no_local_file(tiny_config, tokenizer, tmp_path):

@@ -19,6 +19,7 @@ from mm1_mlx.layout import Picture, Span, group_tiles
 from mm1_mlx.models.arrange import arrange
 from mm1_mlx.models.connector import build_connector
 from mm1_mlx.models.decoder import Decoder
+from mm1_mlx.models.region import RegionSampler
 from mm1_mlx.models.text import TextEncoder
 from mm1_mlx.models.vision import VisionEncoder
 
@@ -36,6 +37,8 @@ class MM1(nn.Module):
             self.vision = VisionEncoder(config.vision)
         if config.connector:
             self.connector = build_connector(config.connector)
+        if config.region:
+            self.region = RegionSampler(config.region)
         if config.decoder:
             self.decoder = Decoder(config.decoder)
         if config.text:
