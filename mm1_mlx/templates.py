@@ -16,6 +16,12 @@ _HONEYBEE_SYSTEM = (
     "The following is a conversation between a curious human and AI assistant. The "
     "assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+_FERRET_SYSTEM = (
+    "A chat between a human and an AI that understands visuals. In images, [x, y] "
+    "denotes points: top-left [0, 0], bottom-right [width-1, height-1]. Increasing x "
+    "moves right; y moves down. Bounding box: [x1, y1, x2, y2]. Image size: 1000x1000. "
+    "Follow instructions."
+)
 TEMPLATES = {
     # llava-hf/llava-1.5-7b-hf: no system prompt.
     "llava": _TURNS,
@@ -59,6 +65,37 @@ TEMPLATES = {
     # xGen-MM's base models: a solved example ends with a token of its own.
     "xgen_mm": "{%- for m in messages %}{{ m.content }}"
     "{%- if m.role == 'assistant' %}{{ '<|endofchunk|>' }}{% endif %}{% endfor %}",
+    # Ferret, ferret/conversation.py, ferret_conv_vicuna_v1: its system prompt ends with
+    # a space, and another one separates it.
+    "ferret": "{%- if messages[0].role != 'system' %}{{ '"
+    + _FERRET_SYSTEM
+    + "  ' }}{% endif %}"
+    + _TURNS,
+    # Ferret-UI, ferretui/conversation.py, conv_ferret_gemma_instruct.
+    "ferret_gemma": "{%- if messages[0].role != 'system' %}{{ '"
+    + _FERRET_SYSTEM
+    + "' }}{% endif %}"
+    "{%- for m in messages %}"
+    "{%- if m.role == 'system' %}{{ m.content }}"
+    "{%- elif m.role == 'user' %}"
+    "{{ '<start_of_turn>user\n' + m.content + '<end_of_turn>\n' }}"
+    "{%- else %}"
+    "{{ '<start_of_turn>model\n' + m.content + '<end_of_turn>\n<eos>' }}{% endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+    # Ferret-UI, conv_ferret_llama_3. It writes a begin token, and the tokenizer puts
+    # another one before it; the weights learned with both.
+    "ferret_llama3": "{%- set system = '"
+    + _FERRET_SYSTEM
+    + "' if messages[0].role != 'system' else messages[0].content %}"
+    "{{ '<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n' + system "
+    "+ '<|eot_id|>' }}"
+    "{%- for m in messages if m.role != 'system' %}"
+    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content "
+    "+ '<|eot_id|>' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
     # A base model: the contents and nothing else.
     "plain": "{%- for m in messages %}{{ m.content }}{% endfor %}",
 }
@@ -69,6 +106,10 @@ MARKS = {
     "honeybee": ("\nAI: ", "\nHuman: "),
     # AuroraCap, inference.py: at pictures alone.
     "auroracap": (),
+    # Ferret and Ferret-UI, mm_utils.py, tokenizer_image_token: at pictures alone.
+    "ferret": (),
+    "ferret_gemma": (),
+    "ferret_llama3": (),
 }
 # What a built-in template writes between a picture and the text after it.
 AFTER_IMAGE = {
@@ -78,6 +119,9 @@ AFTER_IMAGE = {
     "mistral": "\n",
     "stablelm": "\n",
     "auroracap": "\n",
+    "ferret": "\n",
+    "ferret_gemma": "\n",
+    "ferret_llama3": "\n",
 }
 # What it writes between two pictures instead, where that is something else.
 BETWEEN_IMAGES = {

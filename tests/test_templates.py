@@ -16,6 +16,16 @@ HONEYBEE = (
     "The following is a conversation between a curious human and AI assistant. The "
     "assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+FERRET = (
+    "A chat between a human and an AI that understands visuals. In images, [x, y] "
+    "denotes points: top-left [0, 0], bottom-right [width-1, height-1]. Increasing x "
+    "moves right; y moves down. Bounding box: [x1, y1, x2, y2]. Image size: 1000x1000. "
+    "Follow instructions."
+)
+USER3, MODEL3 = (
+    f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant")
+)
+SYSTEM3 = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
 CHATML = (
     "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] | trim + '</s>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
@@ -46,6 +56,13 @@ TEXTS = {
     "USER: Sure? ASSISTANT:",
     "xgen_mm": "<image>What?A cat.<|endofchunk|>Sure?",
     "auroracap": "USER: <image>\nWhat? ASSISTANT: A cat.</s>\nUSER: Sure? ASSISTANT:",
+    "ferret": f"{FERRET}  USER: <image>\nWhat? ASSISTANT: A cat.</s>"
+    "USER: Sure? ASSISTANT:",
+    "ferret_gemma": f"{FERRET}<start_of_turn>user\n<image>\nWhat?<end_of_turn>\n"
+    "<start_of_turn>model\nA cat.<end_of_turn>\n<eos>"
+    "<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\n",
+    "ferret_llama3": f"{SYSTEM3}{FERRET}<|eot_id|>{USER3}<image>\nWhat?<|eot_id|>"
+    f"{MODEL3}A cat.<|eot_id|>{USER3}Sure?<|eot_id|>{MODEL3}",
 }
 FIRST = {
     "llava": "USER: <image>\nWhat? ASSISTANT:",
@@ -55,6 +72,10 @@ FIRST = {
     "stablelm": f"{VICUNA} USER: <image>\nWhat? ASSISTANT:",
     "xgen_mm": "<image>What?",
     "auroracap": "USER: <image>\nWhat? ASSISTANT:",
+    "ferret": f"{FERRET}  USER: <image>\nWhat? ASSISTANT:",
+    "ferret_gemma": f"{FERRET}<start_of_turn>user\n<image>\nWhat?<end_of_turn>\n"
+    "<start_of_turn>model\n",
+    "ferret_llama3": f"{SYSTEM3}{FERRET}<|eot_id|>{USER3}<image>\nWhat?<|eot_id|>{MODEL3}",
 }
 TWO_PICTURES = {
     "llava": "USER: <image>\n<image>\nWhat? ASSISTANT:",
@@ -69,6 +90,10 @@ SYSTEM = {
     "stablelm": "Be kind. USER: Hi ASSISTANT:",
     "xgen_mm": "Be kind.Hi",
     "auroracap": f"{VICUNA} Be kind.\n USER: Hi ASSISTANT:",
+    "ferret": "Be kind. USER: Hi ASSISTANT:",
+    "ferret_gemma": "Be kind.<start_of_turn>user\nHi<end_of_turn>\n"
+    "<start_of_turn>model\n",
+    "ferret_llama3": f"{SYSTEM3}Be kind.<|eot_id|>{USER3}Hi<|eot_id|>{MODEL3}",
 }
 
 
@@ -98,7 +123,8 @@ def test_an_answer_begins_where_the_prompt_ends(template, plain_prompt, tokenize
     asked = render(TURNS[:1], config, tokenizer)
     answered = render(TURNS[:2], config, tokenizer, answer=False)
     assert answered.startswith(asked)
-    ends = ("</s>", "<|endoftext|>", "<|endofchunk|>", "")
+    ends = ["</s>", "<|endoftext|>", "<|endofchunk|>", ""]
+    ends += ["<end_of_turn>\n<eos>", "<|eot_id|>"]
     assert answered[len(asked) :].strip() in [f"A cat.{end}" for end in ends]
 
 
@@ -177,11 +203,12 @@ def test_built_in_tokens_equal_transformers_on_the_same_text(
     assert encode_turns(TURNS, config, any_tokenizer) == expected
 
 
-def test_auroracap_s_text_is_encoded_apart_at_its_pictures(
-    plain_prompt, any_folder, any_tokenizer
+@pytest.mark.parametrize("template", ["auroracap", "ferret", "ferret_gemma"])
+def test_some_texts_are_encoded_apart_at_their_pictures(
+    template, plain_prompt, any_folder, any_tokenizer
 ):
     reference = AutoTokenizer.from_pretrained(any_folder)
-    config = plain_prompt(template="auroracap")
+    config = plain_prompt(template=template)
     turns = [("user", [None, None, "What is it?"])]
     before, between, after = render(turns, config, any_tokenizer).split("<image>")
     image = [any_tokenizer.image_id]
