@@ -35,6 +35,10 @@ def convert(
     preset: Annotated[
         str | None, typer.Option(help="size of all parts that have no source")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="source of the weights that SOURCE holds differences from"),
+    ] = None,
     resolution: Resolution = None,
     upcycle: Annotated[
         str | None,
@@ -63,10 +67,12 @@ def convert(
         raise typer.BadParameter("OUT is missing, after SOURCE")
     if source and preset:
         raise typer.BadParameter("--preset stands in for SOURCE; give one of them")
+    if base and not source:
+        raise typer.BadParameter("--base needs SOURCE, the differences from it")
     if preset and preset not in PRESETS:
         raise ConfigError(f"preset {preset!r} is not one of {sorted(PRESETS)}")
     whole = source[0] if source else preset
-    sources = (whole, vision, _named_source(connector), decoder)
+    sources = (whole, base, vision, _named_source(connector), decoder)
     for name in dict.fromkeys(sources):
         if name and name not in PRESETS:
             _announce(name)
@@ -75,6 +81,7 @@ def convert(
         whole,
         user_path(out),
         parts,
+        base=base,
         resolution=resolution,
         upcycle=upcycle,
         dtype=dtype,
@@ -88,6 +95,7 @@ def run_conversion(
     out: Path,
     parts: Mapping[str, str | None] = MappingProxyType({}),
     *,
+    base: str | None = None,
     resolution: str | None = None,
     upcycle: str | None = None,
     dtype: str | None = None,
@@ -103,6 +111,7 @@ def run_conversion(
             source,
             out,
             **parts,
+            base=base,
             resolution=resolution,
             upcycle=upcycle,
             dtype=getattr(mx, dtype) if dtype else None,

@@ -49,6 +49,7 @@ def convert(
     vision: str | None = None,
     connector: str | None = None,
     decoder: str | None = None,
+    base: str | None = None,
     resolution: str | None = None,
     upcycle: str | None = None,
     dtype: mx.Dtype | None = None,
@@ -68,6 +69,7 @@ def convert(
         vision: where the image encoder comes from instead.
         connector: where the connector comes from instead, or its kind.
         decoder: where the decoder comes from instead.
+        base: what ``source`` holds differences from, as Ferret does from Vicuna.
         resolution: how pictures become tiles, a mode of ``resolution.py``; by default
             as the encoder's source has it.
         upcycle: which layers of a dense decoder become sparse, and of how many experts:
@@ -87,7 +89,7 @@ def convert(
     if spec:
         del chosen["connector"]
     with ExitStack() as stack:
-        origins = open_origins(chosen, source, stack)
+        origins = open_origins(chosen, source, stack, base)
         config = compose(origins, spec)
         if resolution is not None:
             config = with_resolution(config, resolution)

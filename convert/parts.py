@@ -9,6 +9,7 @@ from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.presets import PRESETS
 
 from .connectors import SPELLINGS, connector_config
+from .delta import Delta
 from .detect import Format, detect_format
 from .source import Source
 
@@ -22,7 +23,7 @@ class Origin:
     """A source of parts.
 
     Attributes:
-        name: as the caller gave it.
+        name: as the caller gave it, with the base where it has one.
         source: the open checkpoint.
         format: the format it is in.
         config: what it holds.
@@ -39,26 +40,33 @@ Origins = dict[str, Origin | MM1Config]
 
 
 def open_origins(
-    chosen: dict[str, str | None], base: str | None, stack: ExitStack
+    chosen: dict[str, str | None],
+    whole: str | None,
+    stack: ExitStack,
+    base: str | None = None,
 ) -> Origins:
     """The origin of every part that has one; each source is opened once.
 
     Args:
         chosen: the source or preset that was named for a part.
-        base: the source of all other parts.
+        whole: the source of all other parts.
         stack: closes the sources.
+        base: what ``whole`` holds differences from.
 
     Raises:
-        CheckpointError: a source does not have the part it was named for.
+        CheckpointError: a source does not have the part it was named for, or holds
+            differences from a base that was not named.
     """
     opened: Origins = {}
     origins: Origins = {}
     for part, name in chosen.items():
-        wanted = name or base
+        wanted = name or whole
         if wanted is None:
             continue
         if wanted not in opened:
-            opened[wanted] = PRESETS.get(wanted) or _open(wanted, stack)
+            opened[wanted] = PRESETS.get(wanted) or _open(
+                wanted, base if wanted == whole else None, stack
+            )
         if getattr(config_of(opened[wanted]), part) is not None:
             _check_here(opened[wanted], part)
             origins[part] = opened[wanted]
@@ -71,7 +79,31 @@ def open_origins(
     if "decoder" in origins:
         # Beside a decoder CLIP's space has no use.
         origins.pop("text", None)
+    if base and not isinstance(opened.get(whole or ""), Origin):
+        raise CheckpointError(
+            f"base {base} has no differences to be added to; give their folder as SOURCE"
+        )
+    for origin in origins.values():
+        if isinstance(origin, Origin):
+            _check_base(origin)
     return origins
+
+
+def _check_base(origin: Origin) -> None:
+    """Pass only if differences, and nothing else, are added to a base."""
+    needed = None
+    if hasattr(origin.format, "base"):
+        needed = origin.format.base(origin.source)
+    given = isinstance(origin.source, Delta)
+    if needed and not given:
+        raise CheckpointError(
+            f"{origin.name} holds differences from another model's weights; add --base "
+            f"{needed}"
+        )
+    if given and not needed:
+        raise CheckpointError(
+            f"{origin.name} is not made of differences from a base; leave --base out"
+        )
 
 
 def _check_here(origin: Origin | MM1Config, part: str) -> None:
@@ -90,10 +122,11 @@ def _elsewhere(origin: Origin | MM1Config | None) -> dict[str, str]:
     return origin.format.elsewhere(origin.source)
 
 
-def _open(name: str, stack: ExitStack) -> Origin:
-    source = stack.enter_context(Source(name))
+def _open(name: str, base: str | None, stack: ExitStack) -> Origin:
+    source = stack.enter_context(Delta(name, base) if base else Source(name))
     format = detect_format(source)
-    return Origin(name, source, format, format.config(source))
+    shown = f"{name} + {base}" if base else name
+    return Origin(shown, source, format, format.config(source))
 
 
 def config_of(origin: Origin | MM1Config) -> MM1Config:

@@ -104,6 +104,8 @@ class Prompt:
 
     tokens: list[int]
     span: Span | None
+    # Where tokens of the picture's regions stand, one span each.
+    regions: tuple[Span, ...] = ()
 
     @classmethod
     def make(
@@ -126,7 +128,7 @@ def embed(model: MM1, prompt: Prompt, pixels: Input | None) -> mx.array:
     assert prompt.span is not None
     whole = isinstance(pixels, Picture)
     picture = pixels if whole else Picture(tuple(pixels), (1, 1), "")
-    return model.embed(tokens, model.encode([picture]), [prompt.span])
+    return model.embed(tokens, model.encode([picture]), [prompt.span, *prompt.regions])
 
 
 def our_logits(model: MM1, prompt: Prompt, pixels: Input | None) -> NDArray[np.float32]:

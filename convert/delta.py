@@ -1,0 +1,95 @@
+"""A checkpoint of differences, read as the sum with what they are from.
+
+https://github.com/apple/ml-ferret/blob/3c9e5c9/ferret/model/apply_delta.py
+"""
+
+from functools import cached_property
+from types import TracebackType
+
+import mlx.core as mx
+
+from mm1_mlx.errors import CheckpointError
+
+from .source import Source, TensorInfo
+
+# What a base does not have: taken as it is.
+OWN = ("model.mm_projector.", "model.region_geo_sampler.", "model.vision_tower.")
+# Tokens that were added to the base's have rows behind its own.
+GROWN = ("model.embed_tokens.weight", "lm_head.weight")
+# Buffers that old versions saved.
+BUFFER = "rotary_emb.inv_freq"
+
+
+class Delta(Source):
+    """Differences, whose tensors are read with the base's added.
+
+    Args:
+        name: a folder or a hub repository of differences.
+        base: the same of what they are from.
+
+    Raises:
+        CheckpointError: one of them cannot be had.
+    """
+
+    def __init__(self, name: str, base: str) -> None:
+        super().__init__(name)
+        self.base = Source(base)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.base.__exit__(kind, error, traceback)
+        super().__exit__(kind, error, traceback)
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor of the sum.
+
+        Raises:
+            CheckpointError: the two do not belong together.
+        """
+        tensors, base = super().tensors, self.base.tensors
+        lost = sorted(x for x in {*base} - {*tensors} if not x.endswith(BUFFER))
+        more = sorted(x for x in {*tensors} - {*base} if not x.startswith(OWN))
+        more = [x for x in more if not x.endswith(BUFFER)]
+        if lost or more:
+            where = self.name if lost else self.base.name
+            raise CheckpointError(
+                f"{where} lacks {(lost or more)[:3]} of "
+                f"{self.base.name if lost else self.name}, so they cannot be added; "
+                "give the base that the differences are from"
+            )
+        for name in sorted({*base} & {*tensors}):
+            _check_shapes(name, tensors[name].shape, base[name].shape)
+        licences = dict.fromkeys(x for x in (self.licence, self.base.licence) if x)
+        self.licence = " and ".join(licences) or None
+        return tensors
+
+    def read(self, name: str) -> mx.array:
+        """One tensor's values: the difference and the base's, in the difference's type.
+
+        Raises:
+            CheckpointError: one is not of a 16- or 32-bit floating-point type.
+        """
+        delta = super().read(name)
+        if name not in self.base.tensors or name.endswith(BUFFER):
+            return delta
+        base = self.base.read(name).astype(delta.dtype)
+        rows = base.shape[0]
+        whole = delta[:rows] + base
+        if rows < delta.shape[0]:
+            whole = mx.concatenate([whole, delta[rows:]])
+        mx.eval(whole)
+        return whole
+
+
+def _check_shapes(name: str, delta: tuple[int, ...], base: tuple[int, ...]) -> None:
+    grown = name in GROWN and delta[1:] == base[1:] and delta[0] >= base[0]
+    if delta != base and not grown:
+        raise CheckpointError(
+            f"tensor {name!r} has shape {list(delta)}, but {list(base)} in the base; give "
+            "the base that the differences are from"
+        )

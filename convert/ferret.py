@@ -1,0 +1,117 @@
+"""What Ferret's checkpoints have beside LLaVA's: a region sampler and squashed pictures.
+
+https://github.com/apple/ml-ferret/blob/3c9e5c9/ferret/model/ferret_arch.py
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from mm1_mlx.config import (
+    AnyresTiling,
+    DecoderConfig,
+    ImageConfig,
+    PromptConfig,
+    RegionConfig,
+    Template,
+    VisionConfig,
+)
+from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
+
+from . import language, llava
+from .fields import Fields
+from .rules import Table, squeeze
+from .source import Source
+from .text import prompt_section
+
+SAMPLER = "model.region_geo_sampler."
+# Ferret's own fields; without the sampler a linear layer averages a region's features.
+OWN = (
+    *("region_geo_sampler", "sampler_pooler_mode", "im_region_fea_token"),
+    "region_fea_adapter",
+)
+# Some configs name the folder in which its authors kept the encoder.
+TOWER = "openai/clip-vit-large-patch14-336"
+KEPT = "openai-clip-vit-large-patch14-336"
+# What ends a turn, beside the decoder's own end.
+TURN_ENDS = {"ferret_gemma": "<end_of_turn>", "ferret_llama3": "<|eot_id|>"}
+
+
+def split_config(source: Source, kind: str) -> tuple[Fields, dict[str, Any]]:
+    """LLaVA's and Ferret's own fields, and those of the decoder, which is a ``kind``."""
+    fields, rest = llava.split_config(source, kind)
+    fields.values |= {key: rest.pop(key) for key in OWN if key in rest}
+    if llava.tower(fields).endswith(KEPT):
+        fields.values["mm_vision_tower"] = TOWER
+    return fields, rest
+
+
+def elsewhere(source: Source) -> dict[str, str]:
+    """Where the encoder is, if not among the source's tensors: beside them, or its own."""
+    if source.holds(llava.TOWER):
+        return {}
+    shipped = source.folder / "vision_tower"
+    if (shipped / "config.json").is_file():
+        return {"vision": str(shipped)}
+    return {"vision": llava.tower(split_config(source, "llama")[0])}
+
+
+def rules(kind: str) -> Table:
+    """The tensor names of the whole model, whose decoder is a ``kind``."""
+    decoder = language.table({"model_type": kind}, "model.", "")
+    names: Table = llava.table() | decoder
+    stage = "region.stages.{}."
+    for leaf in ("weight", "bias"):
+        names[f"{SAMPLER}diff_projector_list.{{}}.{leaf}"] = f"{stage}diff_proj.{leaf}"
+        names[f"{SAMPLER}agg_projector_list.{{}}.norm.{leaf}"] = f"{stage}norm.{leaf}"
+        names[f"{SAMPLER}flatten_projector.{leaf}"] = f"region.flatten_proj.{leaf}"
+        names[f"{SAMPLER}dim_projector.{leaf}"] = f"region.out_proj.{leaf}"
+    net = f"{SAMPLER}agg_projector_list.{{}}.net.0."
+    names[f"{net}weight"] = squeeze(f"{stage}agg_proj.weight", 2)
+    names[f"{net}bias"] = f"{stage}agg_proj.bias"
+    return names
+
+
+def region_section(
+    fields: Fields, vision: VisionConfig, decoder: DecoderConfig
+) -> RegionConfig:
+    """The sampler; its numbers of points stand in Ferret's code, not in its config.
+
+    Raises:
+        ConfigError: regions are read in another way.
+    """
+    fields.require("region_geo_sampler")
+    fields.expect("region_geo_sampler", True)
+    fields.expect("region_fea_adapter", False)
+    fields.expect("sampler_pooler_mode", "max")
+    fields.expect("mm_vision_select_feature", "patch")
+    fields.integer("im_region_fea_token")
+    return RegionConfig(input_size=vision.hidden_size, output_size=decoder.hidden_size)
+
+
+def image_section(fields: Fields, vision: VisionConfig) -> ImageConfig:
+    """How pictures are made: squashed to one tile, or to an overview and a grid of them."""
+    fields.expect("image_aspect_ratio", "square_nocrop", "anyres")
+    if fields.get("image_aspect_ratio") == "anyres":
+        fields.expect("mm_patch_merge_type", "spatial")
+        section = llava.image_section(fields, vision)
+        assert isinstance(section.tiling, AnyresTiling)
+        return replace(section, tiling=replace(section.tiling, fill="squash"))
+    for unused in ("image_grid_pinpoints", "mm_patch_merge_type"):
+        fields.get(unused)
+    size = vision.image_size
+    return ImageConfig(size=size, resize="squash", mean=CLIP_MEAN, std=CLIP_STD)
+
+
+def prompt(source: Source, decoder: Any, template: Template) -> PromptConfig:
+    """How messages become tokens: never by the decoder's template, which may be there."""
+    section = prompt_section(source, decoder, template)
+    tokens = (source.json("tokenizer_config.json") or {}).get("added_tokens_decoder")
+    ends = [
+        int(number)
+        for number, token in (tokens or {}).items()
+        if token["content"] == TURN_ENDS.get(template)
+    ]
+    eos = dict.fromkeys([*section.eos_token_ids, *ends])
+    return replace(
+        section, template=template, content="string", eos_token_ids=tuple(eos)
+    )
