@@ -59,10 +59,10 @@ def cache_folder() -> Path:
 
 def _agree(name: str, yes: bool) -> None:
     """Show size and licence, and go on only if the user wants to."""
-    from mm1_mlx import hub
+    from mm1_mlx.convert import describe
     from mm1_mlx.errors import CheckpointError
 
-    note(source_line(hub.describe(name)))
+    note(source_line(describe(name)))
     if yes:
         return
     if not sys.stdin.isatty():

@@ -96,7 +96,7 @@ def convert(
         job = Job(config, origins, plan)
         files = job.tokenizer_files()
         with CheckpointWriter(
-            out, job.made, job.record(), overwrite=overwrite
+            out, job.made, job.record(), packed=job.packed, overwrite=overwrite
         ) as writer:
             for count, (name, tensor) in enumerate(job.tensors(dtype), 1):
                 # One by one: what the tensor was made from is freed here.

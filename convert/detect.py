@@ -9,6 +9,7 @@ from mm1_mlx.config import MODEL_TYPE, MM1Config
 from mm1_mlx.errors import CheckpointError
 
 from . import formats as package
+from .quantization import quantization
 from .rules import Rules
 from .source import Source
 
@@ -42,12 +43,8 @@ def detect_format(source: Source) -> Format:
     Raises:
         CheckpointError: it is none that this program knows.
     """
-    for key in ("quantization_config", "quantization"):
-        if source.config.get(key):
-            raise CheckpointError(
-                f"{source.name} is quantized ({key} in config.json); convert the "
-                "checkpoint that it was made from"
-            )
+    # Other kinds of quantization than mlx's are refused.
+    quantization(source)
     found = [format for format in formats() if format.detect(source)]
     assert len(found) <= 1, f"{source.name} is in several formats: {found}"
     if found:

@@ -7,12 +7,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.checkpoint import model_shapes
+from mm1_mlx.checkpoint import cast_to, model_shapes
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import CheckpointError
 
 from .detect import name_of
 from .initialise import SEED, initialise
+from .packed import Packed, Read
 from .parts import PARTS, Origin, Origins
 from .plan import Plan, plan
 from .source import Source
@@ -33,7 +34,9 @@ class Job:
     # The parts with weights, and those without.
     sourced: dict[str, Origin] = field(init=False)
     initialised: tuple[str, ...] = field(init=False)
-    plans: dict[str, tuple[Source, Plan]] = field(init=False)
+    plans: dict[str, tuple[Read, Plan]] = field(init=False)
+    # The modules that stay packed, as their sources have them.
+    packed: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.made = self.upcycle.config(self.config) if self.upcycle else self.config
@@ -48,15 +51,21 @@ class Job:
             if getattr(self.config, part) and part not in self.sourced
         )
         by_name = {origin.name: origin for origin in self.sourced.values()}
-        self.plans = {
-            name: (origin.source, self._plan(origin))
-            for name, origin in by_name.items()
-        }
+        self.plans = {name: self._plan(origin) for name, origin in by_name.items()}
+        targets = (
+            t for _, p in self.plans.values() for s in p.steps for t in s.targets
+        )
+        self.packed = tuple(
+            t.removesuffix(".scales") for t in targets if t.endswith(".scales")
+        )
+        if not self.packed:  # What was not taken from a packed source may have been.
+            self.made = replace(self.made, quantization=None)
 
-    def _plan(self, origin: Origin) -> Plan:
-        """What the origin's tensors become, for the parts that it gives."""
+    def _plan(self, origin: Origin) -> tuple[Read, Plan]:
+        """What the origin's tensors become, for the parts that it gives; and its reader."""
         parts = [part for part, other in self.sourced.items() if other is origin]
-        found = {name: info.shape for name, info in origin.source.tensors.items()}
+        packed = Packed.of(origin.source)
+        found = packed.shapes(origin.source.tensors)
         wanted = {
             name: shape
             for name, shape in model_shapes(self.config).items()
@@ -70,7 +79,7 @@ class Job:
         )
         if "decoder" in parts:
             _check_tied(origin.source, result)
-        return result
+        return packed.reader(origin.source.read), packed.plan(result)
 
     @property
     def untrained(self) -> tuple[str, ...]:
@@ -81,7 +90,7 @@ class Job:
         """Every tensor of the model by name, lazily, cast where there is a dtype."""
         tensors: Tensors = self._dense_tensors()
         if dtype is not None:
-            tensors = ((name, tensor.astype(dtype)) for name, tensor in tensors)
+            tensors = ((name, cast_to(dtype, tensor)) for name, tensor in tensors)
         if self.upcycle:
             assert self.made.decoder is not None
             tensors = self.upcycle.tensors(tensors, self.made.decoder, SEED)
@@ -89,9 +98,9 @@ class Job:
 
     def _dense_tensors(self) -> Iterator[tuple[str, mx.array]]:
         """From their sources, or initialised."""
-        for source, result in self.plans.values():
+        for read, result in self.plans.values():
             for step in result.steps:
-                yield from step(source.read)
+                yield from step(read)
         if self.initialised:
             yield from initialise(self.config, self.initialised)
 

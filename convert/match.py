@@ -46,7 +46,8 @@ def steps_of(rules: Rules, found: Shapes, shapes: Shapes) -> list[Step]:
             gathered.setdefault(targets, []).append((numbers[-1], name))
             functions[targets] = function
         else:
-            steps.append(Step((name,), targets, function))
+            plain = isinstance(rule, str)
+            steps.append(Step((name,), targets, function, plain=plain))
     if orphans:
         raise CheckpointError(
             f"{len(orphans)} source tensors have no rule, e.g. {orphans[:5]}; the "

@@ -55,6 +55,8 @@ def _check_shapes(step: Step, found: Shapes, wanted: Shapes) -> None:
     expected = [wanted.get(target) for target in step.targets]
     try:
         made = step.shapes(found)
+    except CheckpointError:  # the op says itself what is wrong
+        raise
     except ValueError:  # the op cannot take a tensor of this rank or size
         made = []
     if made != expected:

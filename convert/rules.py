@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
+from mm1_mlx.errors import CheckpointError
+
 
 @dataclass(frozen=True)
 class Op:
@@ -47,8 +49,22 @@ Table = dict[str, str | Op | None]
 
 
 def conv(target: str) -> Op:
-    """A convolution's weight, [O, I, H, W] to [O, H, W, I]."""
-    return Op((target,), lambda x: (x.transpose(0, 2, 3, 1),))
+    """A convolution's weight, [O, I, H, W] to [O, H, W, I], which mlx's own folders have."""
+    return Op((target,), _channels_last, sized=True)
+
+
+def _channels_last(
+    x: mx.array, shapes: Sequence[tuple[int, ...]]
+) -> tuple[mx.array, ...]:
+    turned = x.transpose(0, 2, 3, 1)
+    # By the target's shape: no name or file says which of the two a tensor is in.
+    as_it_is = x.shape == shapes[0]
+    if as_it_is and turned.shape == shapes[0]:
+        raise CheckpointError(
+            f"a convolution of shape {list(x.shape)} may be laid out in PyTorch's way or "
+            "in mlx's, which its shape does not tell; it is not supported"
+        )
+    return (x if as_it_is else turned,)
 
 
 def transpose(target: str) -> Op:

@@ -18,6 +18,8 @@ from mm1_mlx.hub import SourceInfo
 
 from .shards import BIN_INDEX, SAFETENSORS_INDEX, unpickle, weight_files, what_lies_in
 
+# Fields of config.json that say how weights are packed.
+PACKING = ("quantization", "quantization_config")
 FLOATS = {mx.float16, mx.bfloat16, mx.float32}
 # Folders of a checkpoint that hold parts of a model with configs of their own: xtuner's.
 SUBFOLDERS = ("visual_encoder", "projector")
@@ -94,8 +96,17 @@ class Source:
             raise CheckpointError(f"{self.name}: {name} is not a JSON object")
         return content if path else None
 
-    @cached_property
+    @property
     def config(self) -> dict[str, Any]:
+        """What ``content`` says of the model, not of how its weights are packed.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        return {k: v for k, v in self.content.items() if k not in PACKING}
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
         """The content of config.json, or of open_clip's own where it is the only one.
 
         Raises:
@@ -154,10 +165,11 @@ class Source:
         """One tensor's values: evaluated, so that its file is closed again.
 
         Raises:
-            CheckpointError: it is not of a 16- or 32-bit floating-point type.
+            CheckpointError: it is neither of a 16- or 32-bit floating-point type nor a
+                part of a packed module.
         """
         info = self.tensors[name]
-        if info.dtype not in FLOATS:
+        if info.dtype not in FLOATS and not self._is_packed(name):
             raise CheckpointError(
                 f"{self.name}: tensor {name!r} holds {info.dtype}, not float16, bfloat16 "
                 "or float32; convert the unquantized checkpoint"
@@ -165,6 +177,13 @@ class Source:
         tensor = _load(info.path)[info.name]
         mx.eval(tensor)
         return tensor
+
+    def _is_packed(self, name: str) -> bool:
+        """Whether the tensor is one of a packed module's."""
+        module = name.rpartition(".")[0]
+        return any(self.content.get(key) for key in PACKING) and all(
+            f"{module}.{leaf}" in self.tensors for leaf in ("weight", "scales")
+        )
 
     def _shards(self, *inside: str) -> list[Path]:
         names = weight_files(self.folder, *inside)

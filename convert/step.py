@@ -19,6 +19,8 @@ class Step:
     function: Callable[[mx.array], tuple[mx.array, ...]]
     # Whether what the function makes of each source is stacked, in the sources' order.
     gather: bool = False
+    # Whether the one source becomes the one target as it is.
+    plain: bool = False
 
     def __call__(
         self, read: Callable[[str], mx.array]

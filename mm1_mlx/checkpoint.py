@@ -12,7 +12,7 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mm1_mlx.config import MODEL_TYPE, MM1Config
 from mm1_mlx.errors import CheckpointError
@@ -33,9 +34,57 @@ MANIFEST = "manifest.json"
 MAX_SHARD_BYTES = 1_000_000_000
 
 
-def model_shapes(config: MM1Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the model, without allocating it."""
-    return {name: tuple(x.shape) for name, x in MM1(config).tensors().items()}
+def model_shapes(
+    config: MM1Config, packed: Collection[str] = ()
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the model, without allocating it.
+
+    Raises:
+        CheckpointError: one of the ``packed`` modules cannot be so.
+    """
+    model = build_model(config, packed)
+    return _shapes(model.tensors())
+
+
+def build_model(config: MM1Config, packed: Collection[str]) -> MM1:
+    """A model of which exactly these modules are packed, as the config says how.
+
+    Nothing is computed: the weights are lazy until others take their places.
+
+    Raises:
+        CheckpointError: a module is not one of the model's that can be packed.
+    """
+    model, left = MM1(config), set(packed)
+    if not left:
+        return model
+    if config.quantization is None:
+        raise CheckpointError(
+            f"{sorted(left)[:5]} are packed, but config.json does not say how"
+        )
+
+    def chosen(path: str, module: nn.Module) -> bool:
+        known = path in left and hasattr(module, "to_quantized")
+        left.difference_update([path] if known else [])
+        return known
+
+    try:
+        nn.quantize(model, **config.quantization.to_dict(), class_predicate=chosen)
+    except ValueError as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"config.json packs weights in a way that does not fit them ({reason})"
+        ) from None
+    if left:
+        raise CheckpointError(
+            f"{len(left)} packed module(s) unknown, e.g. {sorted(left)[:5]}; config.json "
+            "and the weights do not belong together"
+        )
+    return model
+
+
+def cast_to(dtype: mx.Dtype, tensor: mx.array) -> mx.array:
+    """The tensor in ``dtype``; packed integers stay what they are."""
+    return tensor.astype(dtype) if mx.issubdtype(tensor.dtype, mx.floating) else tensor
 
 
 def check_names(
@@ -168,21 +217,30 @@ def load_model(path: Path, dtype: mx.Dtype | None = None) -> MM1:
             if twice := sorted(set(weights) & set(shard)):
                 raise CheckpointError(f"{path}: {twice[:5]} stand in two shards")
             weights.update(shard)
-    model = MM1(config)
-    shapes = {k: tuple(v.shape) for k, v in model.tensors().items()}
-    check_names({k: tuple(v.shape) for k, v in weights.items()}, shapes, path)
+    packed = [k.removesuffix(".scales") for k in weights if k.endswith(".scales")]
+    model = build_model(config, packed if config.quantization else ())
+    expected = model.tensors()
+    check_names(_shapes(weights), _shapes(expected), path)
     for name, tensor in weights.items():
-        if not mx.issubdtype(tensor.dtype, mx.floating):
+        # Only packed integers are of one type alone.
+        floating = mx.issubdtype(expected[name].dtype, mx.floating)
+        kind = mx.floating if floating else expected[name].dtype
+        if not mx.issubdtype(tensor.dtype, kind):
             raise CheckpointError(
-                f"{path}: {name} holds {tensor.dtype}, expected floating point"
+                f"{path}: {name} holds {tensor.dtype}, expected "
+                f"{'floating point' if floating else kind}"
             )
     if dtype is not None:
-        weights = {k: v.astype(dtype) for k, v in weights.items()}
+        weights = {k: cast_to(dtype, v) for k, v in weights.items()}
     model.load_weights(list(weights.items()))
     model.eval()
     # Constants too: another thread could not evaluate them on this one's stream.
     mx.eval(model.state)
     return model
+
+
+def _shapes(tensors: Mapping[str, mx.array]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 class CheckpointWriter:
@@ -205,6 +263,7 @@ class CheckpointWriter:
         config: MM1Config,
         source: Mapping[str, Any],
         *,
+        packed: Collection[str] = (),
         overwrite: bool = False,
     ) -> None:
         # Resolved: "." and ".." have no name to write beside.
@@ -213,7 +272,7 @@ class CheckpointWriter:
         self.config = config
         self.source = dict(source)
         self.folder = self._beside("partial")
-        self.expected = model_shapes(config)
+        self.expected = model_shapes(config, packed)
         self.written: dict[str, tuple[int, ...]] = {}
         self.shard: dict[str, mx.array] = {}
         self.shard_bytes = 0

@@ -105,8 +105,10 @@ def vision_config(values: Any, **chosen: Any) -> VisionConfig:
             **chosen,
         }
     )
-    # What only the text half has, and old configs repeat here.
-    fields.finish(("vocab_size", "max_position_embeddings", "tie_word_embeddings"))
+    # What only the text half has, and old configs repeat here; and whether mlx-vlm packed
+    # the encoder, too, which the tensors say.
+    text = ("vocab_size", "max_position_embeddings", "tie_word_embeddings")
+    fields.finish((*text, "skip_vision"))
     return section
 
 

@@ -44,17 +44,18 @@ def repository(monkeypatch, tmp_path):
         shutil.copy(TINY / name, folder)
     downloads = []
 
-    def download(name, *, pickles):
+    def download(name, *, pickles, folders):
         assert isinstance(pickles, bool)
+        assert folders == ()
         downloads.append(name)
         return folder, "mit"
 
     monkeypatch.setenv("MM1_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "model_type", lambda _: "llama")
     monkeypatch.setattr(
-        hub, "describe", lambda name: SourceInfo(name, 7_000_000, "mit")
+        hub, "describe", lambda name, *_: SourceInfo(name, 7_000_000, "mit")
     )
-    monkeypatch.setattr(hub, "download_small", lambda _: folder)
+    monkeypatch.setattr(hub, "download_small", lambda *_: folder)
     monkeypatch.setattr(hub, "download", download)
     return downloads
 

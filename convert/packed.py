@@ -1,0 +1,147 @@
+"""Weights that mlx-lm or mlx-vlm quantized: packed integers, which stay as they are.
+
+https://github.com/ml-explore/mlx/blob/v0.32.0/python/mlx/nn/layers/quantized.py
+https://github.com/Blaizzy/mlx-vlm/blob/9b13f52/mlx_vlm/utils.py
+
+Beside ``X.weight``, whose integers hold several numbers each, lie ``X.scales`` and, in the
+affine mode, ``X.biases``. A rule that renames the weight carries them along. The rules are
+matched by the shape that the weight has unpacked.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mm1_mlx.config import QuantizationConfig
+from mm1_mlx.errors import CheckpointError
+
+from .plan import Plan
+from .quantization import quantization
+from .source import Source, TensorInfo
+from .step import Step
+
+LEAVES = (".scales", ".biases")
+Read = Callable[[str], mx.array]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The packed modules of a source, by their names there."""
+
+    # None where the source's config has none, and so no names.
+    packing: QuantizationConfig | None
+    names: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, source: Source) -> "Packed":
+        """Those of the source; none unless its config says how they are packed.
+
+        Raises:
+            CheckpointError: a module's tensors are not complete, or not packed so.
+        """
+        packing, found = quantization(source), source.tensors
+        names = {
+            n.removesuffix(".weight") for n, x in found.items() if _is_packed(n, x)
+        }
+        if packing is None:
+            if names:
+                raise CheckpointError(
+                    f"{source.name}: {min(names)!r} is packed, but config.json does not "
+                    "say how; get it again, or convert the unquantized checkpoint"
+                )
+            return cls(None)
+        names |= {n.removesuffix(".scales") for n in found if n.endswith(".scales")}
+        packed = cls(packing, frozenset(names))
+        for name in sorted(names):
+            packed._check(name, found)
+        return packed
+
+    def _check(self, name: str, found: Mapping[str, TensorInfo]) -> None:
+        """Pass only if the module's tensors are there and fit each other."""
+        assert self.packing is not None
+        for leaf in self.leaves:
+            if f"{name}{leaf}" not in found:
+                raise CheckpointError(
+                    f"{name!r} is packed, but {name + leaf!r} is missing; the source is "
+                    "incomplete, get it again"
+                )
+        weight, scales = found[f"{name}.weight"].shape, found[f"{name}.scales"].shape
+        bits, size = self.packing.bits, self.packing.group_size
+        if weight[:-1] != scales[:-1] or weight[-1] * 32 != bits * scales[-1] * size:
+            raise CheckpointError(
+                f"{name!r} has weights {list(weight)} and scales {list(scales)}, which "
+                f"are not packed with {bits} bits in groups of {size}; config.json and "
+                "the weights do not belong together"
+            )
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """What a packed module's tensors are called."""
+        assert self.packing is not None
+        others = LEAVES if self.packing.mode == "affine" else LEAVES[:1]
+        return (".weight", *others)
+
+    def shapes(self, found: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape, a packed weight's as it is unpacked, no scales."""
+        shapes = {name: info.shape for name, info in found.items()}
+        for name in self.names:
+            assert self.packing is not None
+            *rows, width = shapes[f"{name}.weight"]
+            for leaf in self.leaves:
+                del shapes[f"{name}{leaf}"]
+            shapes[f"{name}.weight"] = (*rows, width * 32 // self.packing.bits)
+        return shapes
+
+    def plan(self, plan: Plan) -> Plan:
+        """The plan with what lies beside packed weights.
+
+        A weight that is a bare array here, as position embeddings are, is unpacked.
+
+        Raises:
+            CheckpointError: a step would tear a packed weight apart.
+        """
+        beside = [
+            x.removesuffix(".weight") + leaf
+            for x in plan.dropped
+            if x.removesuffix(".weight") in self.names
+            for leaf in self.leaves[1:]
+        ]
+        steps = (made for step in plan.steps for made in self._steps(step))
+        return Plan(tuple(steps), tuple(sorted([*plan.dropped, *beside])))
+
+    def _steps(self, step: Step) -> list[Step]:
+        packed = [x for x in step.sources if x.removesuffix(".weight") in self.names]
+        if not packed:
+            return [step]
+        source, target = packed[0].removesuffix(".weight"), step.targets[0]
+        if not step.plain:
+            raise CheckpointError(
+                f"{packed[0]!r} is packed and cannot be made into {target!r}, which is "
+                "laid out in another way; convert the unquantized checkpoint"
+            )
+        if not target.endswith(".weight"):
+            return [Step((source,), (target,), step.function)]
+        module = target.removesuffix(".weight")
+        return [
+            Step((source + leaf,), (module + leaf,), step.function, plain=True)
+            for leaf in self.leaves
+        ]
+
+    def reader(self, read: Read) -> Read:
+        """``read``, which for a module's name gives its weight unpacked."""
+
+        def unpack(name: str) -> mx.array:
+            if name not in self.names:
+                return read(name)
+            assert self.packing is not None
+            weight, scales, *rest = (read(name + leaf) for leaf in self.leaves)
+            options: dict[str, Any] = self.packing.to_dict()
+            return mx.dequantize(weight, scales, rest[0] if rest else None, **options)
+
+        return unpack
+
+
+def _is_packed(name: str, info: TensorInfo) -> bool:
+    return name.endswith(".weight") and info.dtype == mx.uint32
