@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 Arrays = dict[str, Any]
+# Said, not left out: else transformers asks on the terminal.
+NO_CODE: Arrays = {"trust_remote_code": False}
 
 
 def main(request_path: str, result_path: str) -> None:
@@ -27,22 +29,26 @@ def main(request_path: str, result_path: str) -> None:
     request = dict(np.load(request_path))
     folder = str(request["source"])
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    kind = (config.get("architectures") or ["?"])[0]
+    kind = str((config.get("architectures") or ["?"])[0])
     run = next((f for ending, f in STAGES.items() if kind.endswith(ending)), None)
-    # Never a repository's own code: only classes that transformers itself has.
-    cls = getattr(transformers, kind, None)
-    if run is None or cls is None:
+    # Never a repository's own code: a class of transformers' own, and not one of those
+    # that look for a class themselves (AutoModelForCausalLM).
+    cls = getattr(transformers, kind, None) if run else None
+    own = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    if run is None or cls is None or not own:
         raise SystemExit(
             f"transformers has no model of the kind {kind!r} to compare with; compared "
             f"are those that end in {', '.join(STAGES)}"
         )
+    # A kernel that the config names would be somebody's code too.
+    safe = NO_CODE | {"attn_implementation": "eager", "dtype": torch.float32}
     try:
-        model = cls.from_pretrained(folder, dtype=torch.float32).eval()
+        model = cls.from_pretrained(folder, **safe).eval()
+        with torch.no_grad():
+            result = run(model, request, torch)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).partition("\n")[0]
-        raise SystemExit(f"transformers cannot load {folder}: {reason}") from None
-    with torch.no_grad():
-        result = run(model, request, torch)
+        raise SystemExit(f"transformers cannot run {folder}: {reason}") from None
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     np.savez(result_path, **result, **versions)
 
@@ -52,7 +58,7 @@ def _processed(folder: str, picture: str) -> Arrays:
     from PIL import Image
     from transformers import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **NO_CODE)
     made = processor(Image.open(picture).convert("RGB"), return_tensors="np")
     return dict(made)
 

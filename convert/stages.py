@@ -88,7 +88,14 @@ def ask_source(request: Mapping[str, NDArray[Any]]) -> Arrays:
         np.savez(asked, **request)  # type: ignore[arg-type]
         # -P: never a module of the current folder.
         command = [sys.executable, "-P", str(script), str(asked), str(answer)]
-        child = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Nothing that the child asks for is answered.
+        child = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if child.returncode:
             lines = child.stderr.strip().splitlines()
             silent = f"the comparison was ended (status {child.returncode}); is there enough memory?"

@@ -1,11 +1,13 @@
 """``verify`` finds a converted model equal to its source, and a changed one different."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -22,7 +24,8 @@ from transformers import (  # noqa: E402
 )
 
 from mm1_mlx.convert import convert  # noqa: E402
-from mm1_mlx.convert.verify import verify  # noqa: E402
+from mm1_mlx.convert.stages import ask_source  # noqa: E402
+from mm1_mlx.convert.verify import PICTURE, verify  # noqa: E402
 from mm1_mlx.errors import CheckpointError  # noqa: E402
 
 pytestmark = pytest.mark.reference
@@ -158,3 +161,54 @@ def test_a_source_that_transformers_does_not_have_is_named(saved: Any) -> None:
     message = "transformers has no model of the kind 'SomebodysModel' to compare with"
     with pytest.raises(CheckpointError, match=message):
         verify(out, str(source))
+
+
+@pytest.mark.parametrize("place", ["config.json", "preprocessor_config.json"])
+def test_a_repository_s_own_code_never_runs(
+    place: str, saved: Any, tmp_path: Path
+) -> None:
+    """Though the user's terminal, asked on stdin, would say yes."""
+    source, _ = saved("clip")
+    marker = tmp_path / "ran"
+    (source / "evil.py").write_text(
+        f"open({str(marker)!r}, 'w').write('yes')\n"
+        "from transformers import (\n"
+        "    CLIPImageProcessor, PretrainedConfig, PreTrainedModel)\n"
+        "class C(PretrainedConfig):\n    model_type = 'evil'\n"
+        "class M(PreTrainedModel):\n    config_class = C\n"
+        "class P(CLIPImageProcessor):\n    pass\n"
+    )
+    evil: dict[str, Any] = {
+        "config.json": {
+            "model_type": "evil",
+            "architectures": ["AutoModelForCausalLM"],
+            "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"},
+        },
+        "preprocessor_config.json": {
+            "image_processor_type": "P",
+            "auto_map": {"AutoImageProcessor": "evil.P"},
+        },
+    }
+    (source / place).write_text(json.dumps(evil[place]))
+    request = {
+        "source": np.array(str(source)),
+        "picture": np.array(str(PICTURE)),
+        "tiles": np.zeros((1, SIDE, SIDE, 3), np.float32),
+    }
+    (tmp_path / "answers").write_text("y\n" * 99)
+    terminal = os.dup(0)
+    try:
+        with (tmp_path / "answers").open() as answers:
+            os.dup2(answers.fileno(), 0)
+            with pytest.raises(CheckpointError, match=REFUSED[place]):
+                ask_source(request)
+    finally:
+        os.dup2(terminal, 0)
+        os.close(terminal)
+    assert not marker.exists()
+
+
+REFUSED = {
+    "config.json": "transformers has no model of the kind 'AutoModelForCausalLM'",
+    "preprocessor_config.json": "transformers cannot run .* contains custom code",
+}
