@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,6 +90,7 @@ def _find(model: str | None) -> Path:
 
 def _modes(config: Any) -> dict[str, int]:
     """Most image tokens of a picture, by resolution mode; the model's own comes first."""
+    from mm1_mlx.errors import ConfigError
     from mm1_mlx.layout import most_picture_tokens
     from mm1_mlx.resolution import PAPER_MODES, name_mode, parse_mode, with_resolution
 
@@ -103,8 +105,10 @@ def _modes(config: Any) -> dict[str, int]:
     )
     known = PAPER_MODES if fits and size >= PAPER_SIZE else ()
     for mode in (*known, str(size), f"2x{size}", f"4-9x{size}"):
-        changed = with_resolution(config, mode)
-        modes.setdefault(mode, most_picture_tokens(changed))
+        # Not every encoder's pictures can be cut into tiles.
+        with suppress(ConfigError):
+            changed = with_resolution(config, mode)
+            modes.setdefault(mode, most_picture_tokens(changed))
     return modes
 
 

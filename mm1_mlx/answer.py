@@ -68,8 +68,8 @@ class Settings:
             isinstance(self.seed, int) and 0 <= self.seed < 2**64
         ):
             raise PromptError(f"seed is {self.seed}, expected 0 to {2**64 - 1}")
-        if self.tiled is not None and not self.tiled >= 0:
-            raise PromptError(f"tiled is {self.tiled}, expected 0 or more")
+        if self.tiled is not None and not (type(self.tiled) is int and self.tiled >= 0):
+            raise PromptError(f"tiled is {self.tiled!r:.40}, expected 0 or more")
         if isinstance(self.stop, str) or not all(
             isinstance(word, str) and word for word in self.stop
         ):

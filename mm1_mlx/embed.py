@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mm1_mlx.checkpoint import load_config, load_model
 from mm1_mlx.config import MM1Config, PromptConfig, TextConfig
 from mm1_mlx.errors import CheckpointError, ConfigError, PromptError
-from mm1_mlx.image import ImageSource, load_picture
+from mm1_mlx.image import ImageSource, load_pictures
 from mm1_mlx.models import MM1
 from mm1_mlx.runtime import find_model
 from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
@@ -120,7 +120,9 @@ def embed_images(embedder: Embedder, images: Sequence[ImageSource]) -> Vectors:
     assert config is not None
     vectors = []
     for batch in _batches(images):
-        pixels = [load_picture(image, config).tiles[0] for image in batch]
+        # CLIP's space is one of whole pictures.
+        pictures = (load_pictures([image], config, tiled=0) for image in batch)
+        pixels = [picture.tiles[0] for (picture,) in pictures]
         x = embedder.model.vision.project(mx.array(np.stack(pixels)))
         vectors.append(_unit(x))
     return _joined(vectors, embedder)

@@ -79,6 +79,11 @@ class Limits:
     # Pixels of one picture, of all together, and along one side.
     max_pixels: int = 64_000_000
     max_total_pixels: int = 128_000_000
+    # Pixels of an animation's frames up to the last one that is wanted: to reach it, all
+    # before it are drawn.
+    max_animation_pixels: int = 1_000_000_000
+    # Pixels of all tiles together.
+    max_tile_pixels: int = 2**27
     max_side: int = 16_384
     # Encoded bytes of one picture.
     max_bytes: int = 32 * 2**20
@@ -88,7 +93,7 @@ DEFAULT_LIMITS = Limits()
 
 
 def load_picture(source: ImageSource, config: ImageConfig) -> Picture:
-    """The picture as one normalised tile [size, size, 3]; see ``load_pictures``."""
+    """The picture as normalised tiles [size, size, 3]; see ``load_pictures``."""
     return load_pictures([source], config)[0]
 
 
@@ -130,6 +135,13 @@ def load_pictures(
             f"{limits.max_total_pixels}; scale them down or ask about fewer at a time"
         )
     whole = _count_whole(len(sources), config, tiled)
+    tiles = whole + (len(sources) - whole) * config.max_tiles
+    if tiles * config.size**2 > limits.max_tile_pixels:
+        raise PromptError(
+            f"{len(sources)} pictures may become {tiles} tiles of {config.size} x "
+            f"{config.size} pixels, expected at most {limits.max_tile_pixels} pixels in "
+            "all; ask about fewer, or at a lower resolution"
+        )
     # Popped, so that only one decoded picture is held at a time.
     return [
         _picture(*opened.popleft(), config, split=number >= whole)
@@ -291,7 +303,7 @@ def _check_size(size: tuple[int, int], name: str, limits: Limits) -> None:
 def _picture(
     image: Image.Image, name: str, frame: bool, config: ImageConfig, *, split: bool
 ) -> Picture:
-    image = _decode(image, name)
+    image = decode(image, name)
     tiles, places = to_tiles(image, config, split=split and not frame)
     head = (image.size, [tile.shape for tile in tiles], places)
     digest = hashlib.sha256(repr(head).encode())
@@ -306,8 +318,12 @@ def _picture(
     )
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    """The picture upright, in mode RGB."""
+def decode(image: Image.Image, name: str) -> Image.Image:
+    """The picture from ``open_picture`` upright, in mode RGB.
+
+    Raises:
+        PromptError: it is damaged.
+    """
     kind = image.format or "Pillow image"
     damaged = f"{name} is damaged or cut short ({kind}); save or download it again"
     with pillow_guard(damaged, name):

@@ -170,7 +170,9 @@ def _typed_parts(parts: Sequence[Part], tokenizer: Tokenizer) -> list[dict[str, 
 
 
 def _joined(parts: Sequence[Part], config: PromptConfig, tokenizer: Tokenizer) -> str:
-    after = AFTER_IMAGE.get(config.template, "")
+    after = config.after_image
+    if after is None:
+        after = AFTER_IMAGE.get(config.template, "")
     between = BETWEEN_IMAGES.get(config.template, after)
     written = []
     texts = _texts(parts, tokenizer)
@@ -265,15 +267,35 @@ def place(
             placed.append(token)
             continue
         number, picture = next(waiting)
-        offset = 0
-        for text, length in _stretches(picture, number, config):
-            placed += tokenizer.encode(text, add_special_tokens=False) if text else []
-            spans.append(
-                Span(len(placed), length, picture.kind, number, picture.digest, offset)
-            )
-            placed += [filler] * length
-            offset += length
+        widened, held = widen(picture, number, config, tokenizer)
+        spans += [replace(span, start=len(placed) + span.start) for span in held]
+        placed += widened
     return Prompt(tuple(placed), tuple(spans), tuple(pictures))
+
+
+def widen(
+    picture: Picture, number: int, config: MM1Config, tokenizer: Tokenizer
+) -> tuple[list[int], list[Span]]:
+    """What stands in a picture's place: tokens, and the spans in them, counted from 0.
+
+    Args:
+        picture: the picture.
+        number: which of its prompt's pictures it is, counted from 0.
+        config: the model's config.
+        tokenizer: writes the text between its tiles.
+    """
+    assert config.prompt is not None
+    tokens: list[int] = []
+    spans: list[Span] = []
+    offset = 0
+    for text, length in _stretches(picture, number, config):
+        tokens += tokenizer.encode(text, add_special_tokens=False) if text else []
+        spans.append(
+            Span(len(tokens), length, picture.kind, number, picture.digest, offset)
+        )
+        tokens += [config.prompt.image_token_id] * length
+        offset += length
+    return tokens, spans
 
 
 def _region_spans(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from mm1_mlx.config import DynamicTiling, ImageConfig, MM1Config, SplitTiling, Tiling
 from mm1_mlx.errors import ConfigError
 
-_MODE = re.compile(r"(?:(\d+)(?:-(\d+))?x)?(\d+)")
+_MODE = re.compile(r"(?:([0-9]{1,6})(?:-([0-9]{1,6}))?x)?([0-9]{1,6})")
 SPELLINGS = (
     "SIZE for one tile, GRIDxSIZE for an overview and GRID x GRID tiles, MIN-MAXxSIZE for "
     "an overview and as many tiles as the picture's shape asks for"
@@ -46,6 +46,9 @@ def with_resolution(config: MM1Config, mode: str) -> MM1Config:
 def parse_mode(mode: str, image: ImageConfig) -> ImageConfig:
     """How pictures become tiles in a mode, everything else as in ``image``.
 
+    What a tiling of the same kind says beside its numbers is kept, and a cut keeps its
+    share of the picture.
+
     Raises:
         ConfigError: the mode is not spelled as one, or its numbers are out of range.
     """
@@ -53,13 +56,17 @@ def parse_mode(mode: str, image: ImageConfig) -> ImageConfig:
     if match is None:
         raise ConfigError(f"resolution {mode!r} is not one; expected {SPELLINGS}")
     first, most, size = (int(x) if x else None for x in match.groups())
-    tiling: Tiling | None = None
-    if most is not None and first is not None:
-        tiling = DynamicTiling(min_tiles=first, max_grid_tiles=most)
-    elif first is not None:
-        tiling = SplitTiling(grid=first)
     assert size is not None
-    return replace(image, size=size, crop_from=None, tiling=tiling)
+    tiling: Tiling | None = None
+    old = image.tiling
+    if most is not None and first is not None:
+        dynamic = old if isinstance(old, DynamicTiling) else DynamicTiling()
+        tiling = replace(dynamic, min_tiles=first, max_grid_tiles=most)
+    elif first is not None:
+        split = old if isinstance(old, SplitTiling) else SplitTiling()
+        tiling = replace(split, grid=first)
+    crop = image.crop_from and round(image.crop_from * size / image.size)
+    return replace(image, size=size, crop_from=crop, tiling=tiling)
 
 
 def name_mode(image: ImageConfig) -> str:

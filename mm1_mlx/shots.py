@@ -17,9 +17,12 @@ from typing import Any
 from mm1_mlx.config import PromptConfig
 from mm1_mlx.errors import PromptError
 from mm1_mlx.image import ImageSource
-from mm1_mlx.messages import Message
+from mm1_mlx.messages import Message, collect
 
 STYLES = ("auto", "chat", "caption", "vqa")
+# A part of a message's content, and the kinds that are pictures.
+Part = Mapping[str, Any]
+PICTURES = ("image", "image_url", "video")
 FIELDS = ("image", "images", "question", "answer", "caption", "reasoning")
 MAX_BYTES = 64 << 20
 # Where a base model's answer ends: MM1's evaluation, as open_flamingo has it.
@@ -58,7 +61,8 @@ def read_shots(path: Path) -> list[Shot]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise PromptError(f"{str(path)!r} has more than {MAX_BYTES} bytes")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON texts may hold other separators as they are.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise PromptError(f"{str(path)!r} cannot be read: {reason}") from None
@@ -88,6 +92,8 @@ def _read_shot(line: str, where: str, folder: Path) -> Shot:
     answer = texts["answer"] or texts["caption"]
     if answer is None or (texts["answer"] and texts["caption"]):
         raise PromptError(f"{where}: expected either an answer or a caption")
+    if "image" in row and "images" in row:
+        raise PromptError(f"{where}: expected image or images, not both")
     names = row.get("images", [row.get("image")])
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
         raise PromptError(f"{where}: expected image, a path, or images, a list of them")
@@ -138,100 +144,105 @@ def with_shots(
         style: from ``choose_style``.
 
     Raises:
-        PromptError: a base model's text was asked for, and the prompt has turns.
+        PromptError: a base model's text was asked for, and the prompt has turns; or a
+            message or an example is not one.
     """
+    for shot in shots:
+        if not isinstance(shot, Shot):
+            raise PromptError(f"shots holds {shot!r:.60}, expected a Shot")
+    # Whatever a message may get wrong is said here.
+    collect(prompt, images)
+    before = sum(len(shot.images) for shot in shots)
+    messages = _as_messages(prompt, images, before)
     if style == "chat":
-        return _as_turns(shots, _as_messages(prompt, images))
-    if not isinstance(prompt, str):
-        if [m.get("role") for m in prompt if isinstance(m, Mapping)] != ["user"]:
-            raise PromptError(
-                f"shot style {style!r} writes one text, but the prompt has turns; use "
-                "shot style 'chat'"
-            )
-        return _as_text(shots, prompt[0].get("content", ""), images, style)
-    return _as_text(shots, prompt, images, style)
+        return _as_turns(shots, messages)
+    if [message["role"] for message in messages] != ["user"]:
+        raise PromptError(
+            f"shot style {style!r} writes one text, but the prompt has turns; use "
+            "shot style 'chat'"
+        )
+    return _as_text(shots, _parts_of(messages[0]), style)
 
 
 def _as_messages(
-    prompt: str | Sequence[Message], images: Sequence[ImageSource]
+    prompt: str | Sequence[Message], images: Sequence[ImageSource], before: int
 ) -> list[Message]:
-    """The messages, the pictures in the last user message unless it has places for them."""
-    messages = (
-        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    )
-    messages = list(messages)
-    if not images:
-        return messages
-    places = [
-        part
-        for message in messages
-        if isinstance(message, Mapping) and isinstance(message.get("content"), list)
-        for part in message["content"]
-        if isinstance(part, Mapping) and part.get("type") == "image"
-    ]
-    if places:
-        raise PromptError(
-            "with shots, put each picture into its own part of the messages: "
-            "{'type': 'image', 'image': PATH}"
-        )
-    return [*messages[:-1], _with_pictures(messages[-1], images)]
+    """The messages behind ``before`` pictures, every picture in a part of its own."""
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    given = [_image_part(image) for image in images]
+    messages: list[Message] = []
+    for message in turns:
+        parts = [_moved(part, before) for part in _parts_of(message)]
+        asked = [i for i, part in enumerate(parts) if _asks_for_picture(part)]
+        for i in asked:
+            parts[i] = given.pop(0)
+        messages.append({**message, "content": parts})
+    if given:
+        last = max(i for i, m in enumerate(messages) if m["role"] == "user")
+        content = [*given, *messages[last]["content"]]
+        messages[last] = {**messages[last], "content": content}
+    return messages
 
 
-def _with_pictures(message: Message, images: Sequence[ImageSource]) -> Message:
-    content = message.get("content", "")
-    rest = [_text_part(content)] if isinstance(content, str) else list(content)
-    return {**message, "content": [*map(_image_part, images), *rest]}
+def _moved(part: Part, before: int) -> Part:
+    """The part; a region that names its picture by number goes on meaning the same one."""
+    number = part.get("picture") if part["type"] == "region" else None
+    return part if number is None else {**part, "picture": number + before}
+
+
+def _asks_for_picture(part: Part) -> bool:
+    return part["type"] == "image" and part.get("image") is None
+
+
+def _parts_of(message: Message) -> list[Part]:
+    content = message["content"]
+    return [_text_part(content)] if isinstance(content, str) else list(content)
 
 
 def _as_turns(shots: Sequence[Shot], messages: list[Message]) -> list[Message]:
-    asked = _question_of(messages[-1])
+    asked = _text_of(_parts_of(messages[-1]))
     turns: list[Message] = []
     for shot in shots:
         question = asked if shot.question is None else shot.question
         parts = [*map(_image_part, shot.images), _text_part(question)]
         turns.append({"role": "user", "content": parts})
         turns.append({"role": "assistant", "content": shot.solution})
-    systems = [m for m in messages if m.get("role") == "system"]
-    return [*systems, *turns, *(m for m in messages if m.get("role") != "system")]
+    systems = [m for m in messages if m["role"] == "system"]
+    return [*systems, *turns, *(m for m in messages if m["role"] != "system")]
 
 
-def _question_of(message: Message) -> str:
-    content = message.get("content", "")
-    if isinstance(content, str):
-        return content
-    return " ".join(
-        part["text"]
-        for part in content
-        if isinstance(part, Mapping) and isinstance(part.get("text"), str)
-    )
+def _text_of(parts: Sequence[Part]) -> str:
+    return " ".join(part["text"] for part in parts if part["type"] == "text")
 
 
-def _as_text(
-    shots: Sequence[Shot], prompt: Any, images: Sequence[ImageSource], style: str
-) -> list[Message]:
-    question = prompt if isinstance(prompt, str) else _question_of({"content": prompt})
-    own = [] if isinstance(prompt, str) else [p for p in prompt if "text" not in p]
-    parts: list[dict[str, Any]] = []
+def _as_text(shots: Sequence[Shot], parts: Sequence[Part], style: str) -> list[Message]:
+    """One user message: every example's pictures and line, then the question's."""
+    seen = [part for part in parts if part["type"] in PICTURES]
+    asked = [part for part in parts if part["type"] not in PICTURES]
+    question = _text_of(asked)
+    content: list[Part] = []
     for shot in shots:
-        parts += map(_image_part, shot.images)
-        asked = question if shot.question is None else shot.question
-        parts.append(_text_part(f"{_ask(asked, style)} {shot.solution}\n"))
-    parts += [*map(_image_part, images), *own]
-    parts.append(_text_part(_ask(question, style)))
-    return [{"role": "user", "content": parts}]
+        content += map(_image_part, shot.images)
+        own = question if shot.question is None else shot.question
+        before, after = _ask(style, own)
+        content.append(_text_part(f"{before}{own}{after} {shot.solution}\n"))
+    before, after = _ask(style, question)
+    content += [*seen, _text_part(before), *asked, _text_part(after)]
+    return [{"role": "user", "content": content}]
 
 
-def _ask(question: str, style: str) -> str:
+def _ask(style: str, question: str) -> tuple[str, str]:
+    """What a base model reads before and behind a question."""
     if style == "vqa":
-        return f" Question: {question} Short answer:"
-    return f" {question or 'A photo of'}"
+        return " Question: ", " Short answer:"
+    return " " if question else " A photo of", ""
 
 
-def _image_part(image: ImageSource) -> dict[str, Any]:
+def _image_part(image: ImageSource) -> Part:
     return {"type": "image", "image": image}
 
 
-def _text_part(text: str) -> dict[str, Any]:
+def _text_part(text: str) -> Part:
     return {"type": "text", "text": text}
 
 

@@ -41,11 +41,15 @@ def load_frames(
     Raises:
         PromptError: the source holds no frames, or one that cannot be read.
     """
-    if not 1 <= count <= limits.max_pictures:
+    if type(count) is not int or not 1 <= count <= limits.max_pictures:
         raise PromptError(
-            f"{count} frames were asked for, expected 1 to {limits.max_pictures}"
+            f"{count!r:.40} frames were asked for, expected 1 to {limits.max_pictures}"
         )
     if isinstance(source, str | Path):
+        if str(source)[:5].lower() == "data:":
+            return _animation_frames(source, count, limits)
+        if not str(source):
+            raise PromptError("the video's path is empty; give a file or a folder")
         path = Path(source)
         if path.is_dir():
             return _list_frames(_pictures_in(path), count, limits)
@@ -57,7 +61,12 @@ def load_frames(
         return _animation_frames(path, count, limits)
     if isinstance(source, bytes):
         return _animation_frames(source, count, limits)
-    return _list_frames(list(source), count, limits)
+    if not isinstance(source, Sequence):
+        raise PromptError(
+            f"a video is of type {type(source).__name__}, expected a path, bytes or a "
+            "list of pictures"
+        )
+    return _list_frames(source, count, limits)
 
 
 def choose_frames(total: int, count: int) -> list[int]:
@@ -94,11 +103,20 @@ def _list_frames(
     ]
 
 
-def _animation_frames(source: Path | bytes, count: int, limits: Limits) -> list[Frame]:
+def _animation_frames(
+    source: str | Path | bytes, count: int, limits: Limits
+) -> list[Frame]:
     name = name_of(source, 1)
     image = open_picture(source, name, limits)
     with pillow_guard(f"{name} is damaged or cut short; save it again", name):
         chosen = choose_frames(getattr(image, "n_frames", 1), count)
+        drawn = image.width * image.height * (chosen[-1] + 1)
+        if drawn > limits.max_animation_pixels:
+            raise PromptError(
+                f"{name}: {chosen[-1] + 1} frames of {image.width} x {image.height} have "
+                f"{drawn} pixels, expected at most {limits.max_animation_pixels}; scale "
+                "the animation down or cut it"
+            )
         total = image.width * image.height * len(chosen)
         if total > limits.max_total_pixels:
             raise PromptError(

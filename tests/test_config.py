@@ -284,3 +284,25 @@ def test_mutated_configs_are_refused_or_valid_at_once():
         slowest = max(slowest, time.perf_counter() - start)
     assert 100 < refused < 200
     assert slowest < 0.1
+
+
+@pytest.mark.parametrize(
+    ("connector", "tokens"),
+    [
+        ({"kind": "perceiver", "num_image_tokens": 5, "intermediate_size": 8}, 5),
+        ({"kind": "c_abstractor", "num_image_tokens": 6, "num_eos_tokens": 2}, 6),
+    ],
+)
+@pytest.mark.parametrize("merge", ["rows", "unpad"])
+def test_rows_of_tiles_need_a_square_of_image_tokens(connector, tokens, merge):
+    values = SMALL.to_dict()
+    sizes = ("input_size", "num_features", "output_size")
+    joints = {key: values["connector"][key] for key in sizes}
+    values["connector"] = joints | connector | {"newline": merge == "unpad"}
+    values["image"]["tiling"] = {"kind": "anyres", "grids": [[1, 2]], "merge": merge}
+    message = f"merges by '{merge}', which needs a square of image tokens .* not {tokens}"
+    with pytest.raises(ConfigError, match=message):
+        MM1Config.from_dict(values)
+    values["image"]["tiling"]["merge"] = "flat"
+    values["connector"]["newline"] = False
+    assert MM1Config.from_dict(values).num_image_tokens == tokens

@@ -43,7 +43,11 @@ def test_every_mode_of_the_paper_fits_its_encoder():
         ("0x672", r"SplitTiling.grid: 0 is outside 1..8"),
         ("9-4x672", r"DynamicTiling.min_tiles: 9 is outside 1..4"),
         ("4-999x672", r"max_grid_tiles: 999 is outside 1..64"),
-        ("99999990", "ImageConfig.size: 99999990 is outside"),
+        ("99990", "ImageConfig.size: 99990 is outside 1..32768"),
+        ("9" * 5000, "resolution '999"),
+        ("\u0663\u0663\u0666", "is not one; expected SIZE"),
+        ("8204", "1 tiles of 8204 x 8204 pixels a picture are more than"),
+        ("2002", "tiles of 2002 pixels have 20449 patches, more than 16384"),
     ],
 )
 def test_a_mode_that_is_none_is_named(mode, message):
@@ -55,3 +59,23 @@ def test_a_model_without_eyes_has_no_resolution(make_config):
     config = make_config(vision=None, connector=None, image=None)
     with pytest.raises(ConfigError, match="the model takes no pictures"):
         with_resolution(config, "672")
+
+
+def test_a_mode_keeps_what_its_tiling_says_beside_the_numbers(make_config):
+    tiling = {"kind": "split", "overview": "last", "indicators": "seps"}
+    config = make_config(image={"tiling": tiling})
+    image = with_resolution(config, "3x32").image
+    assert image.tiling == SplitTiling(grid=3, overview="last", indicators="seps")
+    tiling = {"kind": "dynamic", "max_pictures": 5, "overview": "first"}
+    config = make_config(image={"tiling": tiling})
+    image = with_resolution(config, "2-6x16").image
+    expected = DynamicTiling(
+        min_tiles=2, max_grid_tiles=6, max_pictures=5, overview="first"
+    )
+    assert image.tiling == expected
+
+
+def test_a_cut_keeps_its_share_of_the_picture(make_config):
+    config = make_config(image={"resize": "crop", "crop_from": 18})
+    assert with_resolution(config, "16").image == config.image
+    assert with_resolution(config, "32").image.crop_from == 36

@@ -155,6 +155,7 @@ def test_shots_are_read_beside_their_file(tmp_path):
         ('{"answer": 3, "image": "c"}', "answer is 3, expected text"),
         ('{"answer": "a"}', "expected image, a path, or images"),
         ('{"answer": "a", "images": "b"}', "expected image, a path, or images"),
+        ('{"answer": "a", "image": "b", "images": ["c"]}', "image or images, not both"),
         ('{"answer": "a", "image": "b", "shot": 1}', r"unknown field\(s\) \['shot'\]"),
     ],
 )
@@ -182,3 +183,50 @@ def test_one_text_has_no_turns():
 def test_an_unknown_style_is_named():
     with pytest.raises(PromptError, match="shot style 'few' is not one of"):
         choose_style("few", VQA, PromptConfig(template="plain"))
+
+
+def test_lines_end_at_newlines_alone(tmp_path):
+    path = tmp_path / "shots.jsonl"
+    text = '{"image": "a.png", "question": "q", "answer": "one\u2028two\x85"}'
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n")
+    assert read_shots(path)[0].answer == "one\u2028two\x85"
+
+
+@pytest.mark.parametrize("style", ["chat", "vqa"])
+@pytest.mark.parametrize(
+    ("shots", "prompt", "message"),
+    [
+        (VQA, [], "there are no messages"),
+        (VQA, ["hello"], "message role None is not one of"),
+        (VQA, [{"role": "user", "content": None}], "content must be a string or a"),
+        (VQA, [{"role": "user", "content": 5}], "content must be a string or a list"),
+        (VQA, [{"role": "user", "content": [5]}], "message part None is not one of"),
+        ([{"image": "a"}], "What?", "shots holds .*, expected a Shot"),
+    ],
+)
+def test_what_is_no_message_is_named(style, shots, prompt, message):
+    with pytest.raises(PromptError, match=message):
+        with_shots(shots, prompt, [], style)
+
+
+def test_pictures_go_where_the_messages_ask_for_them(make_config, tokenizer):
+    prompt = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "A"}]},
+        {"role": "assistant", "content": "red"},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "B"}]},
+    ]
+    messages = with_shots(VQA[:1], prompt, [LIME, BLUE], "chat")
+    config = make_config(prompt={"template": "plain"})
+    built = Prompt.build(messages, [], config, tokenizer)
+    colours = [p.tiles[0][0, 0].round(2).tolist() for p in built.pictures]
+    assert colours == [[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]]
+
+
+@pytest.mark.parametrize("style", ["chat", "vqa"])
+def test_regions_go_on_meaning_their_picture(style):
+    region = {"type": "region", "picture": 0, "box": [1, 2, 3, 4]}
+    content = [{"type": "image", "image": LIME}, region, {"type": "text", "text": "?"}]
+    prompt = [{"role": "user", "content": content}]
+    messages = with_shots(VQA, prompt, [], style)
+    (moved,) = [p for p in messages[-1]["content"] if p["type"] == "region"]
+    assert moved["picture"] == len(VQA)

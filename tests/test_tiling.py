@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from mm1_mlx.config import AnyresTiling, DynamicTiling, ImageConfig, SplitTiling
-from mm1_mlx.image import Frame, load_picture, load_pictures
+from mm1_mlx.errors import PromptError
+from mm1_mlx.image import Frame, Limits, load_picture, load_pictures
 from mm1_mlx.layout import Picture, count_picture_tokens, indicator_texts
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD, PRESETS
 from mm1_mlx.resolution import with_resolution
@@ -204,6 +205,26 @@ def test_equal_pictures_of_different_tilings_have_different_digests():
     tilings = [None, SplitTiling(), SplitTiling(overview="last"), DynamicTiling()]
     digests = {load_picture(photo, image_config(20, t)).digest for t in tilings}
     assert len(digests) == len(tilings)
+
+
+def test_all_tiles_of_a_request_are_counted_before_any_is_made():
+    config = image_config(20, SplitTiling())
+    limits = Limits(max_tile_pixels=2 * 5 * 400 - 1)
+    assert len(load_pictures([noise(30, 30)], config, limits)) == 1
+    message = "2 pictures may become 10 tiles of 20 x 20 pixels, expected at most 3999"
+    with pytest.raises(PromptError, match=message):
+        load_pictures([noise(30, 30)] * 2, config, limits)
+    assert len(load_pictures([noise(30, 30)] * 2, config, limits, tiled=1)) == 2
+
+
+def test_a_grid_of_one_is_one_tile():
+    for tiling in (
+        SplitTiling(grid=1),
+        DynamicTiling(min_tiles=1, max_grid_tiles=1),
+    ):
+        config = image_config(20, tiling)
+        assert config.max_tiles == 1
+        assert len(load_picture(noise(30, 30), config).tiles) == 1
 
 
 # LLaVA-NeXT

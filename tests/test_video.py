@@ -87,6 +87,12 @@ def test_a_list_gives_its_pictures():
         (b"no picture", 24, "is not a PNG"),
         ([grey(1)], 0, "0 frames were asked for, expected 1 to 24"),
         ([grey(1)], 25, "25 frames were asked for, expected 1 to 24"),
+        ([grey(1)], 2.5, "2.5 frames were asked for"),
+        ([grey(1)], None, "None frames were asked for"),
+        (7, 24, "a video is of type int, expected a path, bytes or a list"),
+        (grey(1), 24, "expected a path, bytes or a list of pictures"),
+        ("", 24, "the video's path is empty"),
+        ("data:image/gif;base64,AAAA", 24, "picture 1 is not a PNG"),
     ],
 )
 def test_what_is_no_video_is_named(source, count, message):
@@ -108,6 +114,15 @@ def test_a_damaged_animation_is_named():
 def test_frames_count_against_the_pixels_of_a_request():
     with pytest.raises(PromptError, match="4 frames have 1024 pixels together"):
         load_frames(animation(4), 4, Limits(max_total_pixels=1000))
+
+
+def test_frames_that_are_only_drawn_on_the_way_count_too():
+    # Of 40 frames of 16 x 16 the one in the middle is taken: 21 are drawn to reach it.
+    limits = Limits(max_animation_pixels=21 * 256)
+    assert len(load_frames(animation(40), 1, limits)) == 1
+    limits = Limits(max_animation_pixels=21 * 256 - 1)
+    with pytest.raises(PromptError, match="21 frames of 16 x 16 have 5376 pixels"):
+        load_frames(animation(40), 1, limits)
 
 
 def test_a_video_part_is_as_many_spans_of_frames(tiny_config, tokenizer):

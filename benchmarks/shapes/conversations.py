@@ -77,8 +77,7 @@ class Conversations:
         self, samples: Sequence[Sample], owners: Sequence[Sequence[int]]
     ) -> Batch:
         """The rows of samples about the pictures ``owners``."""
-        image_id = self.tokenizer.image_id
-        return collate(samples, owners, (), self.recipe.config, image_id)
+        return collate(samples, owners, (), self.recipe.config, self.tokenizer)
 
     def talk(
         self, scene: Scene, rng: np.random.Generator, *, told: bool

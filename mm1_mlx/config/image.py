@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mm1_mlx.config.limits import MAX_HIDDEN_SIZE, MAX_TILES
+from mm1_mlx.config.limits import MAX_HIDDEN_SIZE, MAX_TILE_PIXELS, MAX_TILES
 from mm1_mlx.section import Section, check_sizes, require
 
 # Text between the tiles of a picture: nothing, MM1.5's (picture, row, column) before each,
@@ -29,8 +29,8 @@ class SplitTiling(Section):
 
     @property
     def max_tiles(self) -> int:
-        """Most tiles of one picture, the overview included."""
-        return self.grid**2 + 1
+        """Most tiles of one picture, the overview included, which a grid of one lacks."""
+        return self.grid**2 + (self.grid > 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ class DynamicTiling(Section):
 
     @property
     def max_tiles(self) -> int:
-        """Most tiles of one picture, the overview included."""
-        return self.max_grid_tiles + 1
+        """Most tiles of one picture, the overview included, which a grid of one lacks."""
+        return self.max_grid_tiles + (self.max_grid_tiles > 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,11 @@ class ImageConfig(Section):
 
     def __post_init__(self) -> None:
         check_sizes(self, MAX_HIDDEN_SIZE, "size")
+        require(
+            self.max_tiles * self.size**2 <= MAX_TILE_PIXELS,
+            f"ImageConfig: {self.max_tiles} tiles of {self.size} x {self.size} pixels a "
+            f"picture are more than {MAX_TILE_PIXELS} pixels",
+        )
         require(
             all(value > 0 for value in self.std),
             f"ImageConfig.std: {self.std} must be positive",

@@ -7,5 +7,8 @@ MAX_HIDDEN_SIZE = 32_768
 MAX_VOCAB_SIZE = 1_000_000
 MAX_EXPERTS = 512
 MAX_TILES = 64
+# Patches of one tile, and pixels of one picture's tiles.
+MAX_PATCHES = 16_384
+MAX_TILE_PIXELS = 2**26
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
 from mm1_mlx.config.connector import ConnectorConfig
 from mm1_mlx.config.decoder import DecoderConfig
 from mm1_mlx.config.image import AnyresTiling, ImageConfig
+from mm1_mlx.config.limits import MAX_PATCHES
 from mm1_mlx.config.prompt import PromptConfig
 from mm1_mlx.config.quantization import QuantizationConfig
 from mm1_mlx.config.region import RegionConfig
@@ -107,10 +109,24 @@ class MM1Config(Section):
             f"MM1Config: image.size {image.size} is not a multiple of "
             f"vision.patch_size {vision.patch_size}",
         )
+        patches = (image.size // vision.patch_size) ** 2
+        require(
+            patches <= MAX_PATCHES,
+            f"MM1Config: tiles of {image.size} pixels have {patches} patches, more than "
+            f"{MAX_PATCHES}",
+        )
         if isinstance(image.tiling, AnyresTiling) and connector:
-            newline = image.tiling.merge == "unpad"
-            require(
-                connector.newline == newline,
-                f"MM1Config: connector.newline is {connector.newline} but image.tiling "
-                f"merges by {image.tiling.merge!r}",
-            )
+            self._check_merge(image.tiling.merge, connector)
+
+    def _check_merge(self, merge: str, connector: ConnectorConfig) -> None:
+        require(
+            connector.newline == (merge == "unpad"),
+            f"MM1Config: connector.newline is {connector.newline} but image.tiling "
+            f"merges by {merge!r}",
+        )
+        tokens = self.num_image_tokens
+        require(
+            merge == "flat" or math.isqrt(tokens) ** 2 == tokens,
+            f"MM1Config: image.tiling merges by {merge!r}, which needs a square of image "
+            f"tokens per tile, not {tokens}",
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError, PromptError
-from mm1_mlx.layout import Picture, Span, count_picture_tokens
+from mm1_mlx.layout import Picture, Span
 from mm1_mlx.messages import Turn
-from mm1_mlx.prompt import encode_turns
+from mm1_mlx.prompt import encode_turns, widen
 from mm1_mlx.tokenizer import Tokenizer
+
+# A picture of one tile that somebody else encodes.
+_UNSEEN = Picture((np.zeros((1, 1, 3), np.float32),), (1, 1), "")
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def collate(
     places: Sequence[Sequence[int]],
     pictures: Sequence[Picture],
     config: MM1Config,
-    image_id: int,
+    tokenizer: Tokenizer,
 ) -> Batch:
     """The batch of several samples.
 
@@ -87,35 +90,36 @@ def collate(
         places: for every row, the indices of its pictures in ``pictures``.
         pictures: all pictures; none where the caller encodes them, one tile each.
         config: the model's config.
-        image_id: the token that marks a picture's place.
+        tokenizer: the one that made the samples.
     """
-    assert config.prompt is not None
-    lengths = [count_picture_tokens(picture, config) for picture in pictures]
-    one_tile = config.num_image_tokens if config.connector else 0
     rows, masks, spans = [], [], []
     for sample, indices in zip(samples, places, strict=True):
         row: list[int] = []
         mask: list[bool] = []
-        held: list[tuple[int, int, int]] = []
+        held: list[Span] = []
+        count = 0
         for token, learned in zip(sample.tokens, sample.learned, strict=True):
-            if token != image_id:
+            if token != tokenizer.image_id:
                 row.append(token)
                 mask.append(learned)
                 continue
-            picture = indices[len(held)]
-            length = lengths[picture] if lengths else one_tile
-            held.append((len(row), length, picture))
-            row += [config.prompt.image_token_id] * length
-            mask += [False] * length
-        assert len(held) == len(indices), "a row's pictures and places differ in number"
+            index = indices[count]
+            # Stands for one tile where the caller encodes the pictures.
+            picture = pictures[index] if pictures else _UNSEEN
+            widened, inner = widen(picture, count, config, tokenizer)
+            held += [replace(s, start=len(row) + s.start, picture=index) for s in inner]
+            row += widened
+            mask += [False] * len(widened)
+            count += 1
+        assert count == len(indices), "a row's pictures and places differ in number"
         rows.append(row)
         masks.append(mask)
         spans.append(held)
     T = max(map(len, rows))
     flat = tuple(
-        Span(b * T + start, length, "picture", picture, "")
+        replace(span, start=b * T + span.start)
         for b, held in enumerate(spans)
-        for start, length, picture in held
+        for span in held
     )
     return Batch(
         tokens=_pad(rows, T, np.int32),

@@ -41,7 +41,7 @@ def make_batch(tiny_config, train_tokenizer):
         ]
         images = [Image.new("RGB", (16, 16), colour) for colour in colours]
         pictures = load_pictures(images, tiny_config.image)
-        return collate(samples, owners, pictures, tiny_config, train_tokenizer.image_id)
+        return collate(samples, owners, pictures, tiny_config, train_tokenizer)
 
     return make_batch
 

@@ -98,7 +98,7 @@ def test_text_alone_can_be_learned_without_eyes(
 ):
     config = make_config(vision=None, connector=None, image=None)
     sample = build_sample(conversation("red", pictures=0), config, train_tokenizer)
-    batch = collate([sample], [[]], [], config, train_tokenizer.image_id)
+    batch = collate([sample], [[]], [], config, train_tokenizer)
     loss, count = next_token_loss(reinitialise(MM1(config)), batch)
     assert count.item() == sum(sample.learned)
     assert loss.item() > 0

@@ -4,11 +4,13 @@ from itertools import groupby
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mm1_mlx.errors import ConfigError, PromptError
-from mm1_mlx.prompt import render
+from mm1_mlx.image import load_pictures
+from mm1_mlx.prompt import Prompt, encode_turns, render
 from mm1_mlx.tokenizer import load_tokenizer
-from mm1_mlx.train.sample import build_sample
+from mm1_mlx.train.sample import Sample, build_sample, collate
 
 CHATML = (
     "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '</s>' }}"
@@ -123,3 +125,20 @@ def test_rows_are_padded_on_the_right_with_what_is_not_learned(
 def test_a_row_with_another_number_of_pictures_is_an_error(make_batch, conversation):
     with pytest.raises(AssertionError, match="pictures and places"):
         make_batch([conversation("red")], [[0, 1]])
+
+
+@pytest.mark.parametrize("indicators", ["none", "index", "seps"])
+def test_a_row_is_what_the_model_is_shown_when_asked(
+    indicators, make_config, train_tokenizer
+):
+    tiling = {"kind": "split", "indicators": indicators}
+    config = make_config(image={"tiling": tiling})
+    photos = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    question = [("user", [None, None, "What colour?"])]
+    tokens = encode_turns(question, config.prompt, train_tokenizer)
+    sample = Sample(tuple(tokens), (False,) * len(tokens))
+    pictures = load_pictures(photos, config.image)
+    batch = collate([sample], [[0, 1]], pictures, config, train_tokenizer)
+    prompt = Prompt.build("What colour?", photos, config, train_tokenizer)
+    assert batch.tokens[0].tolist() == list(prompt.tokens)
+    assert batch.spans == prompt.spans
