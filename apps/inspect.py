@@ -48,9 +48,10 @@ def describe(model: str | None) -> dict[str, Any]:
     from mm1_mlx.presets import PRESETS
 
     source: Any
-    if model in PRESETS:
-        config, source = PRESETS[str(model)], {"preset": model}
-        name = str(model)
+    # The paper's own spelling is MM1-3B-MoE.
+    preset = (model or "").lower()
+    if preset in PRESETS:
+        config, source, name = PRESETS[preset], {"preset": preset}, preset
     else:
         path = _find(model)
         config, source = load_config(path), read_manifest(path).get("source")
@@ -77,6 +78,9 @@ def describe(model: str | None) -> dict[str, Any]:
 
 def _find(model: str | None) -> Path:
     """The model's folder; of a hub repository its small files are enough."""
+    from mm1_mlx.errors import CheckpointError
+    from mm1_mlx.files import user_path
+    from mm1_mlx.presets import PRESETS
     from mm1_mlx.runtime import find_model
 
     from .cached import cached_copy, repository_of
@@ -85,7 +89,12 @@ def _find(model: str | None) -> Path:
     copy = cached_copy(name) if name else None
     if copy and copy.is_dir():
         return copy
-    return find_model(model, weights=False)
+    try:
+        return find_model(model, weights=False)
+    except CheckpointError as error:
+        if name or not model or user_path(model).exists():
+            raise
+        raise CheckpointError(f"{error}; presets: {', '.join(PRESETS)}") from None
 
 
 def _modes(config: Any) -> dict[str, int]:

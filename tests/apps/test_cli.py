@@ -167,6 +167,9 @@ def test_inspect_counts_a_preset_without_weights(mm1):
     assert code == 0
     assert "144 per tile, 378 px, squash" in out
     assert "4-9x672: 1,440" in out
+    _, out, _ = mm1("inspect", "MM1-7B")  # as the paper spells it
+    assert "144 per tile, 378 px, squash" in out
+    check_error(mm1("inspect", "mm1-8b"), "presets: mm1-1.2b, mm1-3b, mm1-7b")
 
 
 def test_inspect_knows_the_papers_resolution_modes(mm1):
