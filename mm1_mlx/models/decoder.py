@@ -8,8 +8,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
 from mlx_lm.models.rope_utils import initialize_rope
+from numpy.typing import NDArray
 
 from mm1_mlx.config import DecoderConfig
 from mm1_mlx.models.activation import ACTIVATIONS
@@ -83,7 +85,11 @@ class MLP(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
-    def routed(self, x: mx.array) -> tuple[mx.array, None]:
+    def routed(
+        self,
+        x: mx.array,
+        real: NDArray[np.bool_] | None = None,  # noqa: ARG002
+    ) -> tuple[mx.array, None]:
         """The layer's output [B, T, D]: there is no gate whose logits to return."""
         return self(x), None
 
@@ -109,11 +115,15 @@ class Block(nn.Module):
         self.mlp = FEEDFORWARDS[feedforward](config, layer)
 
     def __call__(
-        self, x: mx.array, mask: Any, cache: Any
+        self,
+        x: mx.array,
+        mask: Any,
+        cache: Any,
+        real: NDArray[np.bool_] | None = None,
     ) -> tuple[mx.array, mx.array | None]:
         """States [B, T, D], and the gate's logits [B, T, E] where there are experts."""
         x = x + self.self_attn(self.input_layernorm(x), mask, cache)
-        y, logits = self.mlp.routed(self.post_attention_layernorm(x))
+        y, logits = self.mlp.routed(self.post_attention_layernorm(x), real)
         return x + y, logits
 
 
@@ -131,7 +141,9 @@ class Decoder(nn.Module):
         self.embedding_scale = config.embedding_scale
         self.norm = norm(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = nn.Linear(
+                config.hidden_size, config.vocab_size, bias=config.head_bias
+            )
 
     def __call__(
         self,
@@ -155,8 +167,12 @@ class Decoder(nn.Module):
         tokens: mx.array,
         cache: list[Any] | None = None,
         input_embeddings: mx.array | None = None,
+        real: NDArray[np.bool_] | None = None,
     ) -> tuple[mx.array, list[mx.array]]:
-        """The normed states, and the gate's logits [B, T, E] of every sparse layer."""
+        """The normed states, and the gate's logits [B, T, E] of every sparse layer.
+
+        ``real`` [B, T] says which tokens are no padding, None that all are.
+        """
         x = self.embed_tokens(tokens) if input_embeddings is None else input_embeddings
         if self.embedding_scale != 1:
             # Rounded as transformers rounds it, in the weights' precision.
@@ -165,7 +181,7 @@ class Decoder(nn.Module):
         mask = create_attention_mask(x, caches[0], window_size=self.sliding_window)
         gates = []
         for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x, logits = layer(x, mask, layer_cache)
+            x, logits = layer(x, mask, layer_cache, real)
             if logits is not None:
                 gates.append(logits)
         return self.norm(x), gates

@@ -34,11 +34,16 @@ class SparseMLP(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         return self.routed(x)[0]
 
-    def routed(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """The layer's output [B, T, D], and the gate's logits [B, T, E] in float32."""
+    def routed(
+        self, x: mx.array, real: NDArray[np.bool_] | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """The layer's output [B, T, D], and the gate's logits [B, T, E] in float32.
+
+        ``real`` [B, T] says which tokens are no padding, None that all are.
+        """
         # In float32: half precision moves tokens between nearly tied experts.
         logits = self.gate(x.astype(mx.float32))
-        experts, weights = choose(logits, self.moe)
+        experts, weights = choose(logits, self.moe, real)
         outputs = self._outputs(x, experts) * weights[..., None].astype(x.dtype)
         return outputs.sum(axis=-2), logits
 
@@ -49,13 +54,14 @@ class SparseMLP(nn.Module):
             type(glu[name]) is SwitchLinear
             for name in ("gate_proj", "up_proj", "down_proj")
         )
+        if not plain or mx.default_device() != mx.cpu:
+            return glu(x, experts)
         # mlx's CPU backend gathers matrices row by row, and in float32 only.
-        slow = experts.size > FEW_ROWS or x.dtype != mx.float32
-        if plain and slow and mx.default_device() == mx.cpu:
+        if experts.size > FEW_ROWS or x.dtype != mx.float32:
             chosen = _on_host(experts)
             if chosen is not None:
                 return self._sorted(x, chosen)
-        return glu(x, experts)
+        return glu(x.astype(mx.float32), experts).astype(x.dtype)
 
     def _sorted(self, x: mx.array, experts: NDArray[np.uint32]) -> mx.array:
         """``SwitchGLU`` as one dense product per expert over its tokens' rows."""
@@ -91,10 +97,13 @@ def _on_host(experts: mx.array) -> NDArray[np.uint32] | None:
         return None
 
 
-def choose(logits: mx.array, moe: MoEConfig) -> tuple[mx.array, mx.array]:
+def choose(
+    logits: mx.array, moe: MoEConfig, real: NDArray[np.bool_] | None = None
+) -> tuple[mx.array, mx.array]:
     """Every token's experts, best first, and their weights, both [B, T, k].
 
-    An expert that is over its capacity has weight 0, and the others keep theirs.
+    An expert that is over its capacity has weight 0, and the others keep theirs. Padding,
+    where ``real`` [B, T] tells it apart, neither takes a place nor adds to the capacity.
     """
     probabilities = mx.softmax(logits, axis=-1)
     # A stable sort: of equal experts the first is the better, as argmax has it.
@@ -104,23 +113,33 @@ def choose(logits: mx.array, moe: MoEConfig) -> tuple[mx.array, mx.array]:
     if moe.norm_topk_prob:
         weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-9)
     if moe.capacity_factor is not None:
-        T, E = logits.shape[-2:]
-        capacity = max(1, int(T * moe.capacity_factor / E))
-        weights = weights * within_capacity(experts, E, capacity)
+        E = logits.shape[-1]
+        everything = np.ones(logits.shape[:-1], np.bool_)
+        kept = within_capacity(
+            experts, E, moe.capacity_factor, everything if real is None else real
+        )
+        weights = weights * kept
     return experts, weights
 
 
-def within_capacity(experts: mx.array, num_experts: int, capacity: int) -> mx.array:
+def within_capacity(
+    experts: mx.array, num_experts: int, factor: float, real: NDArray[np.bool_]
+) -> mx.array:
     """Whether each choice [B, T, k] gets one of its expert's places.
 
-    Every row has ``capacity`` places per expert. All first choices take theirs in the
-    order of the tokens, then all second ones, and so on.
+    A row with S ``real`` tokens has S * ``factor`` / E places per expert, and at least
+    one. All first choices take theirs in the order of the tokens, then all second ones,
+    and so on.
     """
     B, T, k = experts.shape
+    # On the host: the floor of a product that float32 rounded may be one less.
+    places = (real.sum(axis=1) * factor / num_experts).astype(np.int64)
     queue = experts.swapaxes(1, 2).reshape(B, k * T, 1)
-    waiting = mx.cumsum(queue == mx.arange(num_experts), axis=1)  # [B, k * T, E]
-    place = mx.take_along_axis(waiting, queue, axis=-1)
-    return (place <= capacity).reshape(B, k, T).swapaxes(1, 2)
+    waits = mx.array(np.tile(real, k))[..., None] & (queue == mx.arange(num_experts))
+    waiting = mx.cumsum(waits, axis=1)  # [B, k * T, E]
+    place = mx.take_along_axis(waiting, queue, axis=-1).squeeze(-1)
+    kept = place <= mx.array(np.maximum(1, places))[:, None]
+    return kept.reshape(B, k, T).swapaxes(1, 2)
 
 
 def load_balance_loss(logits: mx.array, real: mx.array) -> mx.array:

@@ -61,7 +61,8 @@ def batch_states(
 ) -> mx.array:
     """The decoder's last states [B, T, D].
 
-    Right padding needs no mask: causal attention never looks at what follows.
+    Attention needs no mask of the padding on the right: it never looks at what follows.
+    Experts with a capacity do: padding takes no place of theirs.
     """
     return _routed_states(model, batch, image_tokens)[0]
 
@@ -73,7 +74,7 @@ def _routed_states(
     tokens = mx.array(batch.tokens)
     B, T = tokens.shape
     x = model.embed(tokens.flatten(), image_tokens, batch.spans).reshape(B, T, -1)
-    return model.decoder.routed(tokens, input_embeddings=x)
+    return model.decoder.routed(tokens, input_embeddings=x, real=batch.real)
 
 
 def states_loss(

@@ -147,6 +147,21 @@ def test_a_compiled_layer_equals_the_plain_one(make_layer, assert_close):
         assert_close(compiled(inputs(2, 9, seed=seed)), layer(inputs(2, 9, seed=seed)))
 
 
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("length", [1, 30])
+def test_a_decoder_in_half_precision_compiles_on_the_cpu(
+    dtype, length, reinitialise, assert_close
+):
+    moe = {"num_experts": 6, "experts_per_token": 6, "every": 2, "offset": 1}
+    decoder = reinitialise(Decoder(DecoderConfig.from_dict(SIZES | {"moe": moe})))
+    tokens = mx.arange(length)[None]
+    expected = decoder(tokens)
+    decoder.set_dtype(dtype)
+    result = mx.compile(decoder)(tokens)
+    assert result.dtype == dtype
+    assert_close(result, expected, str(dtype).removeprefix("mlx.core."))
+
+
 @pytest.mark.parametrize("length", [1, 13])
 @pytest.mark.parametrize(
     "moe", [{}, {"norm_topk_prob": False}, {"capacity_factor": 1.0}]
@@ -202,10 +217,38 @@ def test_capacity_drops_something_and_enough_of_it_nothing(make_layer, assert_cl
 def test_first_choices_take_places_before_any_second_one():
     # Tokens 0 and 1 want expert 0 second; tokens 2 and 3 want it first.
     experts = mx.array([[[1, 0], [2, 0], [0, 1], [0, 2]]])
-    kept = within_capacity(experts, 3, 2).tolist()
+    real = np.ones((1, 4), bool)
+    kept = within_capacity(experts, 3, 1.5, real).tolist()
     assert kept == [[[True, False], [True, False], [True, True], [True, True]]]
-    kept = within_capacity(experts, 3, 1).tolist()
+    kept = within_capacity(experts, 3, 0.75, real).tolist()
     assert kept == [[[True, False], [True, False], [True, False], [False, False]]]
+
+
+def test_padding_takes_no_place_and_adds_none():
+    # All want expert 0 first; the middle one is padding.
+    experts = mx.array([[[0, 1], [0, 2], [0, 1]]])
+    real = np.array([[True, False, True]])
+    kept = np.array(within_capacity(experts, 3, 3.0, real))  # 2 places
+    assert kept[real].tolist() == [[True, True], [True, True]]
+    kept = np.array(within_capacity(experts, 3, 1.5, real))  # 1 place; 3 tokens had 1.5
+    assert kept[real].tolist() == [[True, True], [False, False]]
+    full = np.array(within_capacity(experts, 3, 2.0, np.ones((1, 3), bool)))
+    assert full.tolist() == [[[True, True], [True, True], [False, True]]]
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.0, 2.0])
+def test_with_capacity_a_padded_row_equals_itself_alone(
+    factor, make_layer, assert_close
+):
+    layer, x = make_layer(capacity_factor=factor), inputs(2, 21)
+    real = np.arange(21) < np.array([13, 21])[:, None]
+    made, _ = layer.routed(x, real)
+    alone = layer(x[:1, :13])
+    assert_close(made[:1, :13], alone, "op")
+    assert_close(made[1:], layer(x[1:]), "op")
+    # Else padding that took places would pass.
+    wrong = mx.abs(layer(x)[:1, :13] - alone).max()
+    assert wrong > 0.1 * mx.abs(alone).max()
 
 
 def test_a_token_over_capacity_loses_its_weight_and_the_rest_keep_theirs():

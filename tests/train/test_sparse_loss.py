@@ -80,9 +80,11 @@ def test_real_tokens_are_all_but_the_padding(batch):
     assert not batch.learned[~batch.real].any()
 
 
+@pytest.mark.parametrize("factor", [None, 1.0])
 def test_padding_changes_no_part_of_the_loss(
-    sparse_model, make_batch, conversation, tolerances
+    factor, make_model, make_batch, conversation, tolerances
 ):
+    sparse_model = make_model(decoder={"moe": MOE | {"capacity_factor": factor}})
     talks = [conversation("red"), conversation("a blue star", "two circles")]
     _, count, together = sparse_loss(sparse_model, make_batch(talks, [[0], [1]]))
     batches = [make_batch([t], [[i]]) for i, t in enumerate(talks)]
