@@ -114,6 +114,11 @@ class VisionConfig(Section):
             "VisionConfig.drop_cls: there is no class token to keep",
         )
         require(
+            self.moe is None or self.moe.num_sparse_layers <= self.num_hidden_layers,
+            f"VisionConfig.moe.num_sparse_layers: {self.moe and self.moe.num_sparse_layers} "
+            f"is above the {self.num_hidden_layers} num_hidden_layers",
+        )
+        require(
             self.moe is None
             or self.class_token
             or self.moe.router_input != "class_token",

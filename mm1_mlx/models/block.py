@@ -95,18 +95,24 @@ class SparseMLP(nn.Module):
             self.fc3 = SwitchLinear(D, H, E, bias)
 
     def __call__(self, x: mx.array) -> mx.array:
+        dtype = x.dtype
         experts, weights = self.route(x)
+        if mx.default_device() == mx.cpu:
+            # mlx's CPU backend gathers matrices in float32 only.
+            x = x.astype(mx.float32)
         x = x[:, None]  # [N, 1, L, D], against experts [N, k]
         y = self.activation(self.fc1(x, experts))
         y = self.fc2(y * self.fc3(x, experts) if "fc3" in self else y, experts)
-        return (y * weights[..., None, None].astype(y.dtype)).sum(axis=1)
+        y = (y * weights[..., None, None].astype(y.dtype)).sum(axis=1)
+        return y.astype(dtype)
 
     def route(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """The experts of every image and their weights, [N, k] both."""
         k = self.moe.experts_per_image
-        pooled = x.mean(axis=1) if self.moe.router_input == "mean" else x[:, 0]
         # In float32: half precision moves images between nearly tied experts.
-        probabilities = mx.softmax(self.router(pooled).astype(mx.float32), axis=-1)
+        x = x.astype(mx.float32)
+        pooled = x.mean(axis=1) if self.moe.router_input == "mean" else x[:, 0]
+        probabilities = mx.softmax(self.router(pooled), axis=-1)
         experts = mx.argpartition(-probabilities, kth=k - 1, axis=-1)[..., :k]
         weights = mx.take_along_axis(probabilities, experts, axis=-1)
         if self.moe.norm_topk_prob:

@@ -115,6 +115,42 @@ def test_all_places_of_an_image_pass_the_same_experts(reinitialise, states):
     assert mx.allclose(shuffled, sparse(states)[:, order], atol=1e-5)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_half_precision_runs_and_compiles_on_the_cpu(
+    dtype, gated, reinitialise, states, assert_close
+):
+    # All experts, so that rounding cannot choose others.
+    values = config(MOE | {"experts_per_image": 4}, gated_mlp=gated)
+    sparse = reinitialise(SparseMLP(values, values.moe))
+    expected = sparse(states)
+    sparse.set_dtype(dtype)
+    for call in (sparse, mx.compile(sparse)):
+        result = call(states.astype(dtype))
+        assert result.dtype == dtype
+        assert_close(result, expected, str(dtype).removeprefix("mlx.core."))
+
+
+@pytest.mark.parametrize("router_input", ["mean", "class_token"])
+def test_a_router_reads_half_precision_in_float32(router_input, reinitialise, states):
+    values = config(MOE | {"router_input": router_input})
+    sparse = reinitialise(SparseMLP(values, values.moe))
+    sparse.set_dtype(mx.bfloat16)
+    rounded = states.astype(mx.bfloat16)
+    _, weights = sparse.route(rounded)
+    # The same numbers, in float32 from the start.
+    sparse.set_dtype(mx.float32)
+    _, expected = sparse.route(rounded.astype(mx.float32))
+    assert mx.array_equal(weights, expected)
+
+
+def test_no_more_blocks_are_sparse_than_there_are():
+    assert all(map(config(MOE | {"num_sparse_layers": 4}).is_sparse, range(4)))
+    message = "moe.num_sparse_layers: 5 is above the 4 num_hidden_layers"
+    with pytest.raises(ConfigError, match=message):
+        config(MOE | {"num_sparse_layers": 5})
+
+
 def test_a_router_needs_what_it_reads():
     moe = MOE | {"router_input": "class_token"}
     with pytest.raises(ConfigError, match="no class token for the router to read"):
