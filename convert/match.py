@@ -29,7 +29,8 @@ def steps_of(rules: Rules, found: Shapes, shapes: Shapes) -> list[Step]:
     gathered: dict[tuple[str, ...], list[tuple[int, str]]] = {}
     functions: dict[tuple[str, ...], Callable[..., tuple[mx.array, ...]]] = {}
     orphans = []
-    for name in sorted(found):
+    joined = {n for rule in rules.values() if isinstance(rule, Op) for n in rule.others}
+    for name in sorted(set(found) - joined):
         matches = [(m, rule) for p, rule in patterns if (m := p.fullmatch(name))]
         if len(matches) != 1:
             orphans.append(name)
@@ -45,9 +46,14 @@ def steps_of(rules: Rules, found: Shapes, shapes: Shapes) -> list[Step]:
         if op.gather:
             gathered.setdefault(targets, []).append((numbers[-1], name))
             functions[targets] = function
+        elif missing := [x for x in op.others if x not in found]:
+            raise CheckpointError(
+                f"source tensor {name!r} belongs with {missing[0]!r}, which is missing; "
+                "the source is incomplete, get it again"
+            )
         else:
             plain = isinstance(rule, str)
-            steps.append(Step((name,), targets, function, plain=plain))
+            steps.append(Step((name, *op.others), targets, function, plain=plain))
     if orphans:
         raise CheckpointError(
             f"{len(orphans)} source tensors have no rule, e.g. {orphans[:5]}; the "

@@ -34,14 +34,9 @@ RESIZE = {"squash": "squash", "shortest": "crop"}
 def table() -> Table:
     """The rules of both towers; a ``CustomTextCLIP``'s text tower has a name of its own."""
     names: Table = {
-        "visual.class_embedding": "vision.class_embedding",
-        "visual.positional_embedding": "vision.position_embedding",
-        "visual.conv1.weight": conv("vision.patch_embedding.weight"),
+        **tower("visual."),
         "visual.proj": transpose("vision.projection.weight"),
         "logit_scale": "text.logit_scale",
-        **_linear("visual.ln_pre", "vision.pre_layernorm"),
-        **_linear("visual.ln_post", "vision.post_layernorm"),
-        **_blocks("visual.", "vision."),
         # What OpenAI's files say of their sizes.
         **dict.fromkeys(("input_resolution", "context_length", "vocab_size")),
     }
@@ -56,6 +51,18 @@ def table() -> Table:
             **_blocks(prefix, "text."),
         }
     return names
+
+
+def tower(prefix: str) -> Table:
+    """The rules of the image encoder alone, without CLIP's projection."""
+    return {
+        f"{prefix}class_embedding": "vision.class_embedding",
+        f"{prefix}positional_embedding": "vision.position_embedding",
+        f"{prefix}conv1.weight": conv("vision.patch_embedding.weight"),
+        **_linear(f"{prefix}ln_pre", "vision.pre_layernorm"),
+        **_linear(f"{prefix}ln_post", "vision.post_layernorm"),
+        **_blocks(prefix, "vision."),
+    }
 
 
 def _blocks(prefix: str, ours: str) -> Table:

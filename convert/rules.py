@@ -35,6 +35,8 @@ class Op:
         scatter: the function takes each place along the source's first axis, which is
             the last number of the targets.
         sized: the function takes the targets' shapes, too.
+        others: names of more sources, which the function takes after the first; they
+            have no rule of their own.
     """
 
     targets: tuple[str, ...]
@@ -42,6 +44,7 @@ class Op:
     gather: bool = False
     scatter: bool = False
     sized: bool = False
+    others: tuple[str, ...] = ()
 
 
 Rules = Mapping[str, str | Op | None]
@@ -97,6 +100,13 @@ def _divide(x: mx.array, shapes: Sequence[tuple[int, ...]]) -> tuple[mx.array, .
     lengths = [shape[0] for shape in shapes]
     # The last part is whatever is left, so that a source that is too long shows.
     return tuple(mx.split(x, list(itertools.accumulate(lengths[:-1]))))
+
+
+def join(target: str, *others: str, rows: int) -> Op:
+    """At most ``rows`` of the tensor's first, then those of the others: a vocabulary."""
+    return Op(
+        (target,), lambda *xs: (mx.concatenate([x[:rows] for x in xs]),), others=others
+    )
 
 
 def stack(target: str) -> Op:

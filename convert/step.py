@@ -16,7 +16,8 @@ class Step:
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
-    function: Callable[[mx.array], tuple[mx.array, ...]]
+    # Takes all sources at once, or each by itself if what it makes of them is gathered.
+    function: Callable[..., tuple[mx.array, ...]]
     # Whether what the function makes of each source is stacked, in the sources' order.
     gather: bool = False
     # Whether the one source becomes the one target as it is.
@@ -26,8 +27,11 @@ class Step:
         self, read: Callable[[str], mx.array]
     ) -> Iterable[tuple[str, mx.array]]:
         """The target tensors by name; ``read`` gives a source tensor."""
-        pieces = (self.function(read(name)) for name in self.sources)
-        tensors = _stacked(pieces, self.sources) if self.gather else next(pieces)
+        if self.gather:
+            pieces = (self.function(read(name)) for name in self.sources)
+            tensors = _stacked(pieces, self.sources)
+        else:
+            tensors = list(self.function(*map(read, self.sources)))
         return zip(self.targets, tensors, strict=True)
 
     def shapes(self, found: Shapes) -> list[tuple[int, ...]]:
@@ -37,9 +41,10 @@ class Step:
             ValueError: the function cannot take a source of its shape, or what it makes
                 of several differs in shape.
         """
-        made = [self.function(mx.zeros(found[name])) for name in self.sources]
+        given = [mx.zeros(found[name]) for name in self.sources]
         if not self.gather:
-            return [tuple(x.shape) for x in made[0]]
+            return [tuple(x.shape) for x in self.function(*given)]
+        made = [self.function(x) for x in given]
         return [
             tuple(mx.stack(list(pieces)).shape) for pieces in zip(*made, strict=True)
         ]

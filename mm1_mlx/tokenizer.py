@@ -174,6 +174,10 @@ def load_tokenizer(
     # A processor's template: it wins over a tokenizer's, as in convert/text.py.
     if legacy.is_file() and not (path / "chat_template.jinja").is_file():
         hf.chat_template = _read_template(legacy)
+    hf.add_tokens(
+        [AddedToken(x, special=True, normalized=False) for x in config.added_tokens],
+        special_tokens=True,
+    )
     return Tokenizer(hf, config.image_token, config.region_token if regions else None)
 
 

@@ -114,6 +114,8 @@ class DecoderConfig(Section):
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    # A bias of the logits (xGen-MM).
+    head_bias: bool = False
     # RMSNorm of the queries and keys: before the rotation, of each head (Qwen3) or of all
     # heads together (OLMoE), or of each head after the rotation (axlearn's AFM). Weights
     # differ from one dimension to the next, so the order matters.
@@ -136,6 +138,10 @@ class DecoderConfig(Section):
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"DecoderConfig: num_attention_heads {self.num_attention_heads} is not a "
             f"multiple of num_key_value_heads {self.num_key_value_heads}",
+        )
+        require(
+            not (self.head_bias and self.tie_word_embeddings),
+            "DecoderConfig.head_bias: a head tied to the embedding has no bias",
         )
         self._check_rotation()
         check_positive(self, "rms_norm_eps", "rope_theta", "max_position_embeddings")

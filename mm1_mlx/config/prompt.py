@@ -33,6 +33,11 @@ class PromptConfig(Section):
     image_token: str = "<image>"
     # A valid id that fills the picture's positions; image tokens replace its embedding.
     image_token_id: int = 0
+    # Tokens that the tokenizer's files lack, in the order of their ids, which follow.
+    added_tokens: tuple[str, ...] = ()
+    # What a built-in template writes between a picture and the text after it, in place of
+    # what its project does.
+    after_image: str | None = None
     # What stands where a region's token goes (Ferret), beside its coordinates.
     region_token: str = "<region_fea>"
     # Coordinates count 0 to this, whatever the picture's size.

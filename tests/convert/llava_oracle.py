@@ -42,7 +42,10 @@ def forward_of(
             ids = torch.tensor([tokens])
             embeddings = decoder.get_input_embeddings()(ids).clone()
             if pixels is not None:
-                embeddings[ids == image_id] = encode(pixels).flatten(0, 1)
+                image = encode(pixels).flatten(0, 1)
+                # A model may write the token itself, behind the picture.
+                places = (ids[0] == image_id).nonzero()[: len(image), 0]
+                embeddings[0, places] = image
             return decoder(inputs_embeds=embeddings).logits[0]
 
     return forward

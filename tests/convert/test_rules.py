@@ -9,6 +9,7 @@ from mm1_mlx.convert.rules import (
     add,
     conv,
     divide,
+    join,
     split,
     squeeze,
     stack,
@@ -30,6 +31,12 @@ def test_conv_moves_channels_last() -> None:
     x = mx.random.normal((2, 3, 4, 5))
     made = apply({"a": conv("b")}, {"a": x}, {"b": (2, 4, 5, 3)})
     assert mx.array_equal(made["b"], x.moveaxis(1, -1))
+
+
+def test_conv_leaves_what_has_its_channels_last_already() -> None:
+    x = mx.random.normal((2, 4, 5, 3))
+    made = apply({"a": conv("b")}, {"a": x}, {"b": (2, 4, 5, 3)})
+    assert mx.array_equal(made["b"], x)
 
 
 def test_transpose_turns_a_matrix() -> None:
@@ -109,6 +116,28 @@ def test_a_stack_of_another_depth_is_refused(count: int, message: str) -> None:
             {"w": mx.zeros((count, 2))},
             {"l.0": (2,), "l.1": (2,)},
         )
+
+
+def test_join_lays_first_rows_before_other_tensors() -> None:
+    xs = {"a": mx.random.normal((5, 2)), "b": mx.random.normal((1, 2))}
+    made = apply({"a": join("w", "b", rows=3)}, xs, {"w": (4, 2)})["w"]
+    assert mx.array_equal(made, mx.concatenate([xs["a"][:3], xs["b"]]))
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"a": (5, 2)}, "'a' belongs with 'b', which is missing; the source is incom"),
+        (
+            {"a": (5, 2), "b": (2, 2)},
+            r"'a' has shape \[5, 2\], which does not make 'w'",
+        ),
+        ({"b": (1, 2)}, r"1 tensors of the model have no source, e.g. \['w'\]"),
+    ],
+)
+def test_what_cannot_be_joined_is_named(found: Shapes, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        plan({"a": join("w", "b", rows=3)}, found, {"w": (4, 2)}, {})
 
 
 def test_stack_gathers_by_the_last_number_in_its_order() -> None:
