@@ -25,6 +25,16 @@ from .common import (
     print_answer,
     print_json,
 )
+from .regions import (
+    Boxes,
+    Draw,
+    Masks,
+    Points,
+    draw_answer,
+    find_boxes,
+    place_regions,
+    read_regions,
+)
 
 
 def generate(
@@ -47,6 +57,10 @@ def generate(
     frames: Annotated[
         int, typer.Option(help="frames taken of the video, evenly apart", min=1)
     ] = 24,
+    box: Boxes = None,
+    point: Points = None,
+    mask: Masks = None,
+    draw: Draw = None,
     shots: Annotated[
         Path | None,
         typer.Option(
@@ -88,13 +102,19 @@ def generate(
     """Answer one question, with or without pictures."""
     if [prompt, *(image or [])].count("-") > 1:
         raise typer.BadParameter("stdin can be read once; give '-' once")
+    regions = read_regions(box, point, mask)
     images = [picture(source) for source in image or []]
+    # The picture that boxes of the answer are in.
+    shown = images[0] if len(images) == 1 and not video else None
+    if draw:
+        _check_drawing(draw, shown, len(images))
     if prompt == "-":
         prompt = sys.stdin.read()
+    question = place_regions(prompt, regions)
     if think:
         from mm1_mlx.shots import THINK
 
-        prompt = f"{prompt} {THINK}".strip()
+        question.append({"type": "text", "text": f" {THINK}" if prompt else THINK})
     settings: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -108,16 +128,29 @@ def generate(
         from mm1_mlx.shots import read_shots
 
         settings["shots"] = read_shots(shots)
-    messages = _messages(prompt, images, system, video, frames)
+    messages = _messages(question, images, system, video, frames)
     with open_runtime(model, yes, resolution) as runtime:
         if as_json:
-            _print_answer(runtime, messages, settings, think)
+            text = _print_answer(runtime, messages, settings, think, shown)
         else:
-            _print_stream(runtime, messages, settings, verbose)
+            text = _print_stream(runtime, messages, settings, verbose)
+        if draw and shown is not None:
+            draw_answer(text, shown, runtime.config, draw)
+
+
+def _check_drawing(out: Path, shown: str | bytes | None, count: int) -> None:
+    from mm1_mlx.grounding import check_drawing
+
+    if shown is None:
+        raise typer.BadParameter(
+            f"--draw needs one picture, got {count} and perhaps a video: the answer "
+            "does not say which one a box is in"
+        )
+    check_drawing(out)
 
 
 def _messages(
-    prompt: str,
+    question: list[dict[str, Any]],
     images: list[str | bytes],
     system: str | None,
     video: str | None,
@@ -127,16 +160,20 @@ def _messages(
     parts: list[dict[str, Any]] = [{"type": "image", "image": i} for i in images]
     if video:
         parts.append({"type": "video", "video": picture(video), "frames": frames})
-    parts.append({"type": "text", "text": prompt})
-    messages = [{"role": "user", "content": parts}]
+    messages = [{"role": "user", "content": [*parts, *question]}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
     return messages
 
 
 def _print_answer(
-    runtime: Any, messages: Any, settings: dict[str, Any], think: bool
-) -> None:
+    runtime: Any,
+    messages: Any,
+    settings: dict[str, Any],
+    think: bool,
+    shown: str | bytes | None,
+) -> str:
+    """Print the answer as JSON, with boxes where they can be in one picture only."""
     from mm1_mlx import runtime as core
     from mm1_mlx.shots import final_answer
 
@@ -145,7 +182,11 @@ def _print_answer(
     answer["text"] = answer["text"].lstrip()
     if think:
         answer["answer"] = final_answer(answer["text"])
+    if shown is not None:
+        _, boxes = find_boxes(answer["text"], shown, runtime.config)
+        answer["boxes"] = [asdict(box) for box in boxes]
     print_json(answer)
+    return str(answer["text"])
 
 
 def _print_stream(
@@ -153,19 +194,22 @@ def _print_stream(
     messages: Any,
     settings: dict[str, Any],
     verbose: bool,
-) -> None:
+) -> str:
+    """Print the answer as it is written."""
     from mm1_mlx import runtime as core
 
-    stats, leading = None, True
+    stats, leading, whole = None, True, ""
     for piece in core.stream(runtime, messages, **settings):
         # Many tokenizers begin an answer with a space.
         text = piece.text.lstrip() if leading else piece.text
         leading = leading and not text
         print_answer(text)
+        whole += text
         stats = piece.stats
     print()
     if verbose and stats:
         note(summary(stats))
+    return whole
 
 
 def summary(stats: Any) -> str:

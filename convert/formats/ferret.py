@@ -6,6 +6,8 @@ Its authors published differences from Vicuna: name that by ``--base``. The enco
 elsewhere: name it by ``--vision``.
 """
 
+from typing import cast
+
 import mlx.core as mx
 
 from mm1_mlx.config import MM1Config
@@ -33,7 +35,7 @@ def base(source: Source) -> str | None:
     """What the source holds differences from, None if it is whole."""
     # Not what a Delta reads, which is whole.
     norm = Source.read(source, NORM).astype(mx.float32)
-    if mx.abs(norm).mean().item() >= LEAST_NORM:
+    if cast(float, mx.abs(norm).mean().item()) >= LEAST_NORM:
         return None
     return BASES.get(norm.size, "VICUNA")
 

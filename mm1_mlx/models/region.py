@@ -56,7 +56,7 @@ class RegionSampler(nn.Module):
         x = sample(grid, points, transposed=self.transposed)
         for stage in self.stages:
             x, points = stage(x, points)
-        return self.out_proj(self.flatten_proj(x.flatten()))
+        return self.out_proj(self.flatten_proj(x.flatten())).astype(grid.dtype)
 
 
 class Stage(nn.Module):
@@ -72,7 +72,9 @@ class Stage(nn.Module):
     def __call__(self, x: mx.array, points: Points) -> tuple[mx.array, Points]:
         chosen = farthest(points, self.num_points)
         near = nearest(points, points[chosen], self.num_neighbours)
-        x = mx.concatenate([x, mx.array(points).astype(x.dtype)], axis=1)  # [P, C + 2]
+        # Float32 up to the token, as the points are: what changes between near points is
+        # less than half precision keeps, and the norm makes it large.
+        x = mx.concatenate([x, mx.array(points)], axis=1)  # [P, C + 2]
         anchors = x[mx.array(chosen)][:, None]
         changes = self.diff_proj(x[mx.array(near)] - anchors)  # [M, k, C + 2]
         both = mx.concatenate([changes, mx.broadcast_to(anchors, changes.shape)], -1)
@@ -99,7 +101,9 @@ def region_map(features: Sequence[mx.array], picture: Picture) -> mx.array:
 
 
 def sample(grid: mx.array, points: Points, *, transposed: bool) -> mx.array:
-    """Features [P, C] of a map [H, W, C] between its positions, corners on corners.
+    """Features [P, C] of a map [H, W, C] between its positions, in float32.
+
+    The corners of the picture are the middles of the corner positions.
 
     Args:
         grid: the map.
@@ -116,7 +120,7 @@ def sample(grid: mx.array, points: Points, *, transposed: bool) -> mx.array:
         for i, a in rows
         for j, b in columns
     ]
-    return sum(corners[1:], corners[0]).astype(grid.dtype)
+    return sum(corners[1:], corners[0])
 
 
 def _between(share: NDArray[np.float32], length: int) -> list[tuple[Any, Any]]:
