@@ -3,23 +3,14 @@
 https://github.com/haotian-liu/LLaVA/blob/c121f04/llava/model/llava_arch.py
 """
 
-import json
-from contextlib import suppress
 from typing import Any
 
-from mm1_mlx.config import (
-    AnyresTiling,
-    DecoderConfig,
-    ImageConfig,
-    LinearConfig,
-    MLPConfig,
-    VisionConfig,
-)
+from mm1_mlx.config import DecoderConfig, LinearConfig, MLPConfig, VisionConfig
 from mm1_mlx.errors import ConfigError
-from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 
 from .fields import Fields
 from .formats import clip_hf
+from .llava_picture import image_section as image_section
 from .rules import Table
 from .source import Source
 
@@ -60,8 +51,6 @@ HARMLESS = (
     # Read by M3's own format.
     *("matryoshka_vis_token_scale", "matryoshka_vis_token_sample"),
 )
-FILLS = {None: "crop", "square": "crop", "pad": "pad", "anyres": "squash"}
-MERGES = {"flat": "flat", "spatial": "rows", "spatial_unpad": "unpad"}
 
 
 def split_config(source: Source, kind: str) -> tuple[Fields, dict[str, Any]]:
@@ -132,49 +121,3 @@ def connector_section(
     if fields.get("mm_projector_type") == "mlp2x_gelu":
         return MLPConfig(**sizes, hidden_size=decoder.hidden_size)
     return LinearConfig(**sizes)
-
-
-def image_section(fields: Fields, vision: VisionConfig) -> ImageConfig:
-    """How pictures are made: cropped, padded, or an overview and a grid of tiles."""
-    fields.expect("image_aspect_ratio", *FILLS)
-    fields.expect("mm_patch_merge_type", *MERGES)
-    aspect, grids = fields.get("image_aspect_ratio"), fields.get("image_grid_pinpoints")
-    tiling = None
-    if aspect == "anyres":
-        merge: Any = MERGES[fields.require("mm_patch_merge_type")]
-        tiling = AnyresTiling(grids=_grids(grids, vision.image_size), merge=merge)
-    return ImageConfig(
-        size=vision.image_size,
-        resize=FILLS[aspect],  # type: ignore[arg-type]
-        mean=CLIP_MEAN,
-        std=CLIP_STD,
-        tiling=tiling,
-    )
-
-
-def _grids(pinpoints: Any, side: int) -> tuple[tuple[int, int], ...]:
-    """(rows, columns): LLaVA's own lists say [width, height], some in a string."""
-    if isinstance(pinpoints, str):
-        text = pinpoints.replace("(", "[").replace(")", "]")
-        with suppress(ValueError):
-            pinpoints = json.loads(text)
-    return tuple((rows, columns) for columns, rows in divide_pinpoints(pinpoints, side))
-
-
-def divide_pinpoints(pinpoints: Any, side: int) -> list[tuple[int, int]]:
-    """Pairs of picture sides in pixels as numbers of tiles of ``side``.
-
-    Raises:
-        ConfigError: they are no such list.
-    """
-    if not isinstance(pinpoints, list) or not all(
-        isinstance(p, list)
-        and len(p) == 2
-        and all(type(x) is int and x > 0 and x % side == 0 for x in p)
-        for p in pinpoints
-    ):
-        raise ConfigError(
-            f"image_grid_pinpoints: {pinpoints!r:.80} is not a list of pairs of "
-            f"multiples of {side} pixels"
-        )
-    return [(a // side, b // side) for a, b in pinpoints]

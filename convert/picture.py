@@ -55,7 +55,9 @@ def image_section(
     """
     # LLaVA's own name for it, which converted checkpoints may keep.
     pad = {"do_pad": source.config.get("image_aspect_ratio") == "pad"}
-    fields = Fields(_values(source), f"{source.name}: preprocessor", DEFAULTS | pad)
+    fields = Fields(
+        preprocessor(source), f"{source.name}: preprocessor", DEFAULTS | pad
+    )
     for step in ("do_resize", "do_rescale", "do_normalize"):
         fields.expect(step, True)
     fields.expect("resample", BICUBIC)
@@ -78,7 +80,7 @@ def image_section(
     return section
 
 
-def _values(source: Source) -> Any:
+def preprocessor(source: Source) -> Any:
     """The preprocessor's fields, of the file that has them."""
     values = source.json("preprocessor_config.json")
     if values is None:

@@ -9,11 +9,12 @@ and a learned newline ends their rows.
 from dataclasses import replace
 
 from mm1_mlx.config import AnyresTiling, ImageConfig, MM1Config
+from mm1_mlx.errors import ConfigError
 
 from .. import language
 from ..fields import Fields
-from ..llava import divide_pinpoints
-from ..picture import image_section
+from ..llava_picture import divide_pinpoints
+from ..picture import image_section, preprocessor
 from ..rules import Table
 from ..source import Source
 from ..text import prompt_section
@@ -68,7 +69,17 @@ def config(source: Source) -> MM1Config:
 
 def _image(source: Source, fields: Fields, size: int) -> ImageConfig:
     # transformers' pairs are [height, width].
-    grids = divide_pinpoints(fields.get("image_grid_pinpoints"), size)
+    pinpoints = fields.get("image_grid_pinpoints")
+    grids = divide_pinpoints(pinpoints, size)
+    # There it is the preprocessor that cuts the tiles, and the model that counts them.
+    given = Fields(preprocessor(source), f"{source.name}: preprocessor")
+    given.expect("aspect_ratio_setting", "anyres")
+    if given.get("image_grid_pinpoints") not in (None, pinpoints):
+        raise ConfigError(
+            f"{given.where}.image_grid_pinpoints: {given.get('image_grid_pinpoints')!r:.80}"
+            f" differ from config.json's {pinpoints!r:.80}; make them equal to those that "
+            "the model was trained with"
+        )
     section = image_section(source, size, ignored=TILES)
     # do_pad speaks of the tiles; the overview is squashed, whatever crop says.
     return replace(section, resize="squash", tiling=AnyresTiling(grids=tuple(grids)))

@@ -26,7 +26,9 @@ elsewhere = layout.elsewhere
 
 def detect(source: Source) -> bool:
     """Whether the source is a LLaVA with numbers of image tokens to choose from."""
-    return bool(source.config.get(SCALES)) and "mm_vision_tower" in source.config
+    config = source.config
+    own = config.get("model_type") in tuple(llava.KINDS) and "mm_vision_tower" in config
+    return own and bool(config.get(SCALES))
 
 
 def rules(source: Source) -> Table:

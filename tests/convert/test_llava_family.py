@@ -5,6 +5,7 @@ an independent map. M3's pooling is torch's ``avg_pool2d``, as its code calls it
 """
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from transformers import (  # noqa: E402
 from mm1_mlx.checkpoint import load_config, load_model  # noqa: E402
 from mm1_mlx.config import AnyresTiling, MLPConfig  # noqa: E402
 from mm1_mlx.convert import Source, convert, detect_format, llava  # noqa: E402
-from mm1_mlx.errors import CheckpointError, ConfigError  # noqa: E402
+from mm1_mlx.errors import CheckpointError, ConfigError, MM1Error  # noqa: E402
 from mm1_mlx.image import load_picture  # noqa: E402
 from mm1_mlx.layout import Picture  # noqa: E402
 
@@ -195,7 +196,7 @@ def test_llava_1_6_in_its_own_layout_equals_transformers(tmp_path: Path) -> None
     check_parity(tmp_path / "out", forward_of(model), prompt, shown)
 
 
-def test_m3_averages_as_avg_pool2d_does(tmp_path: Path) -> None:
+def test_m3_without_144_image_tokens_takes_the_most(tmp_path: Path) -> None:
     model = reference()
     config = OWN | {
         "model_type": "llava_llama",
@@ -206,7 +207,7 @@ def test_m3_averages_as_avg_pool2d_does(tmp_path: Path) -> None:
     convert(str(tmp_path / "in"), tmp_path / "out")
     made = load_config(tmp_path / "out")
     assert isinstance(made.connector, MLPConfig)
-    # Without 144 the most that divides a grid of 4 x 4.
+    # Of a grid of 4 x 4.
     assert made.connector.pooled_tokens == 16
 
 
@@ -357,6 +358,14 @@ def test_the_published_configs_are_understood(tmp_path: Path) -> None:
             "not a list of pairs of multiples of 28 pixels",
         ),
         (
+            {"image_aspect_ratio": "anyres", "image_grid_pinpoints": "[" * 100_000},
+            "not a list of pairs of multiples of 28 pixels",
+        ),
+        (
+            {"image_aspect_ratio": "anyres", "mm_vision_select_feature": "cls_patch"},
+            "mm_vision_select_feature: 'cls_patch' is not supported with image_aspect_r",
+        ),
+        (
             {"matryoshka_vis_token_scale": [7]},
             r"matryoshka_vis_token_scale: \[7\] holds no number of image tokens",
         ),
@@ -367,3 +376,41 @@ def test_what_is_not_understood_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         read(tmp_path, OWN | changes)
+
+
+@pytest.mark.parametrize("kind", ["llava_mpt", "llama", None, ["llava"]])
+def test_m3_is_a_llava_alone(kind: Any, tmp_path: Path) -> None:
+    scales = {"matryoshka_vis_token_scale": [16, 4, 1]}
+    with pytest.raises(MM1Error, match=r"matryoshka|is not one this program converts"):
+        read(tmp_path, OWN | scales | {"model_type": kind})
+
+
+NEXT = {
+    "model_type": "llava_next",
+    "text_config": {"model_type": "llama"} | TEXT,
+    "vision_config": {"model_type": "clip_vision_model"} | VISION,
+    "image_token_index": IMAGE_ID,
+    "image_grid_pinpoints": PINPOINTS,
+}
+
+
+def read_next(tmp_path: Path, **preprocessor: Any) -> Any:
+    sizes = {"size": {"shortest_edge": SIDE}, "crop_size": SIDE}
+    folder = save(tmp_path / "in", {}, NEXT)
+    text = json.dumps(sizes | preprocessor)
+    (folder / "preprocessor_config.json").write_text(text)
+    with Source(str(folder)) as source:
+        return detect_format(source).config(source)
+
+
+def test_tiles_are_those_that_model_and_preprocessor_agree_on(tmp_path: Path) -> None:
+    alone = read_next(tmp_path)
+    both = {"image_grid_pinpoints": PINPOINTS, "aspect_ratio_setting": "anyres"}
+    assert read_next(tmp_path, **both) == alone
+    assert len(alone.image.tiling.grids) == len(PINPOINTS)
+    with pytest.raises(
+        ConfigError, match=r"pinpoints: \[\[56, 56\]\] differ from conf"
+    ):
+        read_next(tmp_path, image_grid_pinpoints=[[56, 56]])
+    with pytest.raises(ConfigError, match="aspect_ratio_setting: 'pad' is not support"):
+        read_next(tmp_path, aspect_ratio_setting="pad")
