@@ -9,14 +9,17 @@ a ``config.json`` beside it, as in apple/DFN5B-CLIP-ViT-H-14-378, that one is re
 from typing import Any
 
 from mm1_mlx.config import MM1Config, TextConfig, VisionConfig
+from mm1_mlx.config.limits import MAX_HIDDEN_SIZE
 from mm1_mlx.errors import ConfigError
 
-from .. import open_clip
+from .. import open_clip, open_clip_table
 from ..fields import Fields
 from ..rules import Table
 from ..source import Source
 from . import clip_hf
 
+# What open_clip's own config is made of.
+CONFIG = {"model_cfg", "preprocess_cfg"}
 # CLIPVisionCfg's and CLIPTextCfg's.
 VISION = {
     "layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16,
@@ -26,20 +29,13 @@ TEXT = {
     "context_length": 77, "vocab_size": 49_408, "width": 512, "heads": 8, "layers": 12,
     "mlp_ratio": 4.0, "pad_id": 0, "pool_type": "argmax", "proj_type": "linear",
 }  # fmt: skip
-# By the last part of a repository's name, what open_clip's table of pretrained models says
-# of it; for configs that leave it out.
-QUICK_GELU = {
-    *("DFN2B-CLIP-ViT-B-16", "DFN2B-CLIP-ViT-L-14"),
-    *("DFN5B-CLIP-ViT-H-14", "DFN5B-CLIP-ViT-H-14-378"),
-}
-SQUASHED = {"DFN5B-CLIP-ViT-H-14", "DFN5B-CLIP-ViT-H-14-378"}
 # What acts in training only, or tells open_clip where to find things.
 IGNORED = ("patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs")
 
 
 def detect(source: Source) -> bool:
     """Whether open_clip's config is the source's only one."""
-    return "model_cfg" in source.config
+    return "model_cfg" in source.config and set(source.config) <= CONFIG
 
 
 def rules(source: Source) -> Table:  # noqa: ARG001
@@ -53,8 +49,7 @@ def config(source: Source) -> MM1Config:
     Raises:
         ConfigError: a field is missing, unknown or not supported.
     """
-    name = source.name.rstrip("/").rpartition("/")[2]
-    defaults = {"quick_gelu": name in QUICK_GELU}
+    defaults = {"quick_gelu": open_clip_table.has_quick_gelu(source)}
     fields = Fields(source.config["model_cfg"], "model_cfg", defaults)
     act = "quick_gelu" if fields.get("quick_gelu") else "gelu"
     size = fields.integer("embed_dim")
@@ -62,8 +57,8 @@ def config(source: Source) -> MM1Config:
     text = _text(fields.require("text_cfg"), act, size)
     # A text tower of its own has the names alone of its own.
     fields.finish(("init_logit_scale", "custom_text"))
-    squash = {"resize_mode": "squash"} if name in SQUASHED else {}
-    image = open_clip.image_section(source, squash, vision.image_size)
+    known = {"resize_mode": "squash"} if open_clip_table.is_squashed(source) else {}
+    image = open_clip.image_section(source, known, vision.image_size)
     return MM1Config(vision=vision, text=text, image=image)
 
 
@@ -116,6 +111,9 @@ def _text(values: Any, act: str, projection_size: int) -> TextConfig:
 
 def _times(width: int, fields: Fields) -> int:
     ratio = fields.require("mlp_ratio")
-    if not isinstance(ratio, int | float):
-        raise ConfigError(f"{fields.where}.mlp_ratio: {ratio!r} is not a number")
+    if type(ratio) not in (int, float) or not 0 < ratio < MAX_HIDDEN_SIZE:
+        raise ConfigError(
+            f"{fields.where}.mlp_ratio: {ratio!r:.80} is not a number above 0 and below "
+            f"{MAX_HIDDEN_SIZE}"
+        )
     return int(width * ratio)

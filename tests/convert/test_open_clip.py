@@ -343,6 +343,36 @@ def test_known_repositories_are_what_open_clip_s_table_says(
     assert said.hidden_act != act
 
 
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("DFN5B-CLIP-ViT-H-14", True),
+        ("DFN5B-CLIP-ViT-H-14/", True),
+        ("DFN5B-CLIP-ViT-H-14/.", True),
+        ("models--apple--DFN5B-CLIP-ViT-H-14/snapshots/0123abc", True),
+        ("models--apple--DFN5B-CLIP-ViT-H-14/other/0123abc", False),
+        ("DFN5B-CLIP-ViT-H-14/mine", False),
+        ("my-clip", False),
+    ],
+)
+def test_a_repository_s_name_is_found_in_its_place(
+    place: str, told: bool, tmp_path: Path
+) -> None:
+    """And in a folder of another name the model is as open_clip takes it: plain."""
+    folder = Path(write(tmp_path / "made", {}))
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": UNSAID}))
+    # Path has no slash or dot at its end.
+    moved = Path(f"{tmp_path}/{place}")
+    moved.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(moved)
+    with Source(f"{tmp_path}/{place}") as source:
+        config = detect_format(source).config(source)
+    assert config.vision is not None
+    assert config.image is not None
+    assert config.vision.hidden_act == ("quick_gelu" if told else "gelu")
+    assert config.image.resize == ("squash" if told else "crop")
+
+
 def test_the_config_says_sizes_eps_and_pictures(tmp_path: Path) -> None:
     pictures = PICTURES | {"resize_mode": "shortest", "mean": [0.5] * 3}
     config = read(tmp_path, preprocess=pictures | {"size": [28, 28], "mode": "RGB"})
@@ -388,6 +418,23 @@ def test_the_config_says_sizes_eps_and_pictures(tmp_path: Path) -> None:
         ("preprocess", {"resize_mode": "longest"}, "resize_mode: 'longest' is not"),
         ("preprocess", {"size": [32, 32]}, r"size: \[32, 32\] is not supported"),
         ("model", {"init_logit_bias": -10}, r"\['init_logit_bias'\] are not known"),
+        (
+            "vision_cfg",
+            {"mlp_ratio": float("inf")},
+            "mlp_ratio: inf is not a number ab",
+        ),
+        (
+            "vision_cfg",
+            {"mlp_ratio": float("nan")},
+            "mlp_ratio: nan is not a number ab",
+        ),
+        (
+            "vision_cfg",
+            {"mlp_ratio": 10**400},
+            "mlp_ratio: 1000* is not a number above",
+        ),
+        ("text_cfg", {"mlp_ratio": "4"}, "mlp_ratio: '4' is not a number above 0"),
+        ("vision_cfg", {"mlp_ratio": 0}, "mlp_ratio: 0 is not a number above 0"),
     ],
 )
 def test_other_layouts_are_refused_by_name(
@@ -413,6 +460,27 @@ def test_beside_a_hugging_face_config_that_one_is_read(tmp_path: Path) -> None:
     assert format.__name__.endswith("clip_hf")
     assert image is not None
     assert image.resize == "squash"
+
+
+AIM = {
+    "img_size": 28,
+    "patch_size": 14,
+    "embed_dim": 32,
+    "num_blocks": 1,
+    "num_heads": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("other", "name"), [({"model_type": "clip"}, "clip_hf"), (AIM, "aim")]
+)
+def test_a_config_that_says_more_is_in_one_format_alone(
+    other: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    folder = Path(write(tmp_path / "in", {}))
+    (folder / "config.json").write_text(json.dumps({"model_cfg": MODEL} | other))
+    with Source(str(folder)) as source:
+        assert detect_format(source).__name__.endswith(name)
 
 
 def test_a_text_tower_that_ends_by_a_token_says_which(tmp_path: Path) -> None:
