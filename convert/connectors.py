@@ -24,6 +24,7 @@ SPELLINGS = (
 )
 _KINDS = "|".join(spelling.partition(":")[0] for spelling in SPELLINGS)
 _SPEC = re.compile(f"({_KINDS})(?::(.*))?")
+_NUMBER = re.compile("[0-9]{1,6}")
 # Width of a head of attention pooling, where it divides the decoder's: CoCa's is 64 too.
 HEAD_DIM = 64
 
@@ -69,13 +70,13 @@ def connector_config(
         if kind == "linear":
             return LinearConfig(**sizes)
         return MLPConfig(**sizes, hidden_size=decoder.hidden_size)
-    if not (tokens or "").isdecimal():
+    if not _NUMBER.fullmatch(tokens or ""):
         raise ConfigError(
             f"connector {spec!r} needs its number of image tokens, e.g. '{kind}:144'"
         )
     sizes["num_image_tokens"] = int(tokens or 0)
     if kind == "attention-pool":
-        heads = math.gcd(decoder.hidden_size // HEAD_DIM, decoder.hidden_size) or 1
+        heads = math.gcd(max(1, decoder.hidden_size // HEAD_DIM), decoder.hidden_size)
         return AttentionPoolConfig(**sizes, num_attention_heads=heads)
     if kind == "perceiver":
         return PerceiverConfig(**sizes, intermediate_size=4 * vision.hidden_size)

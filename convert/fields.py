@@ -35,6 +35,8 @@ HARMLESS = frozenset({
 })
 # fmt: on
 
+# What callers may multiply: Python's own numbers have no end, but floats and prints do.
+LARGEST = 10**12
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -88,6 +90,10 @@ class Fields:
         value = self.require(key)
         if type(value) is not int:
             raise ConfigError(f"{self.where}.{key}: expected an integer, got {value!r}")
+        if abs(value) > LARGEST:
+            raise ConfigError(
+                f"{self.where}.{key}: {value!r:.20}... is larger than any model's"
+            )
         return value
 
     def activation(self, key: str) -> str:

@@ -22,6 +22,7 @@ EXAMPLE = "experts=64,every=2[,offset=1][,top=2]"
 FIELDS = ("experts", "every", "offset", "top")
 ROUTER = "router"
 _MLP = re.compile(r"decoder\.layers\.(\d+)\.mlp\.((gate|up|down)_proj\.weight)")
+_NUMBER = re.compile("[0-9]{1,6}")
 Tensors = Iterable[tuple[str, mx.array]]
 
 
@@ -43,7 +44,7 @@ class Upcycle:
         well_formed = (
             len(values) == len(pairs)
             and {"experts", "every"} <= set(values) <= set(FIELDS)
-            and all(value.isdecimal() for value in values.values())
+            and all(_NUMBER.fullmatch(value) for value in values.values())
         )
         if not well_formed:
             raise ConfigError(f"upcycle {spec!r} is not of the form {EXAMPLE}")

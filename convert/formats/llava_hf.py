@@ -105,7 +105,9 @@ def vision_section(fields: Fields) -> VisionConfig:
     layer = fields.integer("vision_feature_layer")
     if layer >= 0:
         # Hidden states are the embeddings and every block's output.
-        layer -= values.get("num_hidden_layers", 12) + 1
+        layer -= (
+            Fields(values, where, clip_hf.DEFAULTS).integer("num_hidden_layers") + 1
+        )
     return clip_hf.vision_config(
         values,
         feature_layer=layer,

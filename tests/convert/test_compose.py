@@ -12,8 +12,15 @@ import sources
 from PIL import Image
 
 from mm1_mlx.checkpoint import load_config, load_manifest, load_model
-from mm1_mlx.config import DecoderConfig, MM1Config, PromptConfig, SplitTiling
+from mm1_mlx.config import (
+    AttentionPoolConfig,
+    DecoderConfig,
+    MM1Config,
+    PromptConfig,
+    SplitTiling,
+)
 from mm1_mlx.convert import Source, convert, detect_format
+from mm1_mlx.convert.connectors import connector_config
 from mm1_mlx.convert.formats import llava_hf
 from mm1_mlx.convert.parts import Origin, compose
 from mm1_mlx.errors import CheckpointError, ConfigError
@@ -147,6 +154,20 @@ def test_a_preset_s_parts_are_initialised(
 
 
 @pytest.mark.parametrize(
+    ("hidden_size", "heads"), [(12, 1), (63, 1), (64, 1), (128, 2), (2048, 32)]
+)
+def test_attention_pooling_has_heads_of_64_or_one(hidden_size: int, heads: int) -> None:
+    vision, decoder = PRESETS["mm1-3b"].vision, PRESETS["mm1-3b"].decoder
+    assert vision is not None
+    assert decoder is not None
+    small = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    decoder = replace(decoder, hidden_size=hidden_size, **small)
+    made = connector_config("attention-pool:16", vision, decoder)
+    assert isinstance(made, AttentionPoolConfig)
+    assert made.num_attention_heads == heads
+
+
+@pytest.mark.parametrize(
     ("connector", "message"),
     [
         (
@@ -155,6 +176,7 @@ def test_a_preset_s_parts_are_initialised(
         ),
         ("c-abstractor", "'c-abstractor' needs its number of image tokens, e.g."),
         ("average-pool:x", "'average-pool:x' needs its number of image tokens"),
+        ("c-abstractor:" + 5000 * "9", "needs its number of image tokens, e.g."),
         ("mlp:4", "mlp makes one image token of each of the 16 features; leave out"),
         ("c-abstractor:5", "pooled 5 is not a square number"),
         (None, "vision and decoder need a connector between them, one of linear"),

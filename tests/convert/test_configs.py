@@ -294,6 +294,15 @@ LLAMA, LLAVA, CLIP = sources.LLAMA, sources.LLAVA, sources.CLIP
             "expected an integer, got \\[-2, -5",
         ),
         (LLAVA, {"vision_feature_layer": 0}, "feature_layer: -3 is outside -2..-1"),
+        (
+            LLAVA,
+            {
+                "vision_feature_layer": 1,
+                "vision_config": {"num_hidden_layers": "x"},
+            },
+            "num_hidden_layers: expected an integer, got 'x'",
+        ),
+        (LLAMA, {"hidden_size": 10**400}, "hidden_size: 10*... is larger than any mod"),
         (LLAVA, {"vision_feature_select_strategy": "cls"}, "'cls' is not supported"),
         (
             LLAVA,

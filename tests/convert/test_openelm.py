@@ -141,6 +141,11 @@ def test_what_the_source_leaves_out_is_upstream_s(tmp_path: Path) -> None:
         ),
         ({"num_kv_heads": [1, 3, 3]}, "num_attention_heads 4 is not a multiple of"),
         ({"ffn_dim_divisor": 0}, "ffn_dim_divisor: 0 is below 1"),
+        (
+            {"ffn_dim_divisor": 10**400},
+            "ffn_dim_divisor: 10*... is larger than any model's",
+        ),
+        ({"model_dim": 10**400}, "model_dim: 10*... is larger than any model's"),
         ({"activation_fn_name": "relu"}, "activation 'relu' is not supported"),
     ],
 )

@@ -190,6 +190,7 @@ def test_weights_are_cast_as_they_are_asked_for(tmp_path: Path) -> None:
         ("experts=4,every=2,capacity=2", "capacity=2' is not of the form"),
         ("experts=4,every=2,top=-1", "top=-1' is not of the form"),
         ("experts=4=5,every=2", "'experts=4=5,every=2' is not of the form"),
+        ("experts=4,every=" + 5000 * "9", "9' is not of the form"),
         ("experts=600,every=2", "num_experts: 600 is outside 1..512"),
         ("experts=1,every=2", "experts_per_token: 2 is outside 1..1"),
         ("experts=4,every=0", "MoEConfig.every: 0 is outside 1"),
