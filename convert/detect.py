@@ -5,7 +5,7 @@ import pkgutil
 from functools import cache
 from typing import Protocol, cast
 
-from mm1_mlx.config import MODEL_TYPE, MM1Config
+from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import CheckpointError
 
 from . import formats as package
@@ -41,17 +41,19 @@ def detect_format(source: Source) -> Format:
     """The format of a source.
 
     Raises:
-        CheckpointError: it is none that this program knows.
+        CheckpointError: it is none that this program knows, or it may be several.
     """
     # Other kinds of quantization than mlx's are refused.
     quantization(source)
     found = [format for format in formats() if format.detect(source)]
-    assert len(found) <= 1, f"{source.name} is in several formats: {found}"
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{source.name}: config.json fits several formats, "
+            f"{', '.join(name_of(f) for f in found)}; remove the fields of all but one"
+        )
     if found:
         return found[0]
     kind = source.config.get("model_type")
-    if kind == MODEL_TYPE:
-        raise CheckpointError(f"{source.name} is converted already; use it as it is")
     classes = source.config.get("architectures")
     raise CheckpointError(
         f"{source.name}: model type {kind!r} ({classes}) is not one this program "

@@ -60,6 +60,12 @@ def steps_of(rules: Rules, found: Shapes, shapes: Shapes) -> list[Step]:
             "source is not laid out as its config.json says"
         )
     for targets, numbered in gathered.items():
+        numbers = sorted(number for number, _ in numbered)
+        if numbers != list(range(len(numbers))):
+            raise CheckpointError(
+                f"{targets[0]!r} is made of tensors numbered {numbers[:8]}, expected "
+                f"0 to {len(numbers) - 1}; the source is incomplete, get it again"
+            )
         names = tuple(name for _, name in sorted(numbered))
         steps.append(Step(names, targets, functions[targets], gather=True))
     return steps

@@ -271,7 +271,6 @@ def test_a_part_that_a_source_lacks_is_named(tmp_path: Path) -> None:
             {"model_type": "gpt2"},
             "model type 'gpt2' .* converts .*clip_hf.*llava_hf",
         ),
-        ({"model_type": "mm1"}, "is converted already; use it as it is"),
         ({"model_type": ["llama"]}, "is not one this program converts"),
         ({}, "model type None"),
         (
@@ -416,3 +415,41 @@ def test_a_resolution_may_be_chosen(tmp_path: Path) -> None:
     assert tokens.shape == (5 * 4, 16)
     with pytest.raises(ConfigError, match="50 pixels are not a multiple"):
         convert(str(vision), tmp_path / "other", resolution="50")
+
+
+def test_a_model_of_ours_can_be_converted_again(tmp_path: Path) -> None:
+    convert(str(sources.llava(tmp_path / "llava")), tmp_path / "one")
+    report = convert(
+        str(tmp_path / "one"), tmp_path / "two", dtype=mx.float16, resolution="2x32"
+    )
+    assert report.parts["decoder"] == (str(tmp_path / "one"), "mm1")
+    one, two = load_model(tmp_path / "one"), load_model(tmp_path / "two")
+    for name, tensor in one.tensors().items():
+        cast = two.tensors()[name]
+        assert cast.dtype == mx.float16
+        assert mx.array_equal(tensor.astype(mx.float16), cast)
+    assert two.config.image is not None
+    assert two.config.image.tiling == SplitTiling(grid=2)
+
+
+def test_a_trained_connector_of_ours_can_be_given_to_another_model(
+    tmp_path: Path,
+) -> None:
+    convert(str(sources.llava(tmp_path / "llava")), tmp_path / "one")
+    other = sources.llama(tmp_path / "llama")
+    report = convert(str(tmp_path / "one"), tmp_path / "two", decoder=str(other))
+    assert report.parts["connector"] == (str(tmp_path / "one"), "mm1")
+    assert report.needs_training == ()
+
+
+def test_a_source_that_several_formats_claim_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mm1_mlx.convert.formats import llama_hf
+
+    monkeypatch.setattr(llama_hf, "detect", lambda _: True)
+    folder = sources.clip(tmp_path / "clip")
+    with pytest.raises(
+        CheckpointError, match="fits several formats, clip_hf, llama_hf"
+    ):
+        convert(str(folder), tmp_path / "out")

@@ -172,12 +172,13 @@ def test_a_stack_holds_one_piece_at_a_time() -> None:
     assert made[:, 0].tolist() == list(range(count))
 
 
-def test_a_stack_that_lacks_a_piece_is_refused() -> None:
-    experts = {f"e.{i}": mx.zeros(2) for i in (0, 2)}
-    with pytest.raises(
-        CheckpointError, match=r"'e.0' has shape \[2\], which does not make"
-    ):
-        apply({"e.{}": stack("w")}, experts, {"w": (3, 2)})
+@pytest.mark.parametrize("names", [("e.0", "e.2"), ("e.1", "e.2"), ("e.0", "e.00")])
+def test_a_stack_that_lacks_a_piece_or_has_one_twice_is_refused(
+    names: tuple[str, str],
+) -> None:
+    experts = {name: mx.zeros(2) for name in names}
+    with pytest.raises(CheckpointError, match="'w' is made of tensors numbered"):
+        apply({"e.{}": stack("w")}, experts, {"w": (2, 2)})
 
 
 def test_numbers_may_count_from_one() -> None:
