@@ -42,6 +42,28 @@ def sizes(kind: str, **fields: Any) -> dict[str, Any]:
     }
 
 
+# What a config's test says to see that it is read, and ``expected`` expects.
+MARKED = {"rms_norm_eps": 3e-6, "rope_theta": 12345.0}
+
+
+def expected(**changes: Any) -> DecoderConfig:
+    """Our config of a decoder of ``sizes``, ``MARKED``, with these changes."""
+    values = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+        **MARKED,
+        **changes,
+    }
+    return DecoderConfig(**values)
+
+
 def reference(classes: tuple[Any, Any], values: Mapping[str, Any], seed: int) -> Any:
     """The model, every parameter new, ready to compute."""
     config_class, model_class = classes

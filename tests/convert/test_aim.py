@@ -4,28 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
+import encoders  # noqa: E402
 from aim_oracle import AIM  # noqa: E402
-from parity import (  # noqa: E402
-    TOLERANCE,
-    difference,
-    pictures,
-    reinitialise,
-    save,
-    to_torch,
-    undetected_swaps,
-)
+from parity import pictures, reinitialise, save, to_torch  # noqa: E402
 
-from mm1_mlx.checkpoint import load_model  # noqa: E402
-from mm1_mlx.config import ImageConfig, VisionConfig  # noqa: E402
+from mm1_mlx.config import ImageConfig  # noqa: E402
 from mm1_mlx.convert import Source, convert, detect_format  # noqa: E402
 from mm1_mlx.errors import CheckpointError, ConfigError  # noqa: E402
-from mm1_mlx.models import MM1  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
@@ -77,13 +67,12 @@ def reference(case: str) -> AIM:
     return model
 
 
-def features(model: AIM, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    with torch.no_grad():
-        return model(to_torch(pixels)).numpy()
+def features_of(model: AIM) -> encoders.Features:
+    def features(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            return model(to_torch(pixels)).numpy()
 
-
-def our_features(model: MM1, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.array(model.vision(mx.array(pixels)))
+    return features
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -94,12 +83,7 @@ def test_features_equal_the_oracle(case: str, tmp_path: Path) -> None:
     dropped = report.dropped.get(str(folder), ())
     assert {name.partition(".")[0] for name in dropped} <= {"head"}
     assert len(dropped) == (7 if case == "v1" else 0)
-    ours = load_model(tmp_path / "out")
-    first, second = pictures(42)
-    for pixels in (first, second):
-        expected = features(model, pixels)
-        assert difference(our_features(ours, pixels), expected) <= TOLERANCE
-    assert difference(our_features(ours, first), features(model, second)) > 0.1
+    encoders.check_features(tmp_path / "out", features_of(model))
 
 
 @pytest.mark.parametrize("case", ["v1", "v2 native"])
@@ -109,9 +93,8 @@ def test_sincos_positions_are_of_any_size(case: str, size: int, tmp_path: Path) 
     folder = save(tmp_path / "in", model.state_dict(), CASES[case][1])
     convert(str(folder), tmp_path / "out")
     pixels = pictures(size)[0]
-    result = our_features(load_model(tmp_path / "out"), pixels)
-    assert result.shape[1] == (size // 14) ** 2
-    assert difference(result, features(model, pixels)) <= TOLERANCE
+    assert features_of(model)(pixels).shape[1] == (size // 14) ** 2
+    encoders.check_picture(tmp_path / "out", features_of(model), pixels)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -120,12 +103,7 @@ def test_every_swap_of_two_rules_is_noticed(case: str, tmp_path: Path) -> None:
     state = {name: x for name, x in state.items() if not name.startswith("head.")}
     folder = save(tmp_path / "in", state, CASES[case][1])
     convert(str(folder), tmp_path / "out")
-    pixels = pictures(42)[0]
-    count, unnoticed = undetected_swaps(
-        folder, tmp_path / "out", lambda m: our_features(m, pixels)
-    )
-    assert count > 10
-    assert unnoticed == []
+    assert encoders.check_swaps(folder, tmp_path / "out") > 10
 
 
 def test_a_pickled_backbone_with_a_config_beside_it_is_read(tmp_path: Path) -> None:
@@ -143,30 +121,20 @@ def test_a_pickled_backbone_with_a_config_beside_it_is_read(tmp_path: Path) -> N
     }
     (folder / "config.json").write_text(json.dumps(least))
     convert(str(folder), tmp_path / "out")
-    pixels = pictures(42)[0]
-    result = our_features(load_model(tmp_path / "out"), pixels)
-    assert difference(result, features(model, pixels)) <= TOLERANCE
+    encoders.check_features(tmp_path / "out", features_of(model))
 
 
 def test_eps_activation_and_pictures_are_ml_aim_s(tmp_path: Path) -> None:
     folder = save(tmp_path / "in", {"x": torch.zeros(1)}, CONFIG | {"img_size": 224})
     with Source(str(folder)) as source:
         config = detect_format(source).config(source)
-    assert config.vision == VisionConfig(
+    assert config.vision == encoders.expected(
         image_size=224,
-        patch_size=14,
         hidden_size=32,
         intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        hidden_act="gelu",
         norm="layer",
         layer_norm_eps=1e-6,
-        class_token=False,
         position="sincos",
-        patch_bias=True,
-        patch_norm=True,
-        pre_norm=False,
         attention_bias=False,
         mlp_bias=False,
         gated_mlp=False,

@@ -18,7 +18,6 @@ from decoders import VOCABULARY  # noqa: E402
 from parity import our_logits, undetected_swaps  # noqa: E402
 
 from mm1_mlx.checkpoint import load_model  # noqa: E402
-from mm1_mlx.config import DecoderConfig  # noqa: E402
 from mm1_mlx.errors import CheckpointError, ConfigError  # noqa: E402
 from mm1_mlx.presets import PRESETS  # noqa: E402
 
@@ -173,19 +172,12 @@ def test_norms_of_queries_and_of_keys_are_each_where_they_belong(
 def test_the_config_is_the_source_s(tmp_path: Path) -> None:
     norms = ["model.decoder.output_norm", f"{LAYER}self_attention.norm", f"{MLP}norm"]
     norms += [f"{ATTENTION}{name}_scale.norm" for name in ("query", "key")]
-    values = honeycrisp(**{f"{name}.eps": 3e-6 for name in norms})
-    values |= {f"{QKV}rope_pos_emb_layer.theta": 12345.0}
+    values = honeycrisp(
+        **{f"{name}.eps": decoders.MARKED["rms_norm_eps"] for name in norms}
+    )
+    values |= {f"{QKV}rope_pos_emb_layer.theta": decoders.MARKED["rope_theta"]}
     values |= {"input.source.max_sequence_length": 77}
-    assert decoders.config_of(tmp_path, values) == DecoderConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        rms_norm_eps=3e-6,
-        rope_theta=12345.0,
+    assert decoders.config_of(tmp_path, values) == decoders.expected(
         max_position_embeddings=77,
         tie_word_embeddings=True,
         rope_interleaved=True,

@@ -8,11 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import decoders  # noqa: E402
-from decoders import VOCABULARY, sizes  # noqa: E402
+from decoders import sizes  # noqa: E402
 from transformers import GemmaConfig, GemmaForCausalLM  # noqa: E402
 
 from mm1_mlx.checkpoint import load_model  # noqa: E402
-from mm1_mlx.config import DecoderConfig  # noqa: E402
 from mm1_mlx.convert import convert  # noqa: E402
 
 pytestmark = pytest.mark.reference
@@ -59,17 +58,10 @@ def test_norms_are_stored_as_what_they_multiply_by(tmp_path: Path) -> None:
 
 
 def test_the_config_is_the_source_s(tmp_path: Path) -> None:
-    values = TINY | {"rms_norm_eps": 3e-6, "rope_theta": 12345.0}
-    assert decoders.config_of(tmp_path, values) == DecoderConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+    values = TINY | decoders.MARKED
+    assert decoders.config_of(tmp_path, values) == decoders.expected(
         num_key_value_heads=1,
         head_dim=14,
-        rms_norm_eps=3e-6,
-        rope_theta=12345.0,
         max_position_embeddings=8192,
         tie_word_embeddings=True,
         hidden_act="gelu_tanh",

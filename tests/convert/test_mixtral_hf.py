@@ -10,7 +10,7 @@ import decoders  # noqa: E402
 from decoders import VOCABULARY, sizes  # noqa: E402
 from transformers import MixtralConfig, MixtralForCausalLM  # noqa: E402
 
-from mm1_mlx.config import DecoderConfig, MoEConfig  # noqa: E402
+from mm1_mlx.config import MoEConfig  # noqa: E402
 from mm1_mlx.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.reference
@@ -81,20 +81,10 @@ def test_every_swap_of_two_rules_is_noticed(layout: Any, tmp_path: Path) -> None
 
 
 def test_the_config_is_the_source_s(tmp_path: Path) -> None:
-    values = TINY | {"rms_norm_eps": 3e-6, "rope_theta": 12345.0}
+    values = TINY | decoders.MARKED
     values |= {"sliding_window": 77, "router_aux_loss_coef": 0.02}
-    assert decoders.config_of(tmp_path, values) == DecoderConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        rms_norm_eps=3e-6,
-        rope_theta=12345.0,
+    assert decoders.config_of(tmp_path, values) == decoders.expected(
         max_position_embeddings=131_072,
-        tie_word_embeddings=False,
         sliding_window=77,
         moe=MoEConfig(num_experts=4, experts_per_token=2, every=1, offset=0),
     )

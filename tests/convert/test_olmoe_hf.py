@@ -7,10 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import decoders  # noqa: E402
-from decoders import VOCABULARY, sizes  # noqa: E402
+from decoders import sizes  # noqa: E402
 from transformers import OlmoeConfig, OlmoeForCausalLM  # noqa: E402
 
-from mm1_mlx.config import DecoderConfig, MoEConfig  # noqa: E402
+from mm1_mlx.config import MoEConfig  # noqa: E402
 from mm1_mlx.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.reference
@@ -75,19 +75,8 @@ def test_every_swap_of_two_rules_is_noticed(layout: Any, tmp_path: Path) -> None
 
 
 def test_the_config_is_the_source_s(tmp_path: Path) -> None:
-    values = TINY | {"rms_norm_eps": 3e-6, "rope_theta": 12345.0}
-    assert decoders.config_of(tmp_path, values) == DecoderConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        rms_norm_eps=3e-6,
-        rope_theta=12345.0,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
+    values = TINY | decoders.MARKED
+    assert decoders.config_of(tmp_path, values) == decoders.expected(
         qk_norm="full",
         moe=MoEConfig(
             num_experts=12, experts_per_token=8, every=1, offset=0, norm_topk_prob=False

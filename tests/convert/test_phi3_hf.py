@@ -7,10 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import decoders  # noqa: E402
-from decoders import VOCABULARY, sizes  # noqa: E402
+from decoders import sizes  # noqa: E402
 from transformers import Phi3Config, Phi3ForCausalLM  # noqa: E402
 
-from mm1_mlx.config import DecoderConfig  # noqa: E402
 from mm1_mlx.errors import CheckpointError, ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.reference
@@ -54,20 +53,9 @@ def test_a_fused_matrix_of_other_heads_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_config_is_the_source_s(tmp_path: Path) -> None:
-    values = TINY | {"rms_norm_eps": 3e-6, "rope_theta": 12345.0}
+    values = TINY | decoders.MARKED
     values |= {"sliding_window": 2047, "resid_pdrop": 0.1, "embd_pdrop": 0.1}
-    assert decoders.config_of(tmp_path, values) == DecoderConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        rms_norm_eps=3e-6,
-        rope_theta=12345.0,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
+    assert decoders.config_of(tmp_path, values) == decoders.expected(
         sliding_window=2047,
     )
 
