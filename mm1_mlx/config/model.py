@@ -8,7 +8,7 @@ from typing import ClassVar, Final, Literal
 
 from mm1_mlx.config.connector import ConnectorConfig
 from mm1_mlx.config.decoder import DecoderConfig
-from mm1_mlx.config.image import AnyresTiling, ImageConfig
+from mm1_mlx.config.image import AnyresTiling, DynamicTiling, ImageConfig
 from mm1_mlx.config.limits import MAX_PATCHES
 from mm1_mlx.config.prompt import PromptConfig
 from mm1_mlx.config.quantization import QuantizationConfig
@@ -117,6 +117,22 @@ class MM1Config(Section):
         )
         if isinstance(image.tiling, AnyresTiling) and connector:
             self._check_merge(image.tiling.merge, connector)
+        if self.region:
+            self._check_map(vision, image)
+
+    def _check_map(self, vision: VisionConfig, image: ImageConfig) -> None:
+        require(
+            vision.drop_cls,
+            "MM1Config: region reads a square map of features, but vision.drop_cls is "
+            "false",
+        )
+        tiling = image.tiling
+        pads = isinstance(tiling, DynamicTiling) or getattr(tiling, "fill", "") == "pad"
+        require(
+            image.resize == "squash" and not pads,
+            f"MM1Config: region looks at shares of the whole picture, which image.resize "
+            f"{image.resize!r} or a tiling that pads would move; expected 'squash'",
+        )
 
     def _check_merge(self, merge: str, connector: ConnectorConfig) -> None:
         require(

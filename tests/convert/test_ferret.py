@@ -5,6 +5,7 @@ which is written in plain torch from upstream's description.
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,16 @@ from transformers import (  # noqa: E402
     LlamaForCausalLM,
 )
 
-from mm1_mlx.checkpoint import load_config, load_manifest, load_model  # noqa: E402
+from mm1_mlx.checkpoint import (  # noqa: E402
+    load_config,
+    load_manifest,
+    load_model,
+    model_shapes,
+)
 from mm1_mlx.config import AnyresTiling, LinearConfig, MLPConfig  # noqa: E402
 from mm1_mlx.convert import Source, convert, detect_format, llava  # noqa: E402
+from mm1_mlx.convert.job import possible_shapes  # noqa: E402
+from mm1_mlx.convert.plan import plan  # noqa: E402
 from mm1_mlx.errors import CheckpointError, ConfigError  # noqa: E402
 from mm1_mlx.image import load_picture  # noqa: E402
 from mm1_mlx.layout import Picture, Span, count_picture_tokens  # noqa: E402
@@ -61,6 +69,44 @@ TEXT = {
     "rms_norm_eps": 1e-5,
     "eos_token_id": 2,
     "pad_token_id": 0,
+}
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+VICUNA = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32001,
+    "im_region_fea_token": 32000,
+    "rms_norm_eps": 1e-6,
+}
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128258,
+    "im_region_fea_token": 128257,
+    "pad_token_id": 128256,
+    "eos_token_id": 128009,
+    "rope_theta": 500000.0,
+    "max_position_embeddings": 8192,
+}
+GEMMA_2B = {
+    "hidden_size": 2048,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 256001,
+    "im_region_fea_token": 256000,
+    "eos_token_id": 1,
 }
 GEMMA = TEXT | {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh"}
 # What ferret/train/train.py writes.
@@ -341,11 +387,42 @@ def read(tmp_path: Path, config: dict[str, Any], **files: Any) -> Any:
 LARGE = {"mm_vision_tower": "openai/clip-vit-large-patch14-336"}
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_rules_fit_the_published_sizes(kind: str, tmp_path: Path) -> None:
+    sizes, decoder_config, decoder_class = {
+        "ferret": (VICUNA, LlamaConfig, LlamaForCausalLM),
+        "ferret_llama": (LLAMA_8B, LlamaConfig, LlamaForCausalLM),
+        "ferret_gemma": (GEMMA_2B, GemmaConfig, GemmaForCausalLM),
+    }[kind]
+    vision = llava.TOWERS["clip-vit-large-patch14-336"]
+    with torch.device("meta"):
+        decoder = decoder_class(decoder_config(**sizes))
+        model = Ferret(vision, decoder, kind != "ferret")
+    found = {name: tuple(x.shape) for name, x in model.own_state().items()}
+    values = CONFIGS[kind] | LARGE | sizes
+    if kind != "ferret":
+        values["image_grid_pinpoints"] = PINPOINTS
+    with Source(str(save(tmp_path / "in", {}, values))) as source:
+        format = detect_format(source)
+        ours = format.config(source)
+        wanted = model_shapes(ours)
+        result = plan(format.rules(source), found, wanted, possible_shapes(ours))
+    assert (
+        sum(map(math.prod, wanted.values()))
+        == {
+            "ferret": 7_081_078_812,
+            "ferret_llama": 1,
+            "ferret_gemma": 1,
+        }[kind]
+    )
+    # The last block and the norm behind it, which no one reads.
+    assert all(".layers.23." in x or "post_layernorm" in x for x in result.dropped)
+    own = [x for x in found if x.startswith(("model.mm_proj", "model.region_geo"))]
+    assert len(own) == (18 if kind == "ferret" else 20)
+
+
 def test_the_published_ferret_is_understood(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
-    heads = {"num_attention_heads": 32, "num_key_value_heads": 32}
-    vicuna = {"vocab_size": 32001, "im_region_fea_token": 32000, "rms_norm_eps": 1e-6}
-    made = read(tmp_path, FERRET | LARGE | sizes | heads | vicuna)
+    made = read(tmp_path, FERRET | LARGE | VICUNA)
     assert made.vision.image_size == 336
     assert made.vision.feature_layer == -2
     assert made.vision.drop_cls
@@ -364,22 +441,9 @@ def test_the_published_ferret_is_understood(tmp_path: Path) -> None:
 
 
 def test_the_published_ferret_uis_are_understood(tmp_path: Path) -> None:
-    grids = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
     tower = {"mm_vision_tower": "/folder/openai-clip-vit-large-patch14-336"}
-    common = UI | tower | {"image_grid_pinpoints": grids}
-    llama = common | {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_head": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128258,
-        "im_region_fea_token": 128257,
-        "pad_token_id": 128256,
-        "eos_token_id": 128009,
-        "rope_theta": 500000.0,
-        "max_position_embeddings": 8192,
-    }
+    common = UI | tower | {"image_grid_pinpoints": PINPOINTS}
+    llama = common | LLAMA_8B | {"num_attention_head": 32}
     del llama["num_attention_heads"], llama["max_sequence_length"]
     made = read(tmp_path / "llama", llama)
     assert made.image.tiling == AnyresTiling(
@@ -393,21 +457,7 @@ def test_the_published_ferret_uis_are_understood(tmp_path: Path) -> None:
     assert made.prompt.eos_token_ids == (128009,)
     assert made.decoder.num_attention_heads == 32
     assert made.decoder.rope_theta == 500_000
-    gemma = common | {
-        "model_type": "ferret_gemma",
-        "hidden_size": 2048,
-        "intermediate_size": 16384,
-        "num_hidden_layers": 18,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_activation": "gelu_pytorch_tanh",
-        "rms_norm_eps": 1e-6,
-        "vocab_size": 256001,
-        "im_region_fea_token": 256000,
-        "eos_token_id": 1,
-    }
+    gemma = common | {"model_type": "ferret_gemma"} | GEMMA_2B
     del gemma["max_sequence_length"]
     added = {"107": {"content": "<end_of_turn>"}, "1": {"content": "<eos>"}}
     files = {"added_tokens_decoder": added, "chat_template": "{{ messages }}"}

@@ -114,6 +114,31 @@ def test_neighbours_are_the_nearest_themselves_among_them():
         assert set(near[i]) == set(np.argsort(apart[i])[:6])
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"image": {"resize": "crop"}},
+            "image.resize 'crop' or a tiling that pads wou",
+        ),
+        (
+            {"image": {"tiling": {"kind": "dynamic"}}},
+            "or a tiling that pads would move",
+        ),
+        ({"image": {"tiling": {"kind": "split"}}}, None),
+        ({"region": {"input_size": 31}}, "region.input_size is 31 but vision.hidden_s"),
+        ({"region": {"num_neighbours": 13}}, "num_neighbours: 13 is outside 1..12"),
+    ],
+)
+def test_maps_that_do_not_lie_on_the_picture_are_refused(changes, message, make_config):
+    region = {"input_size": 32, "output_size": 48} | SMALL | changes.pop("region", {})
+    if message is None:
+        assert make_config(region=region, **changes).region
+        return
+    with pytest.raises(ConfigError, match=message):
+        make_config(region=region, **changes)
+
+
 def test_a_model_without_a_sampler_refuses_regions(tiny_model):
     picture = Picture(
         (np.zeros((16, 16, 3), np.float32),), (16, 16), "", regions=(points(4),)
