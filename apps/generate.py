@@ -55,8 +55,12 @@ def generate(
         ),
     ] = None,
     frames: Annotated[
-        int, typer.Option(help="frames taken of the video, evenly apart", min=1)
-    ] = 24,
+        int | None,
+        typer.Option(
+            help="frames taken of the video, evenly apart (default: 24 with the pictures)",
+            min=1, show_default=False,
+        ),
+    ] = None,
     box: Boxes = None,
     point: Points = None,
     mask: Masks = None,
@@ -100,8 +104,12 @@ def generate(
     ] = False,
 ) -> None:  # fmt: skip
     """Answer one question, with or without pictures."""
-    if [prompt, *(image or [])].count("-") > 1:
+    if [prompt, video, *(image or [])].count("-") > 1:
         raise typer.BadParameter("stdin can be read once; give '-' once")
+    if frames and video is None:
+        raise typer.BadParameter("--frames needs --video")
+    if shot_style != "auto" and shots is None:
+        raise typer.BadParameter("--shot-style needs --shots")
     regions = read_regions(box, point, mask)
     images = [picture(source) for source in image or []]
     # The picture that boxes of the answer are in.
@@ -154,12 +162,16 @@ def _messages(
     images: list[str | bytes],
     system: str | None,
     video: str | None,
-    frames: int,
+    frames: int | None,
 ) -> list[dict[str, Any]]:
     """The conversation: the pictures, the video, then the question."""
     parts: list[dict[str, Any]] = [{"type": "image", "image": i} for i in images]
-    if video:
-        parts.append({"type": "video", "video": picture(video), "frames": frames})
+    if video is not None:
+        from mm1_mlx.image import DEFAULT_LIMITS
+
+        room = max(1, DEFAULT_LIMITS.max_pictures - len(images))
+        source = {"video": picture(video), "frames": frames or room}
+        parts.append({"type": "video", **source})
     messages = [{"role": "user", "content": [*parts, *question]}]
     if system:
         messages.insert(0, {"role": "system", "content": system})

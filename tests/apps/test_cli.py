@@ -460,3 +460,31 @@ def test_first_answer_is_quick():
     mm1 = Path(sys.executable).with_name("mm1")
     command = [str(mm1), "generate", "-i", STAR, "-p", "What colour is it?"]
     assert fastest(command, 2) < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--frames", "3"], "--frames needs --video"),
+        (["--shot-style", "vqa"], "--shot-style needs --shots"),
+        (["-i", "-", "--video", "-"], "stdin can be read once"),
+    ],
+)
+def test_options_that_would_do_nothing_are_usage_errors(mm1, arguments, message):
+    code, out, err = mm1("generate", "-p", "What?", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_an_empty_video_is_an_error(mm1):
+    check_error(mm1("generate", "-p", "a", "--video", ""), "the video's path is empty")
+
+
+def test_pictures_leave_fewer_frames_of_a_video(mm1, tmp_path):
+    for number in range(30):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    command = ["generate", "-p", "What?", "--video", str(tmp_path), "--json"]
+    _, out, _ = mm1(*command, "-i", STAR)
+    assert json.loads(out)["image_tokens"] == 24 * 16
+    _, out, _ = mm1(*command, "--frames", "3")
+    assert json.loads(out)["image_tokens"] == 3 * 16
