@@ -86,9 +86,9 @@ def print_answer(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def print_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+def print_json(value: Any, indent: int | None = 2) -> None:
+    """One JSON object on stdout; without an indent on one line."""
+    print(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 def picture(source: str) -> str | bytes:

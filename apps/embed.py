@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
 
-from .common import AsJson, Model, Yes, picture
+from .common import AsJson, Yes, picture, print_json
 
 
 def embed(
@@ -19,7 +21,7 @@ def embed(
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="a text, several times", show_default=False),
+        typer.Option(help="a text, several times; - reads stdin", show_default=False),
     ] = None,
     classes: Annotated[
         str | None,
@@ -29,9 +31,21 @@ def embed(
         ),
     ] = None,
     template: Annotated[
-        str, typer.Option(help="the text of a class, {} standing for its name")
-    ] = "a photo of a {}.",
-    model: Model = None,
+        str | None,
+        typer.Option(
+            help="the text of a class, {} standing for its name (default: a photo of "
+            "a {}.)",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="CLIP model: folder or hub repository (default: "
+            "$MM1_MODEL)",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
     yes: Yes = False,
 ) -> None:  # fmt: skip
@@ -39,11 +53,15 @@ def embed(
     sources, texts = image or [], text or []
     names = [x for name in (classes or "").split(",") if (x := name.strip())]
     _check(sources, texts, names, classes)
+    if template is not None and classes is None:
+        raise typer.BadParameter("--template is how --classes are written; give both")
+    texts = [sys.stdin.read().rstrip("\n") if t == "-" else t for t in texts]
     pictures = [picture(source) for source in sources]
     embedder = _open(model, yes)
     if names:
-        from mm1_mlx.embed import classify
+        from mm1_mlx.embed import TEMPLATE, classify
 
+        template = TEMPLATE if template is None else template
         probabilities = classify(embedder, pictures, names, template).tolist()
         if as_json:
             _print_classes(sources, names, probabilities)
@@ -56,7 +74,7 @@ def embed(
 def _check(
     sources: list[str], texts: list[str], names: list[str], classes: str | None
 ) -> None:
-    if sources.count("-") > 1:
+    if [*sources, *texts].count("-") > 1:
         raise typer.BadParameter("stdin can be read once; give '-' once")
     if classes is None:
         if not sources and not texts:
@@ -74,9 +92,13 @@ def _open(model: str | None, yes: bool) -> Any:
 
     preload_blas()
     from mm1_mlx.embed import load_embedder
+    from mm1_mlx.runtime import MODEL_VARIABLE
 
     from .cached import resolve
 
+    # mm1-tiny, which other commands take without a name, has no space to embed into.
+    if not (model or os.environ.get(MODEL_VARIABLE)):
+        raise typer.BadParameter(f"name a CLIP model by -m, or by ${MODEL_VARIABLE}")
     return load_embedder(resolve(model, yes))
 
 
@@ -87,7 +109,8 @@ def _print_vectors(
 
     images: Any = embed_images(embedder, pictures) if pictures else []
     written: Any = embed_texts(embedder, texts) if texts else []
-    _print(
+    # In a line: a vector's numbers one below the other help nobody.
+    print_json(
         {
             "images": [
                 {"image": name, "embedding": _numbers(vector)}
@@ -97,7 +120,8 @@ def _print_vectors(
                 {"text": name, "embedding": _numbers(vector)}
                 for name, vector in zip(texts, written, strict=True)
             ],
-        }
+        },
+        indent=None,
     )
 
 
@@ -111,14 +135,7 @@ def _print_classes(
 ) -> None:
     rows = zip(sources, probabilities, strict=True)
     images = [{"image": name, "probabilities": row} for name, row in rows]
-    _print({"classes": names, "images": images})
-
-
-def _print(value: Any) -> None:
-    """One JSON object in a line: a vector's numbers one below the other help nobody."""
-    import json
-
-    print(json.dumps(value, ensure_ascii=False))
+    print_json({"classes": names, "images": images}, indent=None)
 
 
 def _print_table(

@@ -91,6 +91,17 @@ def test_a_picture_is_read_from_stdin(mm1, clip_folder):
     assert json.loads(out)["texts"] == []
 
 
+def test_a_text_is_read_from_stdin(mm1, clip_folder):
+    code, out, _ = mm1("-m", clip_folder, "--text", "-", stdin=b"a red star\n")
+    _, named, _ = mm1("-m", clip_folder, "--text", "a red star")
+    assert (code, out) == (0, named)
+
+
+def test_the_model_may_be_named_by_the_environment(mm1, clip_folder, monkeypatch):
+    monkeypatch.setenv("MM1_MODEL", str(clip_folder))
+    assert mm1("-i", STAR)[:2] == mm1("-m", clip_folder, "-i", STAR)[:2]
+
+
 def test_classes_are_a_table_of_probabilities(mm1, clip_folder):
     names = ["comet", "circle", "[red] square"]
     template = ["--template", "{}!"]
@@ -138,12 +149,16 @@ def test_a_model_without_a_tokenizer_embeds_pictures_alone(mm1, clip_folder, tmp
     [
         ([], "give --image or --text"),
         (["-i", "-", "-i", "-"], "stdin can be read once"),
+        (["-i", "-", "--text", "-"], "stdin can be read once"),
+        (["-i", STAR], "name a CLIP model by -m, or by $MM1_MODEL"),
+        (["-i", STAR, "--template", "a {}"], "--template is how --classes are written"),
         (["-i", STAR, "--classes", " , "], "--classes is empty"),
         (["--classes", "a,b"], "--classes needs an --image"),
         (["-i", STAR, "--classes", "a", "--text", "b"], "not both"),
     ],
 )
-def test_what_cannot_be_asked_is_a_usage_error(arguments, message, mm1):
+def test_what_cannot_be_asked_is_a_usage_error(arguments, message, mm1, monkeypatch):
+    monkeypatch.delenv("MM1_MODEL", raising=False)
     code, out, err = mm1(*arguments)
     assert (code, out) == (2, "")
     assert message in " ".join(err.replace("│", " ").split())
