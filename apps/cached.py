@@ -36,6 +36,21 @@ def resolve(model: str | None, yes: bool) -> str | None:
     return str(copy)
 
 
+def find(model: str | None, *, weights: bool = True) -> Path:
+    """The folder of a command's model: its converted copy, or one in our format.
+
+    Of a hub repository, without ``weights``, one that holds its small files alone.
+
+    Raises:
+        CheckpointError: there is no such folder and no such repository in our format.
+    """
+    from mm1_mlx.runtime import find_model
+
+    name = repository_of(model)
+    copy = cached_copy(name) if name else None
+    return copy if copy and copy.is_dir() else find_model(model, weights=weights)
+
+
 def repository_of(model: str | None) -> str | None:
     """The hub repository that a command's model is, None where it is none."""
     from mm1_mlx import hub

@@ -81,18 +81,13 @@ def _find(model: str | None) -> Path:
     from mm1_mlx.errors import CheckpointError
     from mm1_mlx.files import user_path
     from mm1_mlx.presets import PRESETS
-    from mm1_mlx.runtime import find_model
 
-    from .cached import cached_copy, repository_of
+    from .cached import find, repository_of
 
-    name = repository_of(model)
-    copy = cached_copy(name) if name else None
-    if copy and copy.is_dir():
-        return copy
     try:
-        return find_model(model, weights=False)
+        return find(model, weights=False)
     except CheckpointError as error:
-        if name or not model or user_path(model).exists():
+        if repository_of(model) or not model or user_path(model).exists():
             raise
         raise CheckpointError(f"{error}; presets: {', '.join(PRESETS)}") from None
 

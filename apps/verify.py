@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +9,14 @@ import typer
 
 from .common import AsJson, note, print_json
 
-PARITY = "parity.json"
-
 
 def verify(
-    model: Annotated[str, typer.Argument(help="model folder")],
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="model folder or hub repository (default: $MM1_MODEL, else mm1-tiny)"
+        ),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -26,19 +28,25 @@ def verify(
     image: Annotated[
         Path | None,
         typer.Option(
-            "--image", "-i", help="the picture to compare on", show_default=False
+            "--image",
+            "-i",
+            help="the picture to compare on (default: one of mm1-tiny's)",
+            show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a model's digests and, with a source, compare it stage by stage."""
+    if image and not against:
+        raise typer.BadParameter("--image is what to compare on; give --against too")
     from mm1_mlx.blas import preload_blas
 
     preload_blas()
     from mm1_mlx.checkpoint import load_config, verify_digests
-    from mm1_mlx.files import user_path
 
-    path = user_path(model)
+    from .cached import find
+
+    path = find(model)
     load_config(path)
     files = verify_digests(path)
     note(f"{files} files have the sha256 of the manifest")
@@ -46,12 +54,13 @@ def verify(
         if as_json:
             print_json({"files": files})
         return
+    from mm1_mlx.convert.record import PARITY, record
     from mm1_mlx.convert.verify import PICTURE
     from mm1_mlx.convert.verify import verify as compare
 
     parity = compare(path, against, image or PICTURE)
+    record(path, parity)
     report = parity.to_dict()
-    (path / PARITY).write_text(json.dumps(report, indent=2) + "\n")
     if as_json:
         print_json(report)
     else:

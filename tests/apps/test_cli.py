@@ -193,6 +193,35 @@ def test_verify_checks_every_digest(mm1, tmp_path):
     check_error(mm1("verify", str(folder)), "does not have the sha256 of the manifest")
 
 
+def test_verify_takes_the_models_that_the_other_commands_take(
+    mm1, monkeypatch, tmp_path
+):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    (folder / "tokenizer_config.json").unlink()
+    missing = "tokenizer_config.json is missing"
+    # Without a name mm1-tiny, or what the environment names.
+    monkeypatch.delenv("MM1_MODEL", raising=False)
+    assert mm1("verify")[0] == 0
+    monkeypatch.setenv("MM1_MODEL", str(folder))
+    check_error(mm1("verify"), missing)
+    # A repository in our format is downloaded; of one that was converted, the copy.
+    monkeypatch.setenv("MM1_MODEL", str(TINY))
+    monkeypatch.setattr("mm1_mlx.hub.model_type", lambda _: "mm1")
+    monkeypatch.setattr("mm1_mlx.hub.download", lambda _: (folder, "mit"))
+    check_error(mm1("verify", "somebody/model"), missing)
+    monkeypatch.setenv("MM1_CACHE", str(tmp_path))
+    shutil.copytree(TINY, tmp_path / "somebody--model")
+    assert mm1("verify", "somebody/model", "--json")[0] == 0
+    monkeypatch.setattr("mm1_mlx.hub.model_type", lambda _: "llama")
+    check_error(mm1("verify", "somebody/llama"), "mm1 convert")
+
+
+def test_verify_compares_on_a_picture_only_with_a_source(mm1):
+    code, out, err = mm1("verify", str(TINY), "-i", STAR)
+    assert (code, out) == (2, "")
+    assert "give --against too" in " ".join(err.replace("│", " ").split())
+
+
 def test_doctor_asks_the_embedded_model(mm1):
     code, out, _ = mm1("doctor")
     assert code == 0

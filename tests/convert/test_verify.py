@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from transformers import (  # noqa: E402
     LlavaNextForConditionalGeneration,
 )
 
+from mm1_mlx.apps.cli import main  # noqa: E402
+from mm1_mlx.checkpoint import verify_digests  # noqa: E402
 from mm1_mlx.convert import convert  # noqa: E402
 from mm1_mlx.convert.stages import ask_source  # noqa: E402
 from mm1_mlx.convert.verify import PICTURE, verify  # noqa: E402
 from mm1_mlx.errors import CheckpointError  # noqa: E402
+from mm1_mlx.files import sha256  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
@@ -105,7 +109,6 @@ def saved(tmp_path: Path, byte_folder: Path) -> Any:
 STAGES = {
     "llava": ["pixels", "vision", "connector", "logits"],
     "llava_next": ["pixels", "vision", "connector", "logits"],
-    "llama": ["logits"],
     "clip": ["pixels", "vision"],
 }
 
@@ -121,13 +124,49 @@ def test_a_converted_model_equals_its_source(kind: str, saved: Any) -> None:
     assert json.loads(json.dumps(parity.to_dict()))["passed"] is True
 
 
+def write_manifest(folder: Path) -> None:
+    """The manifest of files that were changed."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        entry |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def change(folder: Path, name: str) -> None:
+    """Another weight of this name."""
+    path = str(folder / "model.safetensors")
+    weights = dict(mx.load(path))
+    weights[name] = weights[name] + 0.5
+    mx.save_safetensors(path, weights, metadata={"format": "mlx"})
+    write_manifest(folder)
+
+
+def test_the_command_says_in_the_manifest_whether_the_model_passed(
+    saved: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, out = saved("llama")
+    arguments = ["mm1", "verify", str(out), "--against", str(source), "--json"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    for passed in (True, False):
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert (ended.value.code or 0) == (0 if passed else 1)
+        report = json.loads(capfd.readouterr().out)
+        assert report == json.loads((out / "parity.json").read_text())
+        assert [stage["name"] for stage in report["stages"]] == ["logits"]
+        assert report["passed"] is passed
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert manifest["source"]["parity_checked"] is passed
+        assert manifest["source"]["parts"]["decoder"]["format"] == "llama_hf"
+        assert verify_digests(out) == len(manifest["files"])
+        assert not list(out.glob(".*"))
+        change(out, "decoder.layers.0.mlp.up_proj.weight")
+
+
 def test_a_changed_weight_shows_in_the_stages_behind_it(saved: Any) -> None:
     source, out = saved("llava")
-    weights = dict(mx.load(str(out / "model.safetensors")))
-    name = "connector.linear_1.bias"
-    weights[name] = weights[name] + 0.5
-    path = str(out / "model.safetensors")
-    mx.save_safetensors(path, weights, metadata={"format": "mlx"})
+    change(out, "connector.linear_1.bias")
     parity = verify(out, str(source))
     passed = {stage.name: stage.passed for stage in parity.stages}
     assert passed == {
@@ -145,10 +184,7 @@ def test_pixels_made_in_another_way_are_different(saved: Any) -> None:
     config["image"]["resize"] = "squash"
     config["image"]["mean"] = [0.5, 0.5, 0.5]
     (out / "config.json").write_text(json.dumps(config))
-    size = (out / "config.json").stat().st_size
-    manifest = json.loads((out / "manifest.json").read_text())
-    manifest["files"]["config.json"]["bytes"] = size
-    (out / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(out)
     parity = verify(out, str(source))
     assert [stage.name for stage in parity.stages if not stage.passed] == ["pixels"]
 
