@@ -14,7 +14,8 @@ from mm1_mlx.resolution import with_resolution
 from .connectors import is_spec
 from .detect import name_of
 from .job import Job
-from .parts import compose, open_origins
+from .origins import open_origins
+from .parts import compose
 from .upcycle import Upcycle
 
 # Told the tensors written so far and their number.

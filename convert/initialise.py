@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from mm1_mlx.config import MM1Config
 from mm1_mlx.models import MM1
 
-from .parts import PARTS
+from .origins import PARTS
 
 SEED = 0
 

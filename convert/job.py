@@ -9,14 +9,13 @@ import mlx.core as mx
 
 from mm1_mlx.checkpoint import cast_to, model_shapes
 from mm1_mlx.config import MM1Config
-from mm1_mlx.errors import CheckpointError
 
 from .detect import name_of
+from .expected import check_tied, possible_shapes
 from .initialise import SEED, initialise
+from .origins import PARTS, Origin, Origins
 from .packed import Packed, Read
-from .parts import PARTS, Origin, Origins
 from .plan import Plan, plan
-from .source import Source
 from .text import tokenizer_files
 from .upcycle import ROUTER, Tensors, Upcycle
 
@@ -78,7 +77,7 @@ class Job:
             possible_shapes(origin.config),
         )
         if "decoder" in parts:
-            _check_tied(origin.source, result)
+            check_tied(origin.source, result)
         return packed.reader(origin.source.read), packed.plan(result)
 
     @property
@@ -126,33 +125,3 @@ class Job:
             "needs_training": list(self.untrained),
             "parity_checked": False,
         }
-
-
-def possible_shapes(config: MM1Config) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a source of this config may hold, built here or not."""
-    vision, decoder = config.vision, config.decoder
-    if vision:
-        vision = replace(vision, feature_layer=-1, apply_post_norm=True)
-    if decoder:
-        decoder = replace(decoder, tie_word_embeddings=False)
-    return model_shapes(replace(config, vision=vision, decoder=decoder))
-
-
-def _check_tied(source: Source, result: Plan) -> None:
-    """Pass only if a head that the config ties to the embedding is equal to it.
-
-    Raises:
-        CheckpointError: it is not.
-    """
-    heads = [name for name in result.dropped if name.endswith("lm_head.weight")]
-    embeddings = [
-        step.sources[0]
-        for step in result.steps
-        if step.targets == ("decoder.embed_tokens.weight",)
-    ]
-    for head in heads:
-        if not mx.array_equal(source.read(head), source.read(embeddings[0])):
-            raise CheckpointError(
-                f"{source.name}: config.json ties {head!r} to {embeddings[0]!r}, but "
-                "they differ; set tie_word_embeddings to false there"
-            )

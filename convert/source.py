@@ -1,6 +1,5 @@
 """Where weights come from: a local folder or a hub repository, one tensor at a time."""
 
-import re
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,16 +12,14 @@ import mlx.core as mx
 
 from mm1_mlx import hub
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.files import check_shard, read_json, safe_join, user_path
-from mm1_mlx.hub import SourceInfo
+from mm1_mlx.files import check_shard, read_json, safe_join
 
+from .place import SUBFOLDERS, licence_of, local_folder
 from .shards import BIN_INDEX, SAFETENSORS_INDEX, unpickle, weight_files, what_lies_in
 
 # Fields of config.json that say how weights are packed.
 PACKING = ("quantization", "quantization_config")
 FLOATS = {mx.float16, mx.bfloat16, mx.float32}
-# Folders of a checkpoint that hold parts of a model with configs of their own: xtuner's.
-SUBFOLDERS = ("visual_encoder", "projector")
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Source:
         folder = local_folder(name)
         self._remote = folder is None
         self.folder = folder or hub.download_small(name, SUBFOLDERS)
-        self.licence = _licence(folder) if folder else None
+        self.licence = licence_of(folder) if folder else None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
@@ -203,55 +200,3 @@ def _load(path: Path) -> dict[str, mx.array]:
         return mx.load(str(path), format="safetensors")  # type: ignore[return-value]
     except RuntimeError as error:  # a kind of number that mlx does not have
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-
-
-def local_folder(name: str) -> Path | None:
-    """The folder of that name, or None where the name can be a hub repository's.
-
-    Raises:
-        CheckpointError: it is neither.
-    """
-    path = user_path(name)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise CheckpointError(
-            f"{name} is a file; give the folder of a safetensors checkpoint with its "
-            "config.json, or a hub repository"
-        )
-    if not hub.is_repository(name):
-        raise CheckpointError(
-            f"{name!r} is neither a folder nor a hub repository such as "
-            "'llava-hf/llava-1.5-7b-hf'"
-        )
-    return None
-
-
-def describe(name: str) -> SourceInfo:
-    """Name, size in bytes and licence of a source, before anything is downloaded.
-
-    Raises:
-        CheckpointError: there is no such folder or repository.
-    """
-    folder = local_folder(name)
-    if folder is None:
-        return hub.describe(name, SUBFOLDERS)
-    with Source(name) as source:
-        inside = [[], *([folder] for folder in source.subfolders)]
-    size = sum(
-        safe_join(folder, *names, file).stat().st_size
-        for names in inside
-        for file in weight_files(folder, *names)
-    )
-    return SourceInfo(name, size, _licence(folder))
-
-
-def _licence(folder: Path) -> str | None:
-    """The licence that the front matter of a model card names."""
-    card = folder / "README.md"
-    text = card.read_text(errors="replace") if card.is_file() else ""
-    front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    licence = (
-        re.search(r"^license: *['\"]?([\w.-]+)", front[1], re.M) if front else None
-    )
-    return licence[1] if licence else None

@@ -17,8 +17,9 @@ from mm1_mlx.config import (
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 
 from ..fields import Fields
+from ..place import SUBFOLDERS
 from ..rules import Table
-from ..source import SUBFOLDERS, Source
+from ..source import Source
 from ..text import prompt_section
 from . import clip_hf, llama_hf
 

@@ -21,7 +21,7 @@ from parity import (
 from mm1_mlx.checkpoint import load_config, model_shapes
 from mm1_mlx.config import DecoderConfig
 from mm1_mlx.convert import Source, convert, detect_format
-from mm1_mlx.convert.job import possible_shapes
+from mm1_mlx.convert.expected import possible_shapes
 from mm1_mlx.convert.plan import plan
 
 VOCABULARY = 101

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from mm1_mlx.checkpoint import load_model, model_shapes
 from mm1_mlx.convert import Source, detect_format
-from mm1_mlx.convert.job import possible_shapes
+from mm1_mlx.convert.expected import possible_shapes
 from mm1_mlx.convert.plan import Shapes, plan
 from mm1_mlx.convert.rules import Op, Rules
 from mm1_mlx.layout import Picture, Span

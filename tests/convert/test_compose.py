@@ -22,7 +22,8 @@ from mm1_mlx.config import (
 from mm1_mlx.convert import Source, convert, detect_format
 from mm1_mlx.convert.connectors import connector_config
 from mm1_mlx.convert.formats import llava_hf
-from mm1_mlx.convert.parts import Origin, compose
+from mm1_mlx.convert.origins import Origin
+from mm1_mlx.convert.parts import compose
 from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.image import load_picture
 from mm1_mlx.layout import Picture

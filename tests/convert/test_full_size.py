@@ -19,7 +19,7 @@ from transformers import (  # noqa: E402  # noqa: E402
 
 from mm1_mlx.checkpoint import model_shapes  # noqa: E402
 from mm1_mlx.convert import Source, detect_format  # noqa: E402
-from mm1_mlx.convert.job import possible_shapes  # noqa: E402
+from mm1_mlx.convert.expected import possible_shapes  # noqa: E402
 from mm1_mlx.convert.plan import Plan, plan  # noqa: E402
 
 pytestmark = pytest.mark.reference

@@ -1,0 +1,42 @@
+"""What a source may hold beside a model's tensors, and what must be equal in it."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+
+from mm1_mlx.checkpoint import model_shapes
+from mm1_mlx.config import MM1Config
+from mm1_mlx.errors import CheckpointError
+
+from .plan import Plan
+from .source import Source
+
+
+def possible_shapes(config: MM1Config) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a source of this config may hold, built here or not."""
+    vision, decoder = config.vision, config.decoder
+    if vision:
+        vision = replace(vision, feature_layer=-1, apply_post_norm=True)
+    if decoder:
+        decoder = replace(decoder, tie_word_embeddings=False)
+    return model_shapes(replace(config, vision=vision, decoder=decoder))
+
+
+def check_tied(source: Source, result: Plan) -> None:
+    """Pass only if a head that the config ties to the embedding is equal to it.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    heads = [name for name in result.dropped if name.endswith("lm_head.weight")]
+    embeddings = [
+        step.sources[0]
+        for step in result.steps
+        if step.targets == ("decoder.embed_tokens.weight",)
+    ]
+    for head in heads:
+        if not mx.array_equal(source.read(head), source.read(embeddings[0])):
+            raise CheckpointError(
+                f"{source.name}: config.json ties {head!r} to {embeddings[0]!r}, but "
+                "they differ; set tie_word_embeddings to false there"
+            )
