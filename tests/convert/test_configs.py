@@ -161,7 +161,6 @@ def test_the_published_llava_config_is_understood(tmp_path: Path) -> None:
         "embedding_scale": 1.0,
         "layer_sizes": None,
         "head_bias": False,
-        "head_bias": False,
     }
     assert config.vision is not None
     assert config.vision.hidden_act == "quick_gelu"
