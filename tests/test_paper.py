@@ -14,10 +14,12 @@ from mm1_mlx.config import (
     SplitTiling,
     VisionConfig,
 )
-from mm1_mlx.layout import most_picture_tokens
-from mm1_mlx.models.moe import SparseMLP
+from mm1_mlx.layout import Picture, most_picture_tokens
+from mm1_mlx.messages import Region
+from mm1_mlx.models.moe import load_balance_loss, router_z_loss
 from mm1_mlx.models.resample import pooling_matrix, resample
 from mm1_mlx.presets import PRESETS, VIT_H_14_378, VIT_L_14_336
+from mm1_mlx.regions import refer
 from mm1_mlx.resolution import with_resolution
 from mm1_mlx.tiling import choose_grid, grids_between
 from mm1_mlx.train import paper
@@ -140,11 +142,16 @@ def test_8_mixtures_of_experts():
         )
         assert decoder / 1e9 == pytest.approx(total, abs=5e-3)
         assert round(decoder / 1e9) == rounded
-    # Upcycled = dense, and the losses of hand-made cases, are in test_upcycle.py and
-    # test_moe.py; here the two numbers that the z-loss is known by.
-    assert math.log(64) ** 2 == pytest.approx(17.30, abs=5e-3)
-    assert math.log(32) ** 2 == pytest.approx(12.01, abs=5e-3)
-    assert SparseMLP.__doc__
+    # Upcycled = dense is in convert/test_upcycle.py.
+
+
+@pytest.mark.parametrize(("experts", "expected"), [(64, 17.30), (32, 12.01)])
+def test_8_the_losses_of_a_gate_that_does_not_choose(experts, expected):
+    logits = mx.zeros((1, 6, experts))
+    real = mx.ones((1, 6), mx.bool_)
+    assert router_z_loss(logits, real).item() == pytest.approx(expected, abs=5e-3)
+    # Uniform probabilities make it 1 whichever expert is first.
+    assert load_balance_loss(logits, real).item() == pytest.approx(1, abs=1e-6)
 
 
 def test_9_the_schedules():
@@ -167,3 +174,36 @@ def test_10_dynamic_splitting():
     assert 4 * 672**2 == 1344**2
     assert 9 * 672**2 == 4_064_256
     assert SplitTiling().max_tiles == 5
+
+
+def test_11_a_box_counts_a_thousand_steps_along_either_side():
+    picture = Picture((), (640, 480), "")
+    config = PRESETS["mm1-3b"]
+    turns = [("user", [None, Region("box", [100, 50, 300, 200], 0)])]
+    ((_, parts),), _ = refer(turns, [picture], config)
+    assert parts == [None, "[156, 104, 468, 416]"]
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "parameters"),
+    [(1536, 12, 680_535_552), (2048, 16, 1_209_370_624), (3072, 24, 2_720_025_600)],
+)
+def test_12_aim_has_the_published_parameters(width, heads, parameters):
+    config = VisionConfig(
+        image_size=224,
+        patch_size=14,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=24,
+        num_attention_heads=heads,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        class_token=False,
+        position="sincos",
+        patch_bias=True,
+        patch_norm=True,
+        pre_norm=False,
+        attention_bias=False,
+        mlp_bias=False,
+    )
+    assert count(MM1Config(vision=config)) == parameters
