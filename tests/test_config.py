@@ -300,7 +300,9 @@ def test_rows_of_tiles_need_a_square_of_image_tokens(connector, tokens, merge):
     joints = {key: values["connector"][key] for key in sizes}
     values["connector"] = joints | connector | {"newline": merge == "unpad"}
     values["image"]["tiling"] = {"kind": "anyres", "grids": [[1, 2]], "merge": merge}
-    message = f"merges by '{merge}', which needs a square of image tokens .* not {tokens}"
+    message = (
+        f"merges by '{merge}', which needs a square of image tokens .* not {tokens}"
+    )
     with pytest.raises(ConfigError, match=message):
         MM1Config.from_dict(values)
     values["image"]["tiling"]["merge"] = "flat"
