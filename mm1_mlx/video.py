@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 
@@ -66,7 +67,7 @@ def load_frames(
             f"a video is of type {type(source).__name__}, expected a path, bytes or a "
             "list of pictures"
         )
-    return _list_frames(source, count, limits)
+    return _list_frames(cast(Sequence[ImageSource], source), count, limits)
 
 
 def choose_frames(total: int, count: int) -> list[int]:
