@@ -16,7 +16,7 @@ from .initialise import SEED, initialise
 from .origins import PARTS, Origin, Origins
 from .packed import Packed, Read
 from .plan import Plan, plan
-from .text import tokenizer_files
+from .shared.text import tokenizer_files
 from .upcycle import ROUTER, Tensors, Upcycle
 
 

@@ -171,7 +171,7 @@ def load_tokenizer(
             "get its files again"
         ) from None
     legacy = path / "chat_template.json"
-    # A processor's template: it wins over a tokenizer's, as in convert/text.py.
+    # A processor's template: it wins over a tokenizer's, as in convert/shared/text.py.
     if legacy.is_file() and not (path / "chat_template.jinja").is_file():
         hf.chat_template = _read_template(legacy)
     hf.add_tokens(

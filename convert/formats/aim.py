@@ -13,8 +13,8 @@ import math
 
 from mm1_mlx.config import ImageConfig, MM1Config, VisionConfig
 
-from ..fields import Fields
 from ..rules import Table, conv, split, squeeze
+from ..shared.fields import Fields
 from ..source import Source
 from . import clip_hf
 

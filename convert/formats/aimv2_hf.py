@@ -13,9 +13,9 @@ from typing import Any
 
 from mm1_mlx.config import MM1Config, VisionConfig
 
-from ..fields import Fields
-from ..picture import image_section
 from ..rules import Table, conv
+from ..shared.fields import Fields
+from ..shared.picture import image_section
 from ..source import Source
 from . import aim, clip_hf
 

@@ -16,11 +16,11 @@ from mm1_mlx.config import (
 )
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 
-from ..fields import Fields
 from ..place import SUBFOLDERS
 from ..rules import Table
+from ..shared.fields import Fields
+from ..shared.text import prompt_section
 from ..source import Source
-from ..text import prompt_section
 from . import clip_hf, llama_hf
 
 ENCODER, PROJECTOR = SUBFOLDERS

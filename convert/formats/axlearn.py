@@ -12,10 +12,10 @@ import mlx.core as mx
 
 from mm1_mlx.config import MM1Config
 
-from ..axlearn_config import DECODER, decoder_of
 from ..rules import Op, Table, divide, transpose, unstack
+from ..shared.axlearn_config import DECODER, decoder_of
+from ..shared.text import prompt_section
 from ..source import Source
-from ..text import prompt_section
 
 BLOCK = "decoder.layers.{}."
 ATTENTION, MLP = f"{BLOCK}self_attn.", f"{BLOCK}mlp."

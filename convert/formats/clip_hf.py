@@ -1,6 +1,6 @@
 """CLIP as transformers stores it: ``CLIPModel``, and ``CLIPVisionModel`` alone.
 
-Apple's VeCLIP and VeCap-DFN are in this format, too; ``convert/veclip.py`` says how their
+Apple's VeCLIP and VeCap-DFN are in this format, too; ``convert/shared/veclip.py`` says how their
 pictures are made.
 
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/clip/modeling_clip.py
@@ -11,10 +11,10 @@ from typing import Any
 from mm1_mlx.config import MM1Config, VisionConfig
 from mm1_mlx.errors import ConfigError
 
-from .. import clip_text, veclip
-from ..fields import Fields
-from ..picture import image_section
 from ..rules import Table, conv
+from ..shared import clip_text, veclip
+from ..shared.fields import Fields
+from ..shared.picture import image_section
 from ..source import Source
 
 # CLIPVisionConfig's; writers leave out what is equal to them.

@@ -12,9 +12,9 @@ import mlx.core as mx
 
 from mm1_mlx.config import MM1Config
 
-from .. import ferret as layout
-from .. import language, llava
 from ..rules import Table
+from ..shared import ferret as layout
+from ..shared import language, llava
 from ..source import Source
 
 # By the decoder's width, what the published differences are from.

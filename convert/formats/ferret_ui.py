@@ -5,9 +5,9 @@ https://github.com/apple/ml-ferret/blob/3c9e5c9/ferretui/ferretui/model/ferret_a
 
 from mm1_mlx.config import MM1Config, Template
 
-from .. import ferret as layout
-from .. import language, llava
 from ..rules import Table
+from ..shared import ferret as layout
+from ..shared import language, llava
 from ..source import Source
 
 KINDS: dict[str, tuple[str, Template]] = {

@@ -8,11 +8,11 @@ from typing import Any
 from mm1_mlx.config import CAbstractorConfig, ImageConfig, MM1Config, VisionConfig
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 
-from .. import c_abstractor
-from ..fields import Fields
 from ..rules import Table
+from ..shared import c_abstractor
+from ..shared.fields import Fields
+from ..shared.text import prompt_section
 from ..source import Source
-from ..text import prompt_section
 from . import clip_hf, llama_hf
 
 # The language model's name, its width, and defaults of all configs.

@@ -8,11 +8,11 @@ from typing import Any
 
 from mm1_mlx.config import DecoderConfig, MM1Config
 
-from ..decoder import build
-from ..fields import Fields
 from ..rules import Table
+from ..shared.decoder import build
+from ..shared.fields import Fields
+from ..shared.text import Template, prompt_section
 from ..source import Source
-from ..text import Template, prompt_section
 
 # LlamaConfig's and MistralConfig's; writers leave out what is equal to them.
 COMMON = {

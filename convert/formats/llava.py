@@ -7,10 +7,10 @@ Version 1.5 leaves the encoder where it is: name it by ``--vision``.
 
 from mm1_mlx.config import MM1Config
 
-from .. import language, llava
 from ..rules import Table
+from ..shared import language, llava
+from ..shared.text import Template, prompt_section
 from ..source import Source
-from ..text import Template, prompt_section
 
 KINDS = {
     "llava": "llama",

@@ -12,12 +12,12 @@ from typing import Any
 from mm1_mlx.config import DecoderConfig, MLPConfig, MM1Config, VisionConfig
 from mm1_mlx.errors import ConfigError
 
-from .. import language
-from ..fields import Fields
-from ..picture import image_section
 from ..rules import Table
+from ..shared import language
+from ..shared.fields import Fields
+from ..shared.picture import image_section
+from ..shared.text import prompt_section
 from ..source import Source
-from ..text import prompt_section
 from . import clip_hf
 
 # LlavaConfig's; writers leave out what is equal to them.

@@ -11,13 +11,13 @@ from dataclasses import replace
 from mm1_mlx.config import AnyresTiling, ImageConfig, MM1Config
 from mm1_mlx.errors import ConfigError
 
-from .. import language
-from ..fields import Fields
-from ..llava_picture import divide_pinpoints
-from ..picture import image_section, preprocessor
 from ..rules import Table
+from ..shared import language
+from ..shared.fields import Fields
+from ..shared.llava_picture import divide_pinpoints
+from ..shared.picture import image_section, preprocessor
+from ..shared.text import prompt_section
 from ..source import Source
-from ..text import prompt_section
 from . import llava_hf
 
 # LlavaNextConfig's; writers leave out what is equal to them.

@@ -13,8 +13,8 @@ from typing import Any
 from mm1_mlx.config import MLPConfig, MM1Config
 from mm1_mlx.errors import ConfigError
 
-from .. import llava as layout
 from ..rules import Table
+from ..shared import llava as layout
 from ..source import Source
 from . import llava
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from mm1_mlx.config import DecoderConfig, MM1Config, MoEConfig
 
-from .. import experts
-from ..decoder import build
-from ..fields import Fields
 from ..rules import Table
+from ..shared import experts
+from ..shared.decoder import build
+from ..shared.fields import Fields
+from ..shared.text import prompt_section
 from ..source import Source
-from ..text import prompt_section
 from . import llama_hf
 
 # MixtralConfig's; writers leave out what is equal to them.

@@ -17,13 +17,13 @@ from typing import Any
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError
 
-from .. import llava
-from ..experts import EXPERTS, MLP
-from ..fields import Fields
 from ..rules import Table, stack
+from ..shared import llava
+from ..shared.experts import EXPERTS, MLP
+from ..shared.fields import Fields
+from ..shared.sparse import sparse_layers
+from ..shared.text import prompt_section
 from ..source import Source
-from ..sparse import sparse_layers
-from ..text import prompt_section
 from . import clip_hf, stablelm_hf
 
 WHERE = "MoELLaVAStablelmConfig"

@@ -12,9 +12,9 @@ from mm1_mlx.config import MM1Config, TextConfig, VisionConfig
 from mm1_mlx.config.limits import MAX_HIDDEN_SIZE
 from mm1_mlx.errors import ConfigError
 
-from .. import open_clip, open_clip_table
-from ..fields import Fields
 from ..rules import Table
+from ..shared import open_clip, open_clip_table
+from ..shared.fields import Fields
 from ..source import Source
 from . import clip_hf
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from mm1_mlx.config import DecoderConfig, MM1Config
 
-from ..fields import Fields
-from ..layerwise import layer_sizes
 from ..rules import Table, divide, split
+from ..shared.fields import Fields
+from ..shared.layerwise import layer_sizes
+from ..shared.text import prompt_section
 from ..source import Source
-from ..text import prompt_section
 
 # OpenELMConfig's; writers leave out what is equal to them.
 DEFAULTS = {

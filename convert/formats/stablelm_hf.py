@@ -7,11 +7,11 @@ from typing import Any
 
 from mm1_mlx.config import DecoderConfig, MM1Config
 
-from ..decoder import build
-from ..fields import Fields
 from ..rules import Table
+from ..shared.decoder import build
+from ..shared.fields import Fields
+from ..shared.text import prompt_section
 from ..source import Source
-from ..text import prompt_section
 from . import llama_hf
 
 # StableLmConfig's; writers leave out what is equal to them.

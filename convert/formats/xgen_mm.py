@@ -19,12 +19,12 @@ from typing import Any
 
 from mm1_mlx.config import MM1Config, PromptConfig
 
-from .. import language, open_clip, perceiver
-from .. import xgen_mm as parts
-from ..fields import Fields
 from ..rules import Table, join
+from ..shared import language, open_clip, perceiver
+from ..shared import xgen_mm as parts
+from ..shared.fields import Fields
+from ..shared.text import prompt_section
 from ..source import Source
-from ..text import prompt_section
 
 WHERE = "XGenMMConfig"
 MODEL, CONNECTOR = "vlm.lang_model.", "vlm.vision_tokenizer."

@@ -1,4 +1,4 @@
-"""Decoders of every format serve inside LLaVA, as ``convert/language.py`` finds them.
+"""Decoders of every format serve inside LLaVA, as ``convert/shared/language.py`` finds them.
 
 The oracle is transformers' LLaVA. For Gemma the pictures are scaled as the text is:
 transformers did so for as long as the public LLaVA-Gemma models were trained, and scales

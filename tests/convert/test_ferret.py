@@ -39,9 +39,10 @@ from mm1_mlx.checkpoint import (  # noqa: E402
     model_shapes,
 )
 from mm1_mlx.config import AnyresTiling, LinearConfig, MLPConfig  # noqa: E402
-from mm1_mlx.convert import Source, convert, detect_format, llava  # noqa: E402
+from mm1_mlx.convert import Source, convert, detect_format  # noqa: E402
 from mm1_mlx.convert.expected import possible_shapes  # noqa: E402
 from mm1_mlx.convert.plan import plan  # noqa: E402
+from mm1_mlx.convert.shared import llava  # noqa: E402
 from mm1_mlx.errors import CheckpointError, ConfigError  # noqa: E402
 from mm1_mlx.image import load_picture  # noqa: E402
 from mm1_mlx.layout import Picture, Span, count_picture_tokens  # noqa: E402

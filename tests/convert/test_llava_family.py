@@ -34,7 +34,8 @@ from transformers import (  # noqa: E402
 
 from mm1_mlx.checkpoint import load_config, load_model  # noqa: E402
 from mm1_mlx.config import AnyresTiling, MLPConfig  # noqa: E402
-from mm1_mlx.convert import Source, convert, detect_format, llava  # noqa: E402
+from mm1_mlx.convert import Source, convert, detect_format  # noqa: E402
+from mm1_mlx.convert.shared import llava  # noqa: E402
 from mm1_mlx.errors import CheckpointError, ConfigError, MM1Error  # noqa: E402
 from mm1_mlx.image import load_picture  # noqa: E402
 from mm1_mlx.layout import Picture  # noqa: E402

@@ -33,8 +33,9 @@ from transformers.models.stablelm.modeling_stablelm import StableLmMLP  # noqa: 
 
 from mm1_mlx.checkpoint import load_config  # noqa: E402
 from mm1_mlx.config import MoEConfig  # noqa: E402
-from mm1_mlx.convert import Source, convert, detect_format, llava  # noqa: E402
+from mm1_mlx.convert import Source, convert, detect_format  # noqa: E402
 from mm1_mlx.convert.formats import moe_llava  # noqa: E402
+from mm1_mlx.convert.shared import llava  # noqa: E402
 from mm1_mlx.errors import CheckpointError, ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.reference

@@ -26,9 +26,10 @@ from parity import (  # noqa: E402
 from transformers import Phi3Config, Phi3ForCausalLM  # noqa: E402
 
 from mm1_mlx.checkpoint import load_config, model_shapes  # noqa: E402
-from mm1_mlx.convert import Source, convert, detect_format, xgen_mm  # noqa: E402
+from mm1_mlx.convert import Source, convert, detect_format  # noqa: E402
 from mm1_mlx.convert.expected import possible_shapes  # noqa: E402
 from mm1_mlx.convert.plan import plan  # noqa: E402
+from mm1_mlx.convert.shared import xgen_mm  # noqa: E402
 from mm1_mlx.errors import CheckpointError, ConfigError  # noqa: E402
 from mm1_mlx.prompt import encode_turns  # noqa: E402
 from mm1_mlx.tokenizer import load_tokenizer  # noqa: E402

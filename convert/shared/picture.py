@@ -7,8 +7,8 @@ from mm1_mlx.config import ImageConfig
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 
+from ..source import Source
 from .fields import Fields
-from .source import Source
 
 BICUBIC = 3
 HARMLESS = (

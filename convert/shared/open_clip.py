@@ -9,9 +9,9 @@ from typing import Any
 from mm1_mlx.config import ImageConfig
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 
+from ..rules import Op, Table, conv, split, transpose
+from ..source import Source
 from .fields import Fields
-from .rules import Op, Table, conv, split, transpose
-from .source import Source
 
 # By open_clip's name within a block, ours.
 BLOCK = {

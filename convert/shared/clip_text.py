@@ -7,8 +7,8 @@ from typing import Any
 
 from mm1_mlx.config import TextConfig
 
+from ..rules import Table
 from .fields import Fields
-from .rules import Table
 
 # CLIPTextConfig's; writers leave out what is equal to them.
 DEFAULTS = {

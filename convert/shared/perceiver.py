@@ -4,7 +4,7 @@ https://github.com/mlfoundations/open_flamingo/blob/main/open_flamingo/src/helpe
 https://github.com/salesforce/LAVIS/blob/d699f7e/open_flamingo/src/helpers.py
 """
 
-from .rules import Table, split
+from ..rules import Table, split
 
 # By open_flamingo's name within a layer, ours: an attention, then a sequence of a norm and
 # two linear layers with an activation between them.

@@ -11,7 +11,7 @@ files of T5's tokenizer (t5-base) beside it before it is converted.
 from mm1_mlx.config import ImageConfig, TextConfig
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 
-from .source import Source
+from ..source import Source
 
 # T5's pieces: alone, with the 100 that it fills gaps with, and padded.
 VOCABULARIES = (32_000, 32_100, 32_128)

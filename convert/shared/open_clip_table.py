@@ -9,7 +9,7 @@ shortest edge cropped.** Where that is wrong, add ``"quick_gelu": true`` to ``mo
 ``"resize_mode": "squash"`` to ``preprocess_cfg`` before the conversion.
 """
 
-from .source import Source
+from ..source import Source
 
 # By the last part of a repository's name.
 QUICK_GELU = {

@@ -6,9 +6,9 @@ from typing import Any, Protocol, cast
 from mm1_mlx.config import DecoderConfig
 from mm1_mlx.errors import ConfigError
 
-from .detect import formats
+from ..detect import formats
+from ..rules import Table
 from .fields import Fields
-from .rules import Table
 
 
 class DecoderFormat(Protocol):

@@ -17,10 +17,10 @@ from mm1_mlx.config import (
 )
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 
+from ..rules import Table, squeeze
+from ..source import Source
 from . import language, llava
 from .fields import Fields
-from .rules import Table, squeeze
-from .source import Source
 from .text import prompt_section
 
 SAMPLER = "model.region_geo_sampler."

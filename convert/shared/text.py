@@ -8,7 +8,7 @@ from typing import Any
 from mm1_mlx.config import PromptConfig, Template
 from mm1_mlx.errors import CheckpointError
 
-from .source import Source
+from ..source import Source
 
 IMAGE_TOKEN = "<image>"
 FILES = (

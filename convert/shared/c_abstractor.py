@@ -7,7 +7,7 @@ import math
 
 import mlx.core as mx
 
-from .rules import Op, Table, conv, squeeze
+from ..rules import Op, Table, conv, squeeze
 
 MAX_MLP_DEPTH = 8
 

@@ -1,6 +1,6 @@
 """Rules for the experts of a sparse decoder, as hub checkpoints and transformers 5 lay them."""
 
-from .rules import Table, split, stack
+from ..rules import Table, split, stack
 
 MLP = "decoder.layers.{}.mlp."
 EXPERTS = f"{MLP}switch_mlp."

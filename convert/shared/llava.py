@@ -8,11 +8,11 @@ from typing import Any
 from mm1_mlx.config import DecoderConfig, LinearConfig, MLPConfig, VisionConfig
 from mm1_mlx.errors import ConfigError
 
+from ..formats import clip_hf
+from ..rules import Table
+from ..source import Source
 from .fields import Fields
-from .formats import clip_hf
 from .llava_picture import image_section as image_section
-from .rules import Table
-from .source import Source
 
 # The encoders that LLaVA was trained with, which it leaves where they are.
 _VIT_L = {

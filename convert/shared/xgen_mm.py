@@ -8,8 +8,8 @@ from mm1_mlx.config import DecoderConfig, ImageConfig, PerceiverConfig, VisionCo
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 
+from ..source import Source
 from .fields import Fields
-from .source import Source
 
 ENCODER = "vlm.vision_encoder."
 # XGenMMVisionEncoderConfig's, XGenMMVisionTokenizerConfig's and the processor's.

@@ -1,0 +1,1 @@
+"""What several formats share: config sections read strictly, and layouts."""

@@ -1,0 +1,59 @@
+"""What the README shows is what happens, and what it lists is what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mm1_mlx import generate, load
+from mm1_mlx.convert.detect import formats, name_of
+from mm1_mlx.presets import PRESETS
+from mm1_mlx.runtime import TINY
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+GALLERY = re.findall(r"^\| (`.*?\.png`) \| `-p \"(.*?)\"` \| (.*?) \|$", README, re.M)
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    with load() as runtime:
+        yield runtime
+
+
+def test_the_gallery_has_a_caption_and_several_pictures():
+    assert len(GALLERY) >= 4
+    assert any("," in pictures for pictures, _, _ in GALLERY)
+
+
+@pytest.mark.parametrize(("pictures", "question", "answer"), GALLERY)
+def test_the_gallery_is_what_the_embedded_model_answers(
+    pictures, question, answer, runtime
+):
+    paths = [TINY / name for name in re.findall(r"`(.*?)`", pictures)]
+    assert generate(runtime, question, paths).text.strip() == answer
+
+
+def test_every_format_has_a_row_that_says_how_it_was_verified():
+    rows = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.*?) \|$", README, re.M))
+    for format in formats():
+        assert rows[name_of(format)]
+    assert "Real weights were not run by us for any of them" in README
+
+
+def test_every_file_of_the_runtime_is_in_the_tree():
+    tree = README[README.index("## The house") :]
+    for folder in ("", "models", "train"):
+        for path in (ROOT / "mm1_mlx" / folder).glob("*.py"):
+            assert path.name == "__init__.py" or path.name in tree, path.name
+
+
+def test_every_preset_of_the_paper_is_listed():
+    for name in PRESETS:
+        assert name in README
+
+
+def test_every_file_of_the_converters_is_in_their_readme():
+    text = (ROOT / "convert/README.md").read_text()
+    for path in (ROOT / "convert").glob("*.py"):
+        assert path.name == "__init__.py" or f"`{path.name}`" in text, path.name
