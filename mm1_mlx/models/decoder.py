@@ -153,6 +153,13 @@ class Decoder(nn.Module):
     ) -> mx.array:
         return self.logits(self.hidden(tokens, cache, input_embeddings))
 
+    def embed(self, tokens: mx.array) -> mx.array:
+        """Embeddings [..., D] of tokens, in the precision of the norms.
+
+        Some packed tables give bfloat16 whatever the other weights are.
+        """
+        return self.embed_tokens(tokens).astype(self.norm.weight.dtype)
+
     def hidden(
         self,
         tokens: mx.array,
@@ -173,7 +180,7 @@ class Decoder(nn.Module):
 
         ``real`` [B, T] says which tokens are no padding, None that all are.
         """
-        x = self.embed_tokens(tokens) if input_embeddings is None else input_embeddings
+        x = self.embed(tokens) if input_embeddings is None else input_embeddings
         if self.embedding_scale != 1:
             # Rounded as transformers rounds it, in the weights' precision.
             x = x * mx.array(self.embedding_scale, x.dtype)

@@ -110,7 +110,7 @@ class MM1(nn.Module):
         Raises:
             PromptError: the spans and the image tokens do not fit together.
         """
-        embeddings = self.decoder.embed_tokens(tokens)
+        embeddings = self.decoder.embed(tokens)
         if not spans:
             return embeddings
         # Row t of the result is row index[t] of the text followed by the pictures.

@@ -125,10 +125,12 @@ class VisionEncoder(nn.Module):
                 self.position_embedding, [int(config.class_token)]
             )
             positions = stretch(table, grid_size, config.interpolation)
-        x = x + positions
+        # Packed checkpoints may hold bare arrays in another precision.
+        x = x + positions.astype(x.dtype)
         if not config.class_token:
             return x
         cls = self.class_embedding + (classes[0] if classes.shape[0] else 0)
+        cls = cls.astype(x.dtype)
         return mx.concatenate([mx.broadcast_to(cls, (N, 1, D)), x], axis=1)
 
 

@@ -23,7 +23,7 @@ from mm1_mlx.checkpoint import load_config, load_model
 from mm1_mlx.config import QuantizationConfig
 from mm1_mlx.convert import convert
 from mm1_mlx.errors import CheckpointError, ConfigError
-from mm1_mlx.layout import Picture
+from mm1_mlx.layout import Picture, Span
 from mm1_mlx.models import MM1
 
 TOLERANCE = 1e-4
@@ -153,7 +153,9 @@ def llama_shapes(model: str, head: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def by_mlx_vlm(
-    folder: Path, chosen: Callable[[str], bool] = lambda _: True
+    folder: Path,
+    chosen: Callable[[str], bool] = lambda _: True,
+    packing: dict[str, Any] = PACKING,
 ) -> tuple[Path, Path]:
     """A LLaVA as mlx-vlm writes it, and its twin whose weights are unpacked again."""
     packed: Tensors = {}
@@ -163,14 +165,14 @@ def by_mlx_vlm(
         if name.endswith("patch_embedding.weight"):
             packed[name], twin[name] = tensor.transpose(0, 2, 3, 1), tensor
         elif tensor.ndim == 2 and chosen(name):
-            triple = mx.quantize(tensor, **PACKING)
-            for leaf, part in zip(("weight", "scales", "biases"), triple, strict=True):
+            parts = mx.quantize(tensor, **packing)
+            for leaf, part in zip(("weight", "scales", "biases"), parts, strict=False):
                 packed[f"{module}.{leaf}"] = part
-            twin[name] = mx.dequantize(*triple, **PACKING)
+            twin[name] = mx.dequantize(*parts, **packing).astype(mx.float32)
         else:
             packed[name] = twin[name] = tensor
     return (
-        sources.write(folder / "packed", LLAVA | {"quantization": PACKING}, packed),
+        sources.write(folder / "packed", LLAVA | {"quantization": packing}, packed),
         sources.write(folder / "twin", LLAVA, twin),
     )
 
@@ -178,10 +180,12 @@ def by_mlx_vlm(
 def seen(model: MM1) -> mx.array:
     """Logits of tokens around a picture."""
     pixels = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
-    image = model.encode([Picture((pixels[0],), (32, 32), "")])[0]
-    text = model.decoder.embed_tokens(TOKENS[0])
-    embeddings = mx.concatenate([text[:3], image, text[3:]])[None]
-    return model(mx.zeros(embeddings.shape[:2], mx.int32), None, embeddings)
+    image_tokens = model.encode([Picture((pixels[0],), (32, 32), "")])
+    count = image_tokens[0].shape[0]
+    tokens = mx.concatenate([TOKENS[0, :3], mx.zeros(count, mx.int32), TOKENS[0, 3:]])
+    spans = [Span(3, count, "picture", 0, "")]
+    embeddings = model.embed(tokens, image_tokens, spans)[None]
+    return model(tokens[None], None, embeddings)
 
 
 def weights_of(out: Path) -> int:
@@ -207,6 +211,21 @@ def test_llava_that_mlx_vlm_quantized_computes_what_its_weights_do(
     assert isinstance(connector, nn.QuantizedLinear)
     # A bare array here, which cannot be packed.
     assert model.vision.position_embedding.dtype == mx.float32
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8"])
+def test_pictures_are_not_rounded_to_what_a_packed_table_gives(
+    mode: str, tmp_path: Path
+) -> None:
+    packing = {"group_size": 32, "bits": 4 if mode == "mxfp4" else 8, "mode": mode}
+    packed, twin = by_mlx_vlm(tmp_path, packing=packing)
+    convert(str(packed), tmp_path / "out")
+    convert(str(twin), tmp_path / "float")
+    model = load_model(tmp_path / "out", mx.float32)
+    plain = load_model(tmp_path / "float", mx.float32)
+    assert difference(seen(model), seen(plain)) <= TOLERANCE
+    half = load_model(tmp_path / "out", mx.float16)
+    assert seen(half).dtype == mx.float16
 
 
 def test_the_layer_that_is_not_built_is_dropped_whole(tmp_path: Path) -> None:
