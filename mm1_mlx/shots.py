@@ -18,6 +18,7 @@ from mm1_mlx.config import PromptConfig
 from mm1_mlx.errors import PromptError
 from mm1_mlx.image import ImageSource
 from mm1_mlx.messages import Message, collect
+from mm1_mlx.video import NUM_FRAMES, load_frames
 
 STYLES = ("auto", "chat", "caption", "vqa")
 # A part of a message's content, and the kinds that are pictures.
@@ -169,25 +170,37 @@ def _as_messages(
 ) -> list[Message]:
     """The messages behind ``before`` pictures, every picture in a part of its own."""
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages = [{**message, "content": _parts_of(message)} for message in turns]
+    asked = any(_asks_for_picture(p) for m in messages for p in m["content"])
     given = [_image_part(image) for image in images]
-    messages: list[Message] = []
-    for message in turns:
-        parts = [_moved(part, before) for part in _parts_of(message)]
-        asked = [i for i, part in enumerate(parts) if _asks_for_picture(part)]
-        for i in asked:
-            parts[i] = given.pop(0)
-        messages.append({**message, "content": parts})
-    if given:
+    if given and not asked:
         last = max(i for i, m in enumerate(messages) if m["role"] == "user")
         content = [*given, *messages[last]["content"]]
         messages[last] = {**messages[last], "content": content}
+    waiting = iter(given)
+    seen = before
+    for message in messages:
+        for i, part in enumerate(message["content"]):
+            if _asks_for_picture(part):
+                message["content"][i] = next(waiting)
+            elif part["type"] == "region":
+                message["content"][i] = _numbered(part, before, seen)
+            elif part["type"] == "video":
+                message["content"][i] = part = _loaded(part)
+            seen += len(part["video"]) if "video" in part else part["type"] in PICTURES
     return messages
 
 
-def _moved(part: Part, before: int) -> Part:
-    """The part; a region that names its picture by number goes on meaning the same one."""
-    number = part.get("picture") if part["type"] == "region" else None
-    return part if number is None else {**part, "picture": number + before}
+def _numbered(part: Part, before: int, seen: int) -> Part:
+    """A region that names its picture, which it goes on meaning wherever it is put."""
+    number = part.get("picture")
+    return {**part, "picture": seen - 1 if number is None else number + before}
+
+
+def _loaded(video: Part) -> Part:
+    """A video as its frames, so that they are read once."""
+    frames = load_frames(video["video"], video.get("frames", NUM_FRAMES))
+    return {**video, "video": frames, "frames": len(frames)}
 
 
 def _asks_for_picture(part: Part) -> bool:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from mm1_mlx.config import PromptConfig
 from mm1_mlx.errors import PromptError
+from mm1_mlx.messages import Region, collect
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.shots import (
     Shot,
@@ -230,3 +231,24 @@ def test_regions_go_on_meaning_their_picture(style):
     messages = with_shots(VQA, prompt, [], style)
     (moved,) = [p for p in messages[-1]["content"] if p["type"] == "region"]
     assert moved["picture"] == len(VQA)
+
+
+@pytest.mark.parametrize("style", ["chat", "vqa", "caption"])
+def test_a_region_means_the_picture_before_it_wherever_that_is_put(style):
+    def box(**picture):
+        return {"type": "region", "box": [1, 2, 3, 4], **picture}
+
+    content = [
+        *(
+            {"type": "image", "image": LIME},
+            {"type": "text", "text": "what is "},
+            box(),
+        ),
+        *({"type": "image", "image": RED}, {"type": "text", "text": " or "}, box()),
+        box(picture=3),
+    ]
+    prompt = [{"role": "user", "content": content}]
+    turns, sources = collect(with_shots(VQA, prompt, [], style), [])
+    regions = [p for _, parts in turns for p in parts if isinstance(p, Region)]
+    shown = [sources[region.picture] for region in regions]
+    assert shown == [LIME, RED, LIME]
