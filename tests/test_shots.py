@@ -239,6 +239,7 @@ def test_a_region_means_the_picture_before_it_wherever_that_is_put(style):
         return {"type": "region", "box": [1, 2, 3, 4], **picture}
 
     content = [
+        {"type": "video", "video": [BLUE, BLUE, BLUE]},
         *(
             {"type": "image", "image": LIME},
             {"type": "text", "text": "what is "},
