@@ -173,3 +173,25 @@ def test_the_gate_of_a_block_is_as_wide_as_a_quarter_of_its_input():
     assert block.se.fc2.weight.shape == (16, 10)
     assert "shortcut" in block
     assert "shortcut" not in Bottleneck(16, 16, 1e-5)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("grid", [10, 5])
+def test_the_c_abstractor_s_positions_follow_the_tiles(
+    grid, reinitialise, assert_close
+):
+    torch = pytest.importorskip("torch")
+    connector = make(c_abstractor(num_image_tokens=9), reinitialise)
+    table = np.array(connector.position_embedding)  # of a 7 x 7 grid
+    stretched = torch.nn.functional.interpolate(
+        torch.from_numpy(table.reshape(1, 7, 7, -1)).permute(0, 3, 1, 2),
+        size=(grid, grid),
+        mode="bicubic",
+        antialias=True,
+    )
+    positions = stretched.permute(0, 2, 3, 1).reshape(grid**2, -1).numpy()
+    features = random(2, grid**2, 24)
+    followed = connector(mx.array(features))
+    connector.position_embedding = mx.array(positions)
+    assert followed.shape == (2, 9, 20)
+    assert_close(followed, connector(mx.array(features)))
