@@ -148,13 +148,15 @@ def generate(
 
 def _check_drawing(out: Path, shown: str | bytes | None, count: int) -> None:
     from mm1_mlx.grounding import check_drawing
+    from mm1_mlx.image import DEFAULT_LIMITS, name_of, open_picture
 
     if shown is None:
         raise typer.BadParameter(
             f"--draw needs one picture, got {count} and perhaps a video: the answer "
             "does not say which one a box is in"
         )
-    check_drawing(out)
+    picture = open_picture(shown, name_of(shown, 1), DEFAULT_LIMITS)
+    check_drawing(out, picture.size)
 
 
 def _messages(

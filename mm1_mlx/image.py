@@ -327,11 +327,15 @@ def decode(image: Image.Image, name: str) -> Image.Image:
     kind = image.format or "Pillow image"
     damaged = f"{name} is damaged or cut short ({kind}); save or download it again"
     with pillow_guard(damaged, name):
-        image.load()
-        # Only now: a PNG may carry its EXIF behind the pixels.
-        turn = _UPRIGHT.get(_orientation(image))
-        rgb = _rgb(image, name)
-        return rgb if turn is None else rgb.transpose(turn)
+        return _rgb(upright(image), name)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture in its own mode, turned as its EXIF says; within ``pillow_guard``."""
+    image.load()
+    # Only now: a PNG may carry its EXIF behind the pixels.
+    turn = _UPRIGHT.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -358,13 +362,17 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.has_transparency_data:
         # White, since what is drawn on nothing is mostly drawn for a page: black text
         # would vanish on black. transformers drops alpha and shows the hidden colours.
-        if image.mode == "La":
-            image = image.convert("LA")
-        image = image.convert("RGBA")
+        image = with_alpha(image)
         page = Image.new("RGB", image.size, "white")
         page.paste(image, mask=image)
         return page
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """The picture in mode RGBA."""
+    # Pillow knows no way from La to anything else.
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def _grey(image: Image.Image, name: str) -> Image.Image:

@@ -251,7 +251,7 @@ def place(
             f"prompt has {places} places for regions but {len(regions)} were given; the "
             "model's chat template lost or made some"
         )
-    _check_vocabulary(tokens, config, (image_id, region_id))
+    check_vocabulary(tokens, config, (image_id, region_id))
     assert config.prompt is not None
     filler = config.prompt.image_token_id
     placed: list[int] = []
@@ -325,10 +325,19 @@ def _stretches(
     return [(text, config.num_image_tokens) for text in texts]
 
 
-def _check_vocabulary(
+def check_vocabulary(
     tokens: Sequence[int], config: MM1Config, places: Sequence[int | None]
 ) -> None:
-    """Pass only if the decoder has an embedding for every token that is no place."""
+    """Pass only if the decoder has an embedding for every token that is no place.
+
+    Args:
+        tokens: of a prompt.
+        config: the model's config.
+        places: the tokens that stand for something else.
+
+    Raises:
+        PromptError: it has none.
+    """
     assert config.decoder is not None
     # mlx would read past the embedding's end.
     vocabulary = range(config.decoder.vocab_size)

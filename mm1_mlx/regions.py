@@ -20,7 +20,14 @@ from PIL import Image
 
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import PromptError
-from mm1_mlx.image import DEFAULT_LIMITS, name_of, open_picture, pillow_guard
+from mm1_mlx.image import (
+    DEFAULT_LIMITS,
+    name_of,
+    open_picture,
+    pillow_guard,
+    upright,
+    with_alpha,
+)
 from mm1_mlx.layout import Picture
 from mm1_mlx.messages import Part, Region, RegionToken, Turn
 
@@ -86,7 +93,8 @@ def refer(
 
 def spell(coordinates: Sequence[float], size: Size, most: int) -> str:
     """The text of coordinates in pixels: ``[156, 104, 468, 416]``."""
-    numbers = [int(value * most / size[i % 2]) for i, value in enumerate(coordinates)]
+    # Upstream's order of the operations: another one rounds to another number at times.
+    numbers = [int(value * (most / size[i % 2])) for i, value in enumerate(coordinates)]
     return f"[{', '.join(map(str, numbers))}]"
 
 
@@ -148,14 +156,23 @@ _LOCATE = {"box": _box, "point": _point, "mask": _mask}
 def _numbers(kind: str, shape: Any, form: str, picture: str) -> tuple[float, ...]:
     given = shape.tolist() if isinstance(shape, np.ndarray) else shape
     if (
-        not isinstance(given, list | tuple)
-        or len(given) != form.count(",") + 1
-        or not all(isinstance(x, Real) and math.isfinite(x) for x in given)
+        isinstance(given, list | tuple)
+        and len(given) == form.count(",") + 1
+        and all(isinstance(x, Real) for x in given)
     ):
-        raise PromptError(
-            f"{kind} of {picture} is {shape!r:.60}, expected {form} in its pixels"
-        )
-    return tuple(map(float, given))
+        try:
+            numbers = tuple(map(float, given))
+        except OverflowError:
+            # Not written out: Python refuses to, of very long ones.
+            raise PromptError(
+                f"{kind} of {picture} has a number that no float holds, expected {form} "
+                "in its pixels"
+            ) from None
+        if all(map(math.isfinite, numbers)):
+            return numbers
+    raise PromptError(
+        f"{kind} of {picture} is {shape!r:.60}, expected {form} in its pixels"
+    )
 
 
 def _outside(kind: str, shape: Any, size: Size, picture: str) -> PromptError:
@@ -170,9 +187,10 @@ def read_mask(source: Any, size: Size, picture: str) -> Mask:
 
     Args:
         source: an array [H, W] whose nonzero elements count, or a picture file, bytes or
-            Pillow image, whose pixels at least half as bright as the brightest do:
-            compression leaves traces in the black. What is transparent does not.
-        size: width and height of the picture.
+            Pillow image, turned as its EXIF says, whose pixels more than half as bright
+            as the brightest do: compression leaves traces in the black. What is
+            transparent does not.
+        size: width and height of the upright picture.
         picture: what errors call it.
 
     Raises:
@@ -189,9 +207,13 @@ def read_mask(source: Any, size: Size, picture: str) -> Mask:
     name = name_of(source, 1)
     name = f"mask of {picture}" if name == "picture 1" else f"mask {name}"
     image = open_picture(source, name, DEFAULT_LIMITS)
-    # Of the header: a large one is not decoded only to be refused.
-    _check_size(image.size, size, picture)
+    # Of the header: a large one is not decoded only to be refused. Lying on its side it
+    # may yet be turned, which a PNG may say behind the pixels.
+    if image.size != size[::-1]:
+        _check_size(image.size, size, picture)
     with pillow_guard(f"{name} is damaged or cut short; save it again", name):
+        image = upright(image)
+        _check_size(image.size, size, picture)
         levels = _levels(image)
     return levels > levels.max() / 2
 
@@ -199,10 +221,15 @@ def read_mask(source: Any, size: Size, picture: str) -> Mask:
 def _levels(image: Image.Image) -> NDArray[Any]:
     """How bright each pixel [H, W] is; what is transparent is black."""
     if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
-        return np.asarray(image)
-    coloured = image.convert("RGBA")
+        levels = np.asarray(image)
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            # Pillow counts to 255 in it where it does not in the pixels.
+            scale = 255 if image.mode == "1" else 1
+            levels = levels * (levels * scale != transparent)
+        return levels
     page = Image.new("RGBA", image.size, "black")
-    page.alpha_composite(coloured)
+    page.alpha_composite(with_alpha(image))
     return np.asarray(page.convert("L"))
 
 

@@ -1,5 +1,8 @@
 """Boxes are found in text as Ferret writes them, and drawn where they are."""
 
+import io
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -48,6 +51,9 @@ def test_boxes_come_back_in_pixels_as_ferret_computes_them():
         ("[1,2,3,4] , [ 5 , 6 , 7 , 8 ]", ["", ""]),
         ("a 3.5 m boat [1, 2, 3, 4]", ["a 3.5 m boat"]),
         ("android [1, 2, 3, 4]", ["android"]),
+        ("a dog [1, 2, 3, 4]; and, or [5, 6, 7, 8]", ["a dog", "a dog"]),
+        ("a dog [1, 2, 3, 4] , and or, a cat [5, 6, 7, 8]", ["a dog", "a cat"]),
+        ("and, or [1, 2, 3, 4] and orange [5, 6, 7, 8]", ["", "orange"]),
         ("nothing [1, 2] [1, 2, 3] [a, b, c, d] [1, 2, 3, 4, 5] (1, 2, 3, 4)", []),
         ("shares [0.1, 0.2, 0.3, 0.4]", []),
         (f"[{'9' * 5000}, 2, 3, 4]", []),
@@ -72,6 +78,28 @@ def test_a_label_is_the_phrase_before_its_box(text, labels):
 def test_boxes_past_the_picture_are_clipped_and_others_left_out(numbers, box):
     expected = [] if box is None else [("x", box)]
     assert found(f"x {numbers}", SIZE) == expected
+
+
+@pytest.mark.parametrize("joins", [" ", ", ", "and "])
+def test_long_stretches_between_boxes_take_no_time(joins):
+    between = joins * 100_000
+    start = time.perf_counter()
+    labels = [label for label, _ in found(f"a [1, 2, 3, 4]{between}x [5, 6, 7, 8]")]
+    assert time.perf_counter() - start < 1
+    assert labels == ["a", "x"]
+
+
+# Value, side, and what ``resize_bbox`` of ferret/eval/model_refcoco.py makes of them;
+# multiplied before it is divided, each would be one more.
+@pytest.mark.parametrize(
+    ("value", "side", "pixel"), [(750, 36, 26), (375, 72, 26), (875, 72, 62)]
+)
+def test_pixels_are_rounded_as_ferret_rounds_them(value, side, pixel):
+    text = f"x [{value}, 0, {value}, 0] y [0, {value}, 0, {value}]"
+    assert found(text, (side, side)) == [
+        ("x", (pixel, 0, pixel, 0)),
+        ("y", (0, pixel, 0, pixel)),
+    ]
 
 
 def test_a_box_that_is_left_out_takes_no_label_along():
@@ -104,10 +132,61 @@ def test_boxes_are_drawn_where_they_are_and_labels_in_their_colours():
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (2000, 8)])
 def test_any_size_of_picture_and_any_label_is_drawn(size):
-    box = Box("a label longer than forty characters, of words ☃", (0, 0, *size))
-    drawn = draw_boxes(Image.new("RGB", size, "white"), [box, Box("", (0, 0, 0, 0))])
-    assert drawn.size == size
-    assert np.asarray(drawn).min() < 255
+    label = "a label longer than forty characters, of words ☃"
+    width, height = size
+    places = [
+        (0, 0, width, height),
+        (width, 0, width, height),
+        (0, height, width, height),
+        (width, height, width, height),
+        (0, 0, 0, 0),
+    ]
+    page = Image.new("RGB", size, "white")
+    for text in ("", label):
+        for place in places:
+            drawn = draw_boxes(page, [Box(text, place)])
+            assert drawn.size == size
+            assert np.asarray(drawn).min() < 255
+    assert draw_boxes(page, [Box(label, place) for place in places]).size == size
+
+
+def test_whatever_box_a_text_names_is_drawn():
+    rng = np.random.default_rng(0)
+    edges = [-5, 0, 1, 999, 1000, 1001, 99_999]
+    count = 0
+    for _ in range(400):
+        size = tuple(int(x) for x in rng.choice([1, 2, 3, 7, 40, 333], 2))
+        numbers = np.where(
+            rng.random(4) < 0.5, rng.choice(edges, 4), rng.integers(-50, 1100, 4)
+        )
+        x1, y1, x2, y2 = numbers.tolist()
+        label = "".join(map(chr, rng.integers(32, 0x3000, rng.integers(60))))
+        box = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
+        boxes = parse_boxes(f"{label} {box}", size)
+        drawn = draw_boxes(Image.new("RGB", size, "white"), boxes)
+        assert drawn.size == size
+        assert (np.asarray(drawn).min() < 255) == bool(boxes)
+        count += len(boxes)
+    assert count > 200
+
+
+@pytest.mark.parametrize(
+    ("numbers", "pixels"),
+    [
+        ("[1000, 0, 1000, 500]", [(39, 0), (39, 10)]),
+        ("[0, 1000, 250, 1000]", [(0, 19), (10, 19)]),
+        ("[1000, 1000, 1000, 1000]", [(39, 19)]),
+    ],
+)
+def test_a_box_past_the_last_pixels_is_drawn_on_them(numbers, pixels):
+    page = Image.new("RGB", (40, 20), "white")
+    drawn = draw_boxes(page, parse_boxes(numbers, page.size))
+    rows, columns = np.nonzero(np.asarray(drawn)[..., 1] < 255)
+    marked = set(zip(columns.tolist(), rows.tolist(), strict=True))
+    (left, top), (right, bottom) = pixels[0], pixels[-1]
+    assert marked == {
+        (x, y) for x in range(left, right + 1) for y in range(top, bottom + 1)
+    }
 
 
 def test_a_picture_is_upright_before_boxes_are_counted(tmp_path):
@@ -116,6 +195,38 @@ def test_a_picture_is_upright_before_boxes_are_counted(tmp_path):
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert load_upright(tmp_path / "turned.jpg").size == (20, 30)
+
+
+def profile_in(space):
+    """An ICC profile's header, which is what names the space of its colours."""
+    return bytes(16) + space + bytes(108)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "space", "kept"),
+    [
+        ("CMYK", "JPEG", b"CMYK", False),
+        ("L", "PNG", b"GRAY", False),
+        ("L", "JPEG", b"GRAY", False),
+        ("RGB", "PNG", b"RGB ", True),
+        ("RGB", "JPEG", b"RGB ", True),
+        ("P", "PNG", b"RGB ", True),
+        ("RGB", "PNG", b"", False),
+    ],
+)
+def test_a_profile_of_other_colours_is_not_drawn_along(
+    mode, kind, space, kept, tmp_path
+):
+    buffer = io.BytesIO()
+    profile = profile_in(space)
+    Image.new(mode, (8, 8)).save(buffer, kind, icc_profile=profile)
+    source = Image.open(buffer)
+    assert source.info["icc_profile"] == profile
+    save_drawing(draw_boxes(load_upright(source), []), tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.info.get("icc_profile") == (profile if kept else None)
+    # What was given stays as it was.
+    assert source.info["icc_profile"] == profile
 
 
 @pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".webp"])
@@ -127,6 +238,17 @@ def test_the_suffix_is_the_format(suffix, tmp_path):
         assert image.format == {".png": "PNG", ".webp": "WEBP"}.get(suffix, "JPEG")
         assert image.convert("RGB").getpixel((4, 4))[2] > 200
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [(16_384, 2), (2, 16_384)])
+def test_a_picture_too_long_for_webp_is_refused(size, tmp_path):
+    page = Image.new("RGB", size, "white")
+    with pytest.raises(PromptError, match="but a WebP file holds at most 16383 a side"):
+        save_drawing(page, tmp_path / "out.WebP")
+    assert list(tmp_path.iterdir()) == []
+    for suffix in ("png", "jpg"):
+        save_drawing(page, tmp_path / f"out.{suffix}")
+    save_drawing(page.crop((0, 0, 2, 2)).resize((16_383, 1)), tmp_path / "out.webp")
 
 
 def test_a_failed_drawing_leaves_what_was_there(tmp_path):

@@ -59,6 +59,16 @@ def test_a_box_is_spelled_as_if_the_picture_were_1000_wide_and_high():
     assert spell((320, 240), SIZE, 100) == "[50, 50]"
 
 
+# Value, side, and what ferret/eval/model_lvis.py makes of them with its ratio; divided
+# last, each would be one more.
+@pytest.mark.parametrize(
+    ("value", "side", "number"), [(19, 19, 999), (19, 38, 499), (19, 76, 249)]
+)
+def test_numbers_are_rounded_as_ferret_rounds_them(value, side, number):
+    assert spell((value, 0), (side, 9), 1000) == f"[{number}, 0]"
+    assert spell((0, 0, 0, value), (9, side), 1000) == f"[0, 0, 0, {number}]"
+
+
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [
@@ -111,6 +121,8 @@ def test_a_mask_is_a_free_form_within_its_box():
         ),
         ("box", "1,2,3,4", "box of picture 1 is '1,2,3,4', expected"),
         ("box", [1, 2, 3, float("nan")], "expected .* in its pixels"),
+        ("box", [10**400, 0, 1, 1], "box of picture 1 has a number that no float hol"),
+        ("point", [1, -(10**5000)], r"that no float holds, expected \[x, y\] in its p"),
         ("point", [640, 3], r"point \[640, 3\] is not inside picture 1"),
         ("point", [1, 2, 3, 4], r"point of picture 1 is .*, expected \[x, y\]"),
         ("mask", np.zeros((480, 640)), "mask of picture 1 is empty; paint the region"),
@@ -171,6 +183,8 @@ def painted():
         Image.fromarray(MARKED.astype(np.uint8)),
         Image.fromarray(MARKED.astype(np.uint16) * 60_000),
         painted(),
+        # Premultiplied, which Pillow converts to little else.
+        Image.merge("LA", (Image.new("L", (30, 20), 255), GREY)).convert("La"),
         encoded(GREY),
         encoded(GREY.resize((30, 20)), "JPEG"),
     ],
@@ -178,6 +192,58 @@ def painted():
 )
 def test_masks_come_in_many_forms(mask):
     assert np.array_equal(read_mask(mask, (30, 20), "picture 1"), MARKED)
+
+
+# How a camera turns what it stores, by EXIF's orientation.
+TURNS = {
+    3: Image.Transpose.ROTATE_180,
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "LA", "I;16"])
+def test_a_mask_is_turned_upright_as_its_picture_is(orientation, mode):
+    mask = GREY.convert(mode)
+    if mode == "I;16":
+        mask = Image.fromarray(MARKED.astype(np.uint16) * 60_000)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    mask.transpose(TURNS[orientation]).save(buffer, "PNG", exif=exif)
+    stored = buffer.getvalue()
+    assert np.array_equal(read_mask(stored, (30, 20), "picture 1"), MARKED)
+    if orientation != 3:
+        # Of the picture's size only as it is stored.
+        with pytest.raises(
+            PromptError, match="has 30 x 20 pixels, expected its 20 x 3"
+        ):
+            read_mask(stored, (20, 30), "picture 1")
+
+
+def test_a_mask_that_lies_on_its_side_is_refused():
+    with pytest.raises(PromptError, match="has 30 x 20 pixels, expected its 20 x 30"):
+        read_mask(encoded(GREY), (20, 30), "picture 1")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white"), [(bool, 1), (np.uint8, 255), (np.uint16, 60_000)]
+)
+def test_transparent_white_of_a_grey_mask_is_no_region(dtype, white):
+    samples = np.zeros((20, 30), np.uint16)
+    samples[:2] = white
+    grey = Image.fromarray(samples.astype(dtype))
+    buffer = io.BytesIO()
+    grey.save(buffer, "PNG", transparency=white)
+    assert not read_mask(buffer.getvalue(), (30, 20), "picture 1").any()
+    # Less bright, and there.
+    if dtype is not bool:
+        samples[4:9, 10:25] = white - 55
+        buffer = io.BytesIO()
+        Image.fromarray(samples.astype(dtype)).save(buffer, "PNG", transparency=white)
+        mask = read_mask(buffer.getvalue(), (30, 20), "picture 1")
+        assert np.array_equal(mask, MARKED)
 
 
 def test_a_large_mask_is_refused_by_its_header(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mm1_mlx.config.limits import MAX_HIDDEN_SIZE
+from mm1_mlx.config.limits import MAX_HIDDEN_SIZE, MAX_REGION_POINTS
 from mm1_mlx.section import Section, check_sizes, require
 
 
@@ -25,7 +25,8 @@ class RegionConfig(Section):
     transposed: bool = True
 
     def __post_init__(self) -> None:
-        check_sizes(self, MAX_HIDDEN_SIZE, "input_size", "output_size", "num_points")
+        check_sizes(self, MAX_HIDDEN_SIZE, "input_size", "output_size")
+        check_sizes(self, MAX_REGION_POINTS, "num_points")
         sizes = (self.num_points, *self.num_sub_points)
         require(
             len(sizes) > 1 and all(a >= b >= 1 for a, b in pairwise(sizes)),

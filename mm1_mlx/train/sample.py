@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.layout import Picture, Span
-from mm1_mlx.messages import Turn
-from mm1_mlx.prompt import encode_turns, widen
+from mm1_mlx.messages import Region, RegionToken, Turn
+from mm1_mlx.prompt import check_vocabulary, encode_turns, widen
 from mm1_mlx.tokenizer import Tokenizer
 
 # A picture of one tile that somebody else encodes.
 _UNSEEN = Picture((np.zeros((1, 1, 3), np.float32),), (1, 1), "")
+_NO_REGIONS = "training knows no regions yet, write coordinates as text"
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,16 @@ def build_sample(
     one that stops where the assistant is about to answer.
 
     Raises:
-        PromptError: the template or tokenizer rewrites earlier tokens as turns follow.
+        PromptError: the template or tokenizer rewrites earlier tokens as turns follow, or
+            a turn refers to a region of a picture.
     """
     if config.prompt is None:
         raise ConfigError("the model has no prompt format, so it cannot be trained")
+    for i, (_, parts) in enumerate(turns):
+        if any(isinstance(part, Region | RegionToken) for part in parts):
+            raise PromptError(
+                f"turn {i + 1} refers to a region of a picture; {_NO_REGIONS}"
+            )
     tokens = encode_turns(turns, config.prompt, tokenizer, answer=False)
     learned = [False] * len(tokens)
     for i, (role, _) in enumerate(turns):
@@ -91,9 +98,18 @@ def collate(
         pictures: all pictures; none where the caller encodes them, one tile each.
         config: the model's config.
         tokenizer: the one that made the samples.
+
+    Raises:
+        PromptError: a sample holds a token that the decoder has no embedding for, or one
+            of a region.
     """
     rows, masks, spans = [], [], []
-    for sample, indices in zip(samples, places, strict=True):
+    for number, (sample, indices) in enumerate(zip(samples, places, strict=True)):
+        if tokenizer.region_id in sample.tokens:
+            raise PromptError(
+                f"sample {number + 1} holds a region's token; {_NO_REGIONS}"
+            )
+        check_vocabulary(sample.tokens, config, (tokenizer.image_id,))
         row: list[int] = []
         mask: list[bool] = []
         held: list[Span] = []

@@ -207,6 +207,18 @@ def test_a_drawing_is_not_begun_where_it_cannot_end(mm1, plain, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_picture_that_does_not_fit_its_drawing_is_not_asked_about(
+    mm1, plain, tmp_path
+):
+    long = tmp_path / "long.png"
+    Image.new("RGB", (16_384, 2)).save(long)
+    asked = ("generate", "-m", plain, "-i", long, "-p", "x", "--draw")
+    code, out, err = mm1(*asked, tmp_path / "a.webp")
+    assert (code, out) == (1, "")
+    assert "16384 x 2 pixels, but a WebP file holds at most 16383 a side" in err
+    assert list(tmp_path.iterdir()) == [long]
+
+
 def test_a_picture_from_stdin_is_drawn_on(mm1, plain, tmp_path, monkeypatch):
     buffer = io.BytesIO()
     Image.new("RGB", (40, 20), "white").save(buffer, "PNG")

@@ -128,6 +128,7 @@ def test_neighbours_are_the_nearest_themselves_among_them():
         ({"image": {"tiling": {"kind": "split"}}}, None),
         ({"region": {"input_size": 31}}, "region.input_size is 31 but vision.hidden_s"),
         ({"region": {"num_neighbours": 13}}, "num_neighbours: 13 is outside 1..12"),
+        ({"region": {"num_points": 4097}}, "num_points: 4097 is outside 1..4096"),
     ],
 )
 def test_maps_that_do_not_lie_on_the_picture_are_refused(changes, message, make_config):
