@@ -30,7 +30,8 @@ class Report:
         out: the model's folder.
         config: its config.
         parts: the source and format of every part that has weights.
-        needs_training: the parts that were initialised, a new router included.
+        needs_training: the parts that were initialised, here or in a model of ours that
+            they are from, and a new router.
         dropped: source tensors that the model has no use for, by source.
         has_tokenizer: whether a source brought tokenizer files.
     """
@@ -120,7 +121,7 @@ def _report(job: Job, out: Path, files: Collection[str]) -> Report:
             part: (origin.name, name_of(origin.format))
             for part, origin in job.sourced.items()
         },
-        needs_training=job.untrained,
+        needs_training=job.lineage.needs_training,
         dropped={n: p.dropped for n, (_, p) in job.plans.items() if p.dropped},
         has_tokenizer=any(f.startswith(("tokenizer.", "vocab.")) for f in files),
     )

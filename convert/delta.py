@@ -10,7 +10,8 @@ import mlx.core as mx
 
 from mm1_mlx.errors import CheckpointError
 
-from .source import Source, TensorInfo
+from .source import Source
+from .tensors import TensorInfo
 
 # What a base does not have: taken as it is.
 OWN = ("model.mm_projector.", "model.region_geo_sampler.", "model.vision_tower.")
@@ -78,16 +79,18 @@ class Delta(Source):
         if name not in self.base.tensors or name.endswith(BUFFER):
             return delta
         base = self.base.read(name).astype(delta.dtype)
-        rows = base.shape[0]
-        whole = delta[:rows] + base
-        if rows < delta.shape[0]:
-            whole = mx.concatenate([whole, delta[rows:]])
+        if base.shape == delta.shape:
+            whole = delta + base
+        else:
+            rows = base.shape[0]
+            whole = mx.concatenate([delta[:rows] + base, delta[rows:]])
         mx.eval(whole)
         return whole
 
 
 def _check_shapes(name: str, delta: tuple[int, ...], base: tuple[int, ...]) -> None:
-    grown = name in GROWN and delta[1:] == base[1:] and delta[0] >= base[0]
+    longer = len(delta) == len(base) and delta[:1] >= base[:1] > (0,)
+    grown = name in GROWN and longer and delta[1:] == base[1:]
     if delta != base and not grown:
         raise CheckpointError(
             f"tensor {name!r} has shape {list(delta)}, but {list(base)} in the base; give "

@@ -4,9 +4,9 @@ from mm1_mlx import hub
 from mm1_mlx.files import safe_join
 from mm1_mlx.hub import SourceInfo
 
+from .folder import Folder
 from .place import SUBFOLDERS, licence_of, local_folder
 from .shards import weight_files
-from .source import Source
 
 
 def describe(name: str) -> SourceInfo:
@@ -18,8 +18,7 @@ def describe(name: str) -> SourceInfo:
     folder = local_folder(name)
     if folder is None:
         return hub.describe(name, SUBFOLDERS)
-    with Source(name) as source:
-        inside = [[], *([folder] for folder in source.subfolders)]
+    inside = [[], *([inner] for inner in Folder(name, folder).subfolders)]
     size = sum(
         safe_join(folder, *names, file).stat().st_size
         for names in inside

@@ -8,6 +8,7 @@ from mm1_mlx.checkpoint import model_shapes
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import CheckpointError
 
+from .packed import Packed
 from .plan import Plan
 from .source import Source
 
@@ -22,8 +23,10 @@ def possible_shapes(config: MM1Config) -> dict[str, tuple[int, ...]]:
     return model_shapes(replace(config, vision=vision, decoder=decoder))
 
 
-def check_tied(source: Source, result: Plan) -> None:
+def check_tied(source: Source, packed: Packed, result: Plan) -> None:
     """Pass only if a head that the config ties to the embedding is equal to it.
+
+    Packed ones are compared as they are stored: unpacked they may fill the memory.
 
     Raises:
         CheckpointError: it is not.
@@ -35,7 +38,11 @@ def check_tied(source: Source, result: Plan) -> None:
         if step.targets == ("decoder.embed_tokens.weight",)
     ]
     for head in heads:
-        if not mx.array_equal(source.read(head), source.read(embeddings[0])):
+        pairs = [packed.stored(name) for name in (head, embeddings[0])]
+        if len(pairs[0]) != len(pairs[1]) or not all(
+            mx.array_equal(source.read(one), source.read(other))
+            for one, other in zip(*pairs, strict=True)
+        ):
             raise CheckpointError(
                 f"{source.name}: config.json ties {head!r} to {embeddings[0]!r}, but "
                 "they differ; set tie_word_embeddings to false there"

@@ -10,9 +10,9 @@ import mlx.core as mx
 from mm1_mlx.checkpoint import cast_to, model_shapes
 from mm1_mlx.config import MM1Config
 
-from .detect import name_of
 from .expected import check_tied, possible_shapes
 from .initialise import SEED, initialise
+from .lineage import Lineage
 from .origins import PARTS, Origin, Origins
 from .packed import Packed, Read
 from .plan import Plan, plan
@@ -34,6 +34,7 @@ class Job:
     sourced: dict[str, Origin] = field(init=False)
     initialised: tuple[str, ...] = field(init=False)
     plans: dict[str, tuple[Read, Plan]] = field(init=False)
+    lineage: Lineage = field(init=False)
     # The modules that stay packed, as their sources have them.
     packed: tuple[str, ...] = field(init=False)
 
@@ -49,6 +50,8 @@ class Job:
             for part in PARTS
             if getattr(self.config, part) and part not in self.sourced
         )
+        routers = (ROUTER,) if self.upcycle else ()
+        self.lineage = Lineage.of(self.sourced, (*self.initialised, *routers))
         by_name = {origin.name: origin for origin in self.sourced.values()}
         self.plans = {name: self._plan(origin) for name, origin in by_name.items()}
         targets = (
@@ -57,6 +60,8 @@ class Job:
         self.packed = tuple(
             t.removesuffix(".scales") for t in targets if t.endswith(".scales")
         )
+        if self.upcycle:
+            self.upcycle.check_packed(self.packed)
         if not self.packed:  # What was not taken from a packed source may have been.
             self.made = replace(self.made, quantization=None)
 
@@ -77,13 +82,8 @@ class Job:
             possible_shapes(origin.config),
         )
         if "decoder" in parts:
-            check_tied(origin.source, result)
+            check_tied(origin.source, packed, result)
         return packed.reader(origin.source.read), packed.plan(result)
-
-    @property
-    def untrained(self) -> tuple[str, ...]:
-        """What was initialised and needs training."""
-        return (*self.initialised, ROUTER) if self.upcycle else self.initialised
 
     def tensors(self, dtype: mx.Dtype | None = None) -> Tensors:
         """Every tensor of the model by name, lazily, cast where there is a dtype."""
@@ -110,18 +110,4 @@ class Job:
 
     def record(self) -> dict[str, Any]:
         """What the manifest says of where the model comes from."""
-        parts: dict[str, Any] = {
-            part: {
-                "source": origin.name,
-                "format": name_of(origin.format),
-                "licence": origin.source.licence,
-            }
-            for part, origin in self.sourced.items()
-        }
-        for part in self.untrained:
-            parts[part] = {"initialised": True, "seed": SEED}
-        return {
-            "parts": parts,
-            "needs_training": list(self.untrained),
-            "parity_checked": False,
-        }
+        return self.lineage.to_dict()

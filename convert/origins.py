@@ -79,20 +79,24 @@ def open_origins(
         origins.pop("text", None)
     if base and not isinstance(opened.get(whole or ""), Origin):
         raise CheckpointError(
-            f"base {base} has no differences to be added to; give their folder as SOURCE"
+            f"base {base} has no differences to be added to; give their folder as SOURCE, "
+            "or leave --base out"
         )
     for origin in origins.values():
         if isinstance(origin, Origin):
-            _check_base(origin)
+            _check_base(origin, origins.get("decoder") is origin)
     return origins
 
 
-def _check_base(origin: Origin) -> None:
-    """Pass only if differences, and nothing else, are added to a base."""
-    needed = None
-    if hasattr(origin.format, "base"):
-        needed = origin.format.base(origin.source)
+def _check_base(origin: Origin, gives_decoder: bool) -> None:
+    """Pass only if differences, and nothing else, are added to a base.
+
+    A base has no other part than the decoder, so all others are whole without it.
+    """
     given = isinstance(origin.source, Delta)
+    needed = None
+    if hasattr(origin.format, "base") and (given or gives_decoder):
+        needed = origin.format.base(origin.source)
     if needed and not given:
         raise CheckpointError(
             f"{origin.name} holds differences from another model's weights; add --base "

@@ -18,11 +18,11 @@ from mm1_mlx.config import QuantizationConfig
 from mm1_mlx.errors import CheckpointError
 
 from .plan import Plan
-from .quantization import quantization
-from .source import Source, TensorInfo
+from .quantization import check_module, leaves_of, quantization
+from .source import Source
 from .step import Step
+from .tensors import TensorInfo
 
-LEAVES = (".scales", ".biases")
 Read = Callable[[str], mx.array]
 
 
@@ -53,35 +53,22 @@ class Packed:
                 )
             return cls(None)
         names |= {n.removesuffix(".scales") for n in found if n.endswith(".scales")}
-        packed = cls(packing, frozenset(names))
         for name in sorted(names):
-            packed._check(name, found)
-        return packed
-
-    def _check(self, name: str, found: Mapping[str, TensorInfo]) -> None:
-        """Pass only if the module's tensors are there and fit each other."""
-        assert self.packing is not None
-        for leaf in self.leaves:
-            if f"{name}{leaf}" not in found:
-                raise CheckpointError(
-                    f"{name!r} is packed, but {name + leaf!r} is missing; the source is "
-                    "incomplete, get it again"
-                )
-        weight, scales = found[f"{name}.weight"].shape, found[f"{name}.scales"].shape
-        bits, size = self.packing.bits, self.packing.group_size
-        if weight[:-1] != scales[:-1] or weight[-1] * 32 != bits * scales[-1] * size:
-            raise CheckpointError(
-                f"{name!r} has weights {list(weight)} and scales {list(scales)}, which "
-                f"are not packed with {bits} bits in groups of {size}; config.json and "
-                "the weights do not belong together"
-            )
+            check_module(name, found, packing)
+        return cls(packing, frozenset(names))
 
     @property
     def leaves(self) -> tuple[str, ...]:
         """What a packed module's tensors are called."""
         assert self.packing is not None
-        others = LEAVES if self.packing.mode == "affine" else LEAVES[:1]
-        return (".weight", *others)
+        return tuple(leaves_of(self.packing))
+
+    def stored(self, weight: str) -> list[str]:
+        """The tensors that hold this weight, it alone where it is not packed."""
+        module = weight.removesuffix(".weight")
+        if module not in self.names:
+            return [weight]
+        return [module + leaf for leaf in self.leaves]
 
     def shapes(self, found: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape, a packed weight's as it is unpacked, no scales."""
@@ -102,14 +89,9 @@ class Packed:
         Raises:
             CheckpointError: a step would tear a packed weight apart.
         """
-        beside = [
-            x.removesuffix(".weight") + leaf
-            for x in plan.dropped
-            if x.removesuffix(".weight") in self.names
-            for leaf in self.leaves[1:]
-        ]
+        dropped = [stored for x in plan.dropped for stored in self.stored(x)]
         steps = (made for step in plan.steps for made in self._steps(step))
-        return Plan(tuple(steps), tuple(sorted([*plan.dropped, *beside])))
+        return Plan(tuple(steps), tuple(sorted(dropped)))
 
     def _steps(self, step: Step) -> list[Step]:
         packed = [x for x in step.sources if x.removesuffix(".weight") in self.names]
@@ -136,7 +118,7 @@ class Packed:
             if name not in self.names:
                 return read(name)
             assert self.packing is not None
-            weight, scales, *rest = (read(name + leaf) for leaf in self.leaves)
+            weight, scales, *rest = map(read, self.stored(name))
             options: dict[str, Any] = self.packing.to_dict()
             return mx.dequantize(weight, scales, rest[0] if rest else None, **options)
 

@@ -68,10 +68,6 @@ class Upcycle:
         if decoder is None:
             raise ConfigError("there is no decoder to upcycle; name a source of one")
         _check_dense(decoder)
-        if dense.quantization:
-            raise ConfigError(
-                "a quantized decoder cannot be upcycled; convert the unquantized one"
-            )
         sparse = replace(decoder, moe=self.moe)
         if not any(map(sparse.is_sparse, range(decoder.num_hidden_layers))):
             raise ConfigError(
@@ -79,6 +75,17 @@ class Upcycle:
                 f"the {decoder.num_hidden_layers} layers sparse; lower them"
             )
         return replace(dense, decoder=sparse)
+
+    def check_packed(self, packed: Iterable[str]) -> None:
+        """Pass only if none of the packed modules is the decoder's.
+
+        Raises:
+            ConfigError: one is.
+        """
+        if any(name.startswith("decoder.") for name in packed):
+            raise ConfigError(
+                "a quantized decoder cannot be upcycled; convert the unquantized one"
+            )
 
     def tensors(
         self, dense: Tensors, sparse: DecoderConfig, seed: int

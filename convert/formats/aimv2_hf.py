@@ -124,8 +124,8 @@ def vision_config(values: Any, **chosen: Any) -> VisionConfig:
             "patch_bias": True,
             "patch_norm": True,
             "pre_norm": False,
-            "attention_bias": bool(fields.get("qkv_bias")),
-            "mlp_bias": bool(fields.get("mlp_bias")),
+            "attention_bias": fields.boolean("qkv_bias"),
+            "mlp_bias": fields.boolean("mlp_bias"),
             "gated_mlp": True,
             **chosen,
         }

@@ -14,7 +14,7 @@ from mm1_mlx.config import MM1Config
 
 from ..rules import Table
 from ..shared import ferret as layout
-from ..shared import language, llava
+from ..shared import language
 from ..source import Source
 
 # By the decoder's width, what the published differences are from.
@@ -53,19 +53,6 @@ def config(source: Source) -> MM1Config:
     """
     fields, rest = layout.split_config(source, "llama")
     text = language.values(rest, "FERRETConfig")
-    decoder = language.decoder_config(text)
-    vision = llava.vision_section(fields)
     # FERRETConfig has no kinds of projectors: it is one linear layer.
     fields.expect("mm_projector_type", "linear")
-    connector = llava.connector_section(fields, vision, decoder)
-    image = layout.image_section(fields, vision)
-    region = layout.region_section(fields, vision, decoder)
-    fields.finish(llava.HARMLESS)
-    return MM1Config(
-        vision=vision,
-        connector=connector,
-        region=region,
-        decoder=decoder,
-        image=image,
-        prompt=layout.prompt(source, text, "ferret"),
-    )
+    return layout.model(source, fields, text, "ferret")

@@ -7,7 +7,7 @@ from mm1_mlx.config import MM1Config, Template
 
 from ..rules import Table
 from ..shared import ferret as layout
-from ..shared import language, llava
+from ..shared import language
 from ..source import Source
 
 KINDS: dict[str, tuple[str, Template]] = {
@@ -40,17 +40,4 @@ def config(source: Source) -> MM1Config:
     fields, rest = layout.split_config(source, kind)
     rest.pop(MISSPELLED, None)
     text = language.values(rest, "FerretConfig")
-    decoder = language.decoder_config(text)
-    vision = llava.vision_section(fields)
-    connector = llava.connector_section(fields, vision, decoder)
-    image = layout.image_section(fields, vision)
-    region = layout.region_section(fields, vision, decoder)
-    fields.finish(llava.HARMLESS)
-    return MM1Config(
-        vision=vision,
-        connector=connector,
-        region=region,
-        decoder=decoder,
-        image=image,
-        prompt=layout.prompt(source, text, template),
-    )
+    return layout.model(source, fields, text, template)

@@ -73,7 +73,7 @@ def decoder_config(values: Any) -> DecoderConfig:
         ConfigError: a field is missing, unknown or not supported.
     """
     fields = Fields(values, "decoder config", DEFAULTS["gemma"])
-    bias = bool(fields.get("attention_bias"))
+    bias = fields.boolean("attention_bias")
     return build(
         fields,
         hidden_act=_activation(fields),

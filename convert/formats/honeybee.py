@@ -119,8 +119,8 @@ def _connector(fields: Fields, **sizes: int) -> CAbstractorConfig:
             "hidden_size": fields.integer("hidden_size"),
             "depth": fields.integer("depth"),
             "mlp_depth": fields.integer("mlp_depth"),
-            "prenorm": bool(fields.get("prenorm")),
-            "position_embedding": bool(fields.get("pos_emb")),
+            "prenorm": fields.boolean("prenorm"),
+            "position_embedding": fields.boolean("pos_emb"),
         }
     )
     # Sizes of the neighbours and a default of all configs.

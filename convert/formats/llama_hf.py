@@ -98,11 +98,11 @@ def decoder_config(values: Any) -> DecoderConfig:
     fields = Fields(values, "decoder config", DEFAULTS[values["model_type"]])
     # Llamas made of a Mistral may name one too, and have none.
     window = fields.get("sliding_window")
-    attention_bias = bool(fields.get("attention_bias"))
+    attention_bias = fields.boolean("attention_bias")
     return build(
         fields,
         qkv_bias=attention_bias,
         o_bias=attention_bias,
-        mlp_bias=bool(fields.get("mlp_bias")),
+        mlp_bias=fields.boolean("mlp_bias"),
         sliding_window=window if values["model_type"] == "mistral" else None,
     )

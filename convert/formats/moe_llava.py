@@ -125,6 +125,12 @@ def _text(values: dict[str, Any]) -> dict[str, Any]:
     fields = Fields(values, WHERE)
     fields.expect("rotary_scaling_factor", 1.0)
     fields.expect("num_heads", values.get("num_attention_heads"))
+    for old, new in DECODER.items():
+        if old in values and values.get(new, values[old]) != values[old]:
+            raise ConfigError(
+                f"{WHERE}: {old} {values[old]!r} and {new} {values[new]!r} are two names "
+                "of one field; delete the one that is not the model's"
+            )
     own = ("rotary_scaling_factor", "num_heads")
     renamed = {DECODER.get(k, k): v for k, v in values.items() if k not in own}
     common = stablelm_hf.DEFAULTS["stablelm"]

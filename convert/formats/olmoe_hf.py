@@ -70,7 +70,7 @@ def decoder_config(values: Any) -> DecoderConfig:
     """
     fields = Fields(values, "decoder config", DEFAULTS["olmoe"])
     fields.expect("clip_qkv")
-    bias = bool(fields.get("attention_bias"))
+    bias = fields.boolean("attention_bias")
     return build(
         fields,
         ignored=IGNORED,
@@ -83,7 +83,7 @@ def decoder_config(values: Any) -> DecoderConfig:
                 "experts_per_token": fields.require("num_experts_per_tok"),
                 "every": 1,
                 "offset": 0,
-                "norm_topk_prob": bool(fields.get("norm_topk_prob")),
+                "norm_topk_prob": fields.boolean("norm_topk_prob"),
             }
         ),
     )

@@ -106,7 +106,7 @@ def decoder_config(values: Any) -> DecoderConfig:
             "rms_norm_eps": RMS_NORM_EPS,
             "rope_theta": fields.require("rope_freq_constant"),
             "max_position_embeddings": fields.require("max_context_length"),
-            "tie_word_embeddings": bool(fields.get("share_input_output_layers")),
+            "tie_word_embeddings": fields.boolean("share_input_output_layers"),
             "hidden_act": fields.activation("activation_fn_name"),
             "qk_norm": "head" if fields.get("normalize_qk_projections") else None,
         }

@@ -77,7 +77,7 @@ def decoder_config(values: Any) -> DecoderConfig:
         return build(
             fields, qkv_bias=True, o_bias=False, sliding_window=_window(fields)
         )
-    bias = bool(fields.get("attention_bias"))
+    bias = fields.boolean("attention_bias")
     return build(
         fields,
         qkv_bias=bias,

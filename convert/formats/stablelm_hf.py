@@ -77,7 +77,7 @@ def decoder_config(values: Any) -> DecoderConfig:
         rotary_factor=_rotary_factor(fields),
         norm="layer",
         rms_norm_eps=fields.require("layer_norm_eps"),
-        qkv_bias=bool(fields.get("use_qkv_bias")),
+        qkv_bias=fields.boolean("use_qkv_bias"),
     )
 
 

@@ -48,7 +48,7 @@ def build(
             "rope_theta": theta,
             "rope_scaling": scaling,
             "rotary_dim": _rotary_dim(fields, head_dim, rotary_factor),
-            "tie_word_embeddings": bool(fields.get("tie_word_embeddings")),
+            "tie_word_embeddings": fields.boolean("tie_word_embeddings"),
             **chosen,
         }
     )

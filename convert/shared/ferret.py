@@ -10,6 +10,7 @@ from mm1_mlx.config import (
     AnyresTiling,
     DecoderConfig,
     ImageConfig,
+    MM1Config,
     PromptConfig,
     RegionConfig,
     Template,
@@ -21,7 +22,7 @@ from ..rules import Table, squeeze
 from ..source import Source
 from . import language, llava
 from .fields import Fields
-from .text import prompt_section
+from .text import added_tokens, prompt_section
 
 SAMPLER = "model.region_geo_sampler."
 # Ferret's own fields; without the sampler a linear layer averages a region's features.
@@ -71,7 +72,7 @@ def rules(kind: str) -> Table:
     return names
 
 
-def region_section(
+def _region_section(
     fields: Fields, vision: VisionConfig, decoder: DecoderConfig
 ) -> RegionConfig:
     """The sampler; its numbers of points stand in Ferret's code, not in its config.
@@ -88,7 +89,7 @@ def region_section(
     return RegionConfig(input_size=vision.hidden_size, output_size=decoder.hidden_size)
 
 
-def image_section(fields: Fields, vision: VisionConfig) -> ImageConfig:
+def _image_section(fields: Fields, vision: VisionConfig) -> ImageConfig:
     """How pictures are made: squashed to one tile, or to an overview and a grid of them."""
     fields.expect("image_aspect_ratio", "square_nocrop", "anyres")
     if fields.get("image_aspect_ratio") == "anyres":
@@ -102,15 +103,40 @@ def image_section(fields: Fields, vision: VisionConfig) -> ImageConfig:
     return ImageConfig(size=size, resize="squash", mean=CLIP_MEAN, std=CLIP_STD)
 
 
-def prompt(source: Source, decoder: Any, template: Template) -> PromptConfig:
+def model(
+    source: Source, fields: Fields, decoder: dict[str, Any], template: Template
+) -> MM1Config:
+    """The whole model.
+
+    Args:
+        source: where it is.
+        fields: LLaVA's and Ferret's own.
+        decoder: those of the language model.
+        template: how its prompts are made.
+
+    Raises:
+        ConfigError: a field is missing, unknown or not supported.
+    """
+    language_model = language.decoder_config(decoder)
+    vision = llava.vision_section(fields)
+    connector = llava.connector_section(fields, vision, language_model)
+    image = _image_section(fields, vision)
+    region = _region_section(fields, vision, language_model)
+    fields.finish(llava.HARMLESS)
+    return MM1Config(
+        vision=vision,
+        connector=connector,
+        region=region,
+        decoder=language_model,
+        image=image,
+        prompt=_prompt(source, decoder, template),
+    )
+
+
+def _prompt(source: Source, decoder: Any, template: Template) -> PromptConfig:
     """How messages become tokens: never by the decoder's template, which may be there."""
     section = prompt_section(source, decoder, template)
-    tokens = (source.json("tokenizer_config.json") or {}).get("added_tokens_decoder")
-    ends = [
-        int(number)
-        for number, token in (tokens or {}).items()
-        if token["content"] == TURN_ENDS.get(template)
-    ]
+    ends = added_tokens(source, TURN_ENDS.get(template), decoder["vocab_size"])
     eos = dict.fromkeys([*section.eos_token_ids, *ends])
     return replace(
         section, template=template, content="string", eos_token_ids=tuple(eos)

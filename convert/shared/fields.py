@@ -96,6 +96,19 @@ class Fields:
             )
         return value
 
+    def boolean(self, key: str) -> bool:
+        """The field's value, False if it is absent or null.
+
+        Raises:
+            ConfigError: it is neither true nor false.
+        """
+        value = self.get(key)
+        if value is not None and type(value) is not bool:
+            raise ConfigError(
+                f"{self.where}.{key}: expected true or false, got {value!r:.80}"
+            )
+        return bool(value)
+
     def activation(self, key: str) -> str:
         """The field's activation by the name our configs have for it.
 

@@ -22,6 +22,7 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_ID = re.compile("[0-9]{1,9}")
 # A template that loops over a message's content takes it as typed parts.
 _LOOPS_OVER_PARTS = re.compile(
     r"for\s+\w+\s+in\s+(\w+(\.content|\[['\"]content['\"]\])|content\b)"
@@ -54,10 +55,42 @@ def prompt_section(
     )
 
 
+def added_tokens(source: Source, content: str | None, vocabulary: int) -> list[int]:
+    """The ids of the tokens of this content that were added to a tokenizer.
+
+    Raises:
+        CheckpointError: tokenizer_config.json lists something else than tokens by id.
+    """
+    given = (source.json("tokenizer_config.json") or {}).get("added_tokens_decoder")
+    table = {} if given is None else given
+    if not isinstance(table, dict) or not all(
+        _ID.fullmatch(number) and isinstance(token, dict)
+        for number, token in table.items()
+    ):
+        raise CheckpointError(
+            f"{source.name}: added_tokens_decoder {given!r:.80} in tokenizer_config.json "
+            "is not a map of token ids to tokens; get it again"
+        )
+    found = [
+        int(n) for n, x in table.items() if content and x.get("content") == content
+    ]
+    if found and max(found) >= vocabulary:
+        raise CheckpointError(
+            f"{source.name}: tokenizer_config.json gives {content!r} the id {max(found)}, "
+            f"but there are {vocabulary} tokens; they do not belong together"
+        )
+    return found
+
+
 def _template(source: Source) -> str | None:
     """The source's chat template, the default one of several."""
     if path := source.file("chat_template.jinja"):
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise CheckpointError(
+                f"{path} is not UTF-8 text, as chat templates are; get it again"
+            ) from None
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = (source.json(name) or {}).get("chat_template")
         if isinstance(template, list):

@@ -138,12 +138,28 @@ def test_both_folders_count_in_the_size(tmp_path: Path) -> None:
     assert describe(str(folder)).bytes == sum(sizes)
 
 
-def test_a_llama_with_one_of_the_folders_is_a_llama(tmp_path: Path) -> None:
+def test_a_llama_with_neither_of_the_folders_is_a_llama(tmp_path: Path) -> None:
     folder, _ = write(tmp_path / "in")
-    (folder / "projector/config.json").unlink()
+    for name in ("visual_encoder", "projector"):
+        (folder / name / "config.json").unlink()
     with Source(str(folder)) as source:
         assert detect_format(source).__name__.endswith("llama_hf")
         assert not any("/" in name for name in source.tensors)
+
+
+@pytest.mark.parametrize(
+    ("lost", "left"),
+    [("visual_encoder", "projector"), ("projector", "visual_encoder")],
+)
+def test_one_of_the_folders_alone_makes_no_blind_llama(
+    lost: str, left: str, tmp_path: Path
+) -> None:
+    folder, _ = write(tmp_path / "in")
+    (folder / lost / "config.json").unlink()
+    message = f"is incomplete: it lacks {lost}/config.json, .* parts, {left}; get it"
+    for act in (describe, lambda name: convert(name, tmp_path / "out")):
+        with pytest.raises(CheckpointError, match=message):
+            act(str(folder))
 
 
 @pytest.mark.parametrize(

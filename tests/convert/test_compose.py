@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import sources
 from PIL import Image
+from typer.testing import CliRunner
 
+from mm1_mlx.apps.cli import app
 from mm1_mlx.checkpoint import load_config, load_manifest, load_model
 from mm1_mlx.config import (
     AttentionPoolConfig,
@@ -19,7 +21,7 @@ from mm1_mlx.config import (
     PromptConfig,
     SplitTiling,
 )
-from mm1_mlx.convert import Source, convert, detect_format
+from mm1_mlx.convert import Source, convert, describe, detect_format
 from mm1_mlx.convert.connectors import connector_config
 from mm1_mlx.convert.formats import llava_hf
 from mm1_mlx.convert.origins import Origin
@@ -431,6 +433,101 @@ def test_a_model_of_ours_can_be_converted_again(tmp_path: Path) -> None:
         assert mx.array_equal(tensor.astype(mx.float16), cast)
     assert two.config.image is not None
     assert two.config.image.tiling == SplitTiling(grid=2)
+
+
+def licensed(folder: Path, licence: str) -> Path:
+    (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    return folder
+
+
+@pytest.fixture
+def untrained(tmp_path: Path) -> Path:
+    """A model of two sources with licences and a new connector."""
+    vision = licensed(sources.clip(tmp_path / "clip"), "mit")
+    decoder = licensed(sources.llama(tmp_path / "llama"), "llama2")
+    convert(str(decoder), tmp_path / "one", vision=str(vision), connector="mlp")
+    return tmp_path / "one"
+
+
+def test_a_model_of_ours_goes_on_saying_where_it_is_from(
+    untrained: Path, tmp_path: Path
+) -> None:
+    before = load_manifest(untrained)["source"]
+    report = convert(str(untrained), tmp_path / "two", dtype=mx.float16)
+    assert report.needs_training == ("connector",)
+    assert load_manifest(tmp_path / "two")["source"] == before
+    assert before["parts"]["vision"]["licence"] == "mit"
+    assert describe(str(tmp_path / "two")).licence == "mit and llama2"
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "two"), "--json"])
+    assert json.loads(result.stdout)["source"]["needs_training"] == ["connector"]
+    arguments = ["convert", str(untrained), str(tmp_path / "three")]
+    said = CliRunner().invoke(app, arguments).stderr
+    assert "licence mit and llama2" in said
+    assert "connector: initialised, needs training" in said
+
+
+def test_what_is_replaced_in_a_model_of_ours_is_recorded_anew(
+    untrained: Path, tmp_path: Path
+) -> None:
+    llava = sources.llava(tmp_path / "llava")
+    report = convert(str(untrained), tmp_path / "two", connector=str(llava))
+    assert report.needs_training == ()
+    record = load_manifest(tmp_path / "two")["source"]
+    assert record["needs_training"] == []
+    connector = {"source": str(llava), "format": "llava_hf", "licence": None}
+    assert record["parts"]["connector"] == connector
+    assert record["parts"]["decoder"]["licence"] == "llama2"
+    other = licensed(sources.llama(tmp_path / "other"), "apache-2.0")
+    convert(str(untrained), tmp_path / "three", decoder=str(other))
+    record = load_manifest(tmp_path / "three")["source"]
+    assert record["needs_training"] == ["connector"]
+    assert record["parts"]["decoder"]["source"] == str(other)
+    assert describe(str(tmp_path / "three")).licence == "mit and apache-2.0"
+
+
+def rewrite(folder: Path, **fields: Any) -> None:
+    """Change the folder's manifest."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [None, [1], {"parts": [1], "needs_training": 1}, {"parts": {"vision": 3}}],
+)
+def test_a_manifest_that_says_nothing_of_parts_is_borne(
+    source: Any, untrained: Path, tmp_path: Path
+) -> None:
+    rewrite(untrained, source=source)
+    report = convert(str(untrained), tmp_path / "two")
+    assert report.needs_training == ()
+    own = {"source": str(untrained), "format": "mm1", "licence": None}
+    parts = ("vision", "connector", "decoder")
+    record = load_manifest(tmp_path / "two")["source"]
+    assert record["parts"] == dict.fromkeys(parts, own)
+
+
+def test_a_licence_that_is_no_word_is_not_shown(untrained: Path) -> None:
+    rewrite(untrained, source={"licence": "mit\x1b[2J", "parts": {"a": {"licence": 3}}})
+    assert describe(str(untrained)).licence is None
+
+
+def test_a_model_of_ours_that_does_not_load_does_not_convert(
+    untrained: Path, tmp_path: Path
+) -> None:
+    manifest = (untrained / "manifest.json").read_text()
+    rewrite(untrained, format_version=2)
+    with pytest.raises(CheckpointError, match="has format version 2, this program re"):
+        convert(str(untrained), tmp_path / "two")
+    (untrained / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no manifest.json, so it is not a"):
+        convert(str(untrained), tmp_path / "two")
+    (untrained / "manifest.json").write_text(manifest)
+    config = (untrained / "config.json").read_text()
+    (untrained / "config.json").write_text(config + "\n")
+    with pytest.raises(CheckpointError, match=r"config.json has .* the manifest says"):
+        convert(str(untrained), tmp_path / "two")
+    assert not (tmp_path / "two").exists()
 
 
 def test_a_trained_connector_of_ours_can_be_given_to_another_model(

@@ -328,6 +328,11 @@ def test_differences_in_half_precision_are_added_in_it(tmp_path: Path) -> None:
         ("no base", r"delta holds differences from .* add --base VICUNA"),
         ("whole", r"delta \+ .*vicuna is not made of differences .* leave --base out"),
         ("other sizes", r"tensor 'model.layers.0.mlp.down_proj.weight' has shape \[32"),
+        (
+            "number",
+            r"source tensor 'lm_head.weight' has shape \[\], which does not make",
+        ),
+        ("number in base", r"'lm_head.weight' has shape \[97, 32\], but \[\] in the"),
         ("deeper base", r"delta lacks \['model.layers.9.x'\] of .*vicuna, so they"),
         ("deeper delta", r"vicuna lacks \['model.layers.0.input_layernorm.weight'\]"),
     ],
@@ -339,6 +344,10 @@ def test_differences_that_cannot_be_added_are_named(
     state, base = parts_of(model)
     base["model.norm.weight"] = state["model.norm.weight"] + 0.01
     delta = state if change == "whole" else subtract(state, base)
+    if change.startswith("number"):
+        base["lm_head.weight"] = torch.tensor(1.0)
+    if change == "number":
+        delta["lm_head.weight"] = torch.tensor(1.0)
     if change == "other sizes":
         base["model.layers.0.mlp.down_proj.weight"] = torch.ones(32, 40)
     if change == "deeper base":
@@ -356,6 +365,78 @@ def test_differences_that_cannot_be_added_are_named(
             vision=clip,
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_connector_of_differences_is_whole_without_their_base(
+    tmp_path: Path,
+) -> None:
+    model = reference("ferret")
+    state, base = parts_of(model)
+    base["model.norm.weight"] = state["model.norm.weight"] + 0.01
+    delta = str(save(tmp_path / "delta", subtract(state, base), FERRET))
+    decoder = {k: x for k, x in base.items() if "embed" not in k and "head" not in k}
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    decoder |= {name: state[name] for name in names}
+    llama = str(save(tmp_path / "llama", decoder, BASE))
+    clip = str(clip_folder(tmp_path / "clip", model))
+    out = tmp_path / "out"
+    convert(None, out, vision=clip, connector=delta, decoder=llama)
+    made, parts = load_model(out), load_manifest(out)["source"]["parts"]
+    assert parts["connector"]["source"] == parts["region"]["source"] == delta
+    weight = state["model.mm_projector.weight"].numpy()
+    assert np.array_equal(np.array(made.connector.linear.weight), weight)
+    # With the decoder, which holds differences, no less than before.
+    with pytest.raises(CheckpointError, match="add --base VICUNA"):
+        convert(delta, tmp_path / "whole", vision=clip)
+    with pytest.raises(CheckpointError, match="as SOURCE, or leave --base out"):
+        convert(
+            None,
+            tmp_path / "based",
+            vision=clip,
+            connector=delta,
+            decoder=llama,
+            base=llama,
+        )
+
+
+def test_a_ferret_without_its_last_norm_is_named(tmp_path: Path) -> None:
+    model = reference("ferret")
+    state = model.own_state()
+    del state["model.norm.weight"]
+    folder = str(save(tmp_path / "in", state, FERRET))
+    message = "in lacks the tensor 'model.norm.weight'; it is incomplete, get it again"
+    with pytest.raises(CheckpointError, match=message):
+        convert(folder, tmp_path / "out")
+
+
+END = {"content": "<end_of_turn>"}
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ([1], r"added_tokens_decoder \[1\] in tokenizer_config.json is not a map of"),
+        ("str", "added_tokens_decoder 'str' in .* is not a map of token ids to tokens"),
+        ({"5": 3}, "is not a map of token ids to tokens; get it again"),
+        ({"x": END}, "is not a map of token ids to tokens; get it again"),
+        ({"-4": END}, "is not a map of token ids to tokens; get it again"),
+        ({"9999999999": END}, "is not a map of token ids to tokens; get it again"),
+        ({"97": END}, "gives '<end_of_turn>' the id 97, but there are 97 tokens; they"),
+    ],
+)
+def test_added_tokens_that_are_none_are_named(
+    added: Any, message: str, tmp_path: Path
+) -> None:
+    files = {"added_tokens_decoder": added}
+    with pytest.raises(CheckpointError, match=message):
+        read(tmp_path, UI_GEMMA, tokenizer_config=files)
+
+
+@pytest.mark.parametrize("added", [None, {}, {"5": {}}, {"5": {"content": 3}}])
+def test_other_added_tokens_end_no_turn(added: Any, tmp_path: Path) -> None:
+    files = {"added_tokens_decoder": added}
+    made = read(tmp_path, UI_GEMMA, tokenizer_config=files)
+    assert made.prompt.eos_token_ids == (2,)
 
 
 def test_a_base_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -249,6 +249,11 @@ def test_what_the_source_leaves_out_is_stablelm_epoch_s(tmp_path: Path) -> None:
     assert made.prompt.eos_token_ids == (2,)
 
 
+def test_two_names_of_a_field_may_agree(tmp_path: Path) -> None:
+    decoder = read(tmp_path, layer_norm_eps=3e-6, partial_rotary_factor=0.25).decoder
+    assert (decoder.rms_norm_eps, decoder.rotary_dim) == (3e-6, 2)
+
+
 @pytest.mark.parametrize(
     ("layers", "every", "offset"),
     [([1, 3], 2, 1), ([0, 1, 2, 3], 1, 0), ([2], 4, 2), ([0, 3], 3, 0)],
@@ -284,6 +289,12 @@ def moe(**changes: Any) -> dict[str, Any]:
             "mm_projector_type: 'qformer4_36' is",
         ),
         ({"rotary_scaling_factor": 2.0}, "rotary_scaling_factor: 2.0 is not supported"),
+        (
+            {"layer_norm_eps": 1e-3},
+            r"norm_eps 3e-06 and layer_norm_eps 0.001 are two n",
+        ),
+        ({"partial_rotary_factor": 0.5}, "rope_pct 0.25 and partial_rotary_factor 0.5"),
+        ({"use_qkv_bias": "no"}, "use_qkv_bias: expected true or false, got 'no'"),
         ({"surprise": 1}, r"field\(s\) \['surprise'\] are not known here"),
         (moe(use_residual=True), r"moe.use_residual: True is not supported"),
         (moe(top_k_experts=1), r"moe.top_k_experts: 1 is not supported"),

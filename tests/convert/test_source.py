@@ -132,6 +132,22 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     refuse("lacks 1 of 2 weight files, e.g. .*'gone", folder, tmp_path / "out")
 
 
+def test_a_template_that_is_no_text_is_named(tmp_path: Path) -> None:
+    folder = sources.llama(tmp_path / "in")
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{")
+    refuse("chat_template.jinja is not UTF-8 text, as", folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("attention_bias", "no"), ("mlp_bias", 1), ("tie_word_embeddings", [])],
+)
+def test_a_switch_is_true_or_false(field: str, value: Any, tmp_path: Path) -> None:
+    folder = sources.llama(tmp_path / "in", **{field: value})
+    with pytest.raises(ConfigError, match=f"{field}: expected true or false, got "):
+        convert(str(folder), tmp_path / "out")
+
+
 def test_a_tensor_in_two_shards_is_named(tmp_path: Path) -> None:
     folder = sources.llama(tmp_path / "in")
     (folder / "model.safetensors").rename(folder / "a.safetensors")

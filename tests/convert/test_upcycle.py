@@ -21,7 +21,6 @@ from mm1_mlx.config import (
     LayerSizes,
     MM1Config,
     MoEConfig,
-    QuantizationConfig,
 )
 from mm1_mlx.convert import convert
 from mm1_mlx.convert.upcycle import Upcycle
@@ -30,7 +29,6 @@ from mm1_mlx.layout import Picture
 from mm1_mlx.presets import PRESETS
 
 SPEC = "experts=4,every=2"
-PACKED = QuantizationConfig(group_size=32, bits=4)
 TOKENS = mx.array([[3, 14, 15, 9, 26, 5, 35, 8, 9, 7]])
 
 
@@ -244,13 +242,30 @@ def test_decoders_that_experts_cannot_copy_are_refused(
         Upcycle.parse(SPEC).config(changed(decoder, **fields))
 
 
-def test_an_encoder_alone_and_packed_weights_are_refused(tmp_path: Path) -> None:
+def test_an_encoder_alone_is_refused(tmp_path: Path) -> None:
     clip = str(sources.clip(tmp_path / "clip"))
     with pytest.raises(ConfigError, match="there is no decoder to upcycle; name a sou"):
         convert(clip, tmp_path / "out", upcycle=SPEC)
-    packed = replace(load_config_of(tmp_path), quantization=PACKED)
-    with pytest.raises(ConfigError, match="a quantized decoder cannot be upcycled"):
-        Upcycle.parse(SPEC).config(packed)
+
+
+def test_a_router_needs_training_until_its_decoder_is_replaced(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, sparse = pair
+    before = load_manifest(sparse)["source"]
+    report = convert(str(sparse), tmp_path / "again", dtype=mx.float16)
+    assert report.needs_training == ("router",)
+    assert load_manifest(tmp_path / "again")["source"] == before
+    clip, other = sources.clip(tmp_path / "clip"), sources.llama(tmp_path / "other")
+    report = convert(
+        str(sparse),
+        tmp_path / "other-out",
+        vision=str(clip),
+        connector="mlp",
+        decoder=str(other),
+    )
+    assert report.needs_training == ("connector",)
+    assert "router" not in load_manifest(tmp_path / "other-out")["source"]["parts"]
 
 
 def run(arguments: Sequence[str]) -> Any:
