@@ -1,4 +1,4 @@
-"""Mixtral computes what transformers computes, in the hub's layout and in memory's."""
+"""Mixtral computes what transformers computes, in the layouts of the hub, of memory and of mlx-lm."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,26 @@ def hub_layout(state: dict[str, Any]) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("layout", [hub_layout, dict], ids=["hub", "fused"])
+def mlx_layout(state: dict[str, Any]) -> dict[str, Any]:
+    """The stacked experts that mlx-lm saves."""
+    names = {}
+    for name, x in state.items():
+        block = name.partition("mlp.experts.")[0] + "block_sparse_moe."
+        if name.endswith("experts.gate_up_proj"):
+            gate, up = x.chunk(2, dim=1)
+            names[f"{block}switch_mlp.gate_proj.weight"] = gate
+            names[f"{block}switch_mlp.up_proj.weight"] = up
+        elif name.endswith("experts.down_proj"):
+            names[f"{block}switch_mlp.down_proj.weight"] = x
+        else:
+            names[name.replace(".mlp.gate.", ".block_sparse_moe.gate.")] = x
+    return names
+
+
+LAYOUTS: dict[str, Any] = {"hub": hub_layout, "fused": dict, "mlx-lm": mlx_layout}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
 def test_logits_and_greedy_tokens_equal_transformers(
     name: str, layout: Any, tmp_path: Path
@@ -73,7 +92,7 @@ def test_a_folder_that_transformers_saved_converts(tmp_path: Path) -> None:
 SQUARE = TINY | {"intermediate_size": 32, "num_key_value_heads": 4}
 
 
-@pytest.mark.parametrize("layout", [hub_layout, dict], ids=["hub", "fused"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_every_swap_of_two_rules_is_noticed(layout: Any, tmp_path: Path) -> None:
     state = decoders.state_of(decoders.reference(MIXTRAL, SQUARE, 0))
     # Queries, keys, values and outputs; three of experts; two of norms; both tables.
@@ -102,7 +121,7 @@ def test_another_activation_is_refused(tmp_path: Path) -> None:
         decoders.config_of(tmp_path, TINY | {"hidden_act": "gelu"})
 
 
-@pytest.mark.parametrize("layout", [hub_layout, dict], ids=["hub", "fused"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_mixtral_8x7b_fits(layout: Any, tmp_path: Path) -> None:
     values = {"model_type": "mixtral"}
     shapes = decoders.shapes_of(MIXTRAL, {}, layout)

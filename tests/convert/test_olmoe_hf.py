@@ -1,4 +1,4 @@
-"""OLMoE computes what transformers computes, in the hub's layout and in memory's."""
+"""OLMoE computes what transformers computes, in the layouts of the hub, of memory and of mlx-lm."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,26 @@ def hub_layout(state: dict[str, Any]) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("layout", [hub_layout, dict], ids=["hub", "fused"])
+def mlx_layout(state: dict[str, Any]) -> dict[str, Any]:
+    """The stacked experts that mlx-lm saves."""
+    names = {}
+    for name, x in state.items():
+        block = name.partition("mlp.experts.")[0] + "mlp."
+        if name.endswith("experts.gate_up_proj"):
+            gate, up = x.chunk(2, dim=1)
+            names[f"{block}switch_mlp.gate_proj.weight"] = gate
+            names[f"{block}switch_mlp.up_proj.weight"] = up
+        elif name.endswith("experts.down_proj"):
+            names[f"{block}switch_mlp.down_proj.weight"] = x
+        else:
+            names[name] = x
+    return names
+
+
+LAYOUTS: dict[str, Any] = {"hub": hub_layout, "fused": dict, "mlx-lm": mlx_layout}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
 def test_logits_and_greedy_tokens_equal_transformers(
     name: str, layout: Any, tmp_path: Path
@@ -66,7 +85,7 @@ def test_logits_and_greedy_tokens_equal_transformers(
 SQUARE = TINY | {"intermediate_size": 32, "num_key_value_heads": 4}
 
 
-@pytest.mark.parametrize("layout", [hub_layout, dict], ids=["hub", "fused"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_every_swap_of_two_rules_is_noticed(layout: Any, tmp_path: Path) -> None:
     values = SQUARE | {"attention_bias": True}
     state = decoders.state_of(decoders.reference(OLMOE, values, 0))
@@ -99,7 +118,7 @@ def test_clipped_projections_are_refused(tmp_path: Path) -> None:
         decoders.config_of(tmp_path, TINY | {"clip_qkv": 8.0})
 
 
-@pytest.mark.parametrize("layout", [hub_layout, dict], ids=["hub", "fused"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_olmoe_1b_7b_fits(layout: Any, tmp_path: Path) -> None:
     values = {"model_type": "olmoe", "intermediate_size": 1024}
     shapes = decoders.shapes_of(OLMOE, {"intermediate_size": 1024}, layout)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import sources
 from mlx.utils import tree_flatten
-from mlx_lm.models import llama, qwen3
+from mlx_lm.models import llama, mixtral, olmoe, qwen3
 from sources import Tensors
 
 from mm1_mlx.apps.inspect import describe
@@ -50,6 +50,18 @@ QWEN3 = SIZES | {
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
 }
+MIXTRAL = LLAMA | {
+    "model_type": "mixtral",
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+OLMOE = LLAMA | {
+    "model_type": "olmoe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": False,
+}
+LIBRARIES = {"llama": llama, "qwen3": qwen3, "mixtral": mixtral, "olmoe": olmoe}
 CLIP = {
     "model_type": "clip_vision_model",
     "hidden_size": 64,
@@ -86,7 +98,7 @@ def by_mlx_lm(
     folder: Path, config: dict[str, Any], packing: dict[str, Any], **other: Any
 ) -> tuple[Path, Any]:
     """A folder as mlx-lm writes it, and the model it was made from."""
-    library = {"llama": llama, "qwen3": qwen3}[config["model_type"]]
+    library: Any = LIBRARIES[config["model_type"]]
     model = library.Model(library.ModelArgs.from_dict(config))
     fresh(model)
     nn.quantize(model, **packing)
@@ -108,7 +120,7 @@ def difference(ours: mx.array, theirs: mx.array) -> float:
         {"group_size": 32, "bits": 4, "mode": "mxfp4"},
     ],
 )
-@pytest.mark.parametrize("config", [LLAMA, QWEN3])
+@pytest.mark.parametrize("config", [LLAMA, QWEN3, MIXTRAL, OLMOE])
 def test_decoders_that_mlx_lm_quantized_compute_what_it_does(
     config: dict[str, Any], packing: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -357,6 +369,78 @@ def test_what_is_not_packed_as_the_config_says_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+MATRIX, VECTOR, NUMBER = mx.zeros((2, 8)), mx.zeros(8), mx.array(1.0)
+
+
+def save(folder: Path, changes: dict[str, mx.array]) -> Path:
+    """The folder with these tensors besides, or in the place of its own."""
+    file = folder / "model.safetensors"
+    tensors = dict(mx.load(str(file))) | changes
+    mx.eval(tensors)
+    mx.save_safetensors(str(file), tensors)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("leaf", "kind"),
+    [
+        ("weight", mx.float32),
+        ("weight", mx.int32),
+        ("scales", mx.int8),
+        ("biases", mx.uint32),
+    ],
+)
+def test_what_is_packed_is_of_the_types_that_load(
+    leaf: str, kind: mx.Dtype, tmp_path: Path
+) -> None:
+    folder, _ = by_mlx_lm(tmp_path / "in", LLAMA, PACKING)
+    tensors = dict(mx.load(str(folder / "model.safetensors")))
+    save(folder, {f"{Q}.{leaf}": tensors[f"{Q}.{leaf}"].astype(kind)})
+    message = rf"'{Q}.{leaf}' holds {kind}, expected mlx.core.\w+ .*of a packed module"
+    with pytest.raises(CheckpointError, match=message):
+        convert(str(folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("weight", "scales", "biases"),
+    [
+        (NUMBER, NUMBER, NUMBER),
+        (VECTOR, NUMBER, NUMBER),
+        (VECTOR, VECTOR[:2], VECTOR[:2]),
+        (MATRIX, NUMBER, NUMBER),
+        (MATRIX, MATRIX[:, :2], MATRIX[:1, :2]),
+    ],
+)
+def test_what_is_packed_is_of_shapes_that_fit(
+    weight: mx.array, scales: mx.array, biases: mx.array, tmp_path: Path
+) -> None:
+    folder, _ = by_mlx_lm(tmp_path / "in", LLAMA, PACKING)
+    parts = {"weight": weight.astype(mx.uint32), "scales": scales, "biases": biases}
+    save(folder, {f"{Q}.{leaf}": x for leaf, x in parts.items()})
+    message = (
+        rf"'{Q}' has weights \[.*\], scales and biases \[.*\], which are not packed"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        convert(str(folder), tmp_path / "out")
+
+
+@pytest.mark.parametrize("leaf", ["weight", "scales", "biases"])
+def test_a_tied_head_is_packed_as_its_embedding_is(leaf: str, tmp_path: Path) -> None:
+    folder, reference = by_mlx_lm(tmp_path / "in", QWEN3, PACKING)
+    tensors = dict(mx.load(str(folder / "model.safetensors")))
+    leaves = ("weight", "scales", "biases")
+    head = {f"lm_head.{x}": tensors[f"model.embed_tokens.{x}"] for x in leaves}
+    report = convert(str(save(folder, head)), tmp_path / "out")
+    assert report.dropped == {str(folder): tuple(sorted(head))}
+    logits = load_model(tmp_path / "out")(TOKENS)
+    assert difference(logits, reference(TOKENS)) <= TOLERANCE
+    name = f"lm_head.{leaf}"
+    save(folder, {name: head[name] + 1})
+    with pytest.raises(CheckpointError, match=r"config.json ties 'lm_head.weight' to"):
+        convert(str(folder), tmp_path / "other")
+
+
 def test_other_bits_than_there_are_is_named(tmp_path: Path) -> None:
     folder, _ = by_mlx_lm(tmp_path / "in", LLAMA, PACKING)
     change(folder, packing(bits=7))
@@ -398,6 +482,26 @@ def test_a_packed_decoder_is_not_upcycled(tmp_path: Path) -> None:
     folder, _ = by_mlx_lm(tmp_path / "in", LLAMA, PACKING)
     with pytest.raises(ConfigError, match="a quantized decoder cannot be upcycled"):
         convert(str(folder), tmp_path / "out", upcycle="experts=4,every=2")
+
+
+def test_a_dense_decoder_beside_packed_parts_is_upcycled(tmp_path: Path) -> None:
+    packed, _ = by_mlx_vlm(tmp_path)
+    decoder = str(sources.write(tmp_path / "llama", LLAMA, dense_llama()))
+    convert(str(packed), tmp_path / "dense", decoder=decoder)
+    spec = "experts=4,every=1"
+    convert(str(packed), tmp_path / "out", decoder=decoder, upcycle=spec)
+    sparse, dense = load_model(tmp_path / "out"), load_model(tmp_path / "dense")
+    assert isinstance(sparse.connector.linear_1, nn.QuantizedLinear)
+    assert difference(seen(sparse), seen(dense)) <= TOLERANCE
+
+
+def dense_llama() -> Tensors:
+    prefix = "language_model."
+    return {
+        name.removeprefix(prefix): x
+        for name, x in llava_tensors().items()
+        if name.startswith(prefix)
+    }
 
 
 def test_a_folder_of_ours_must_be_packed_as_its_config_says(tmp_path: Path) -> None:
