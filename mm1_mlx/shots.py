@@ -170,7 +170,9 @@ def _as_messages(
 ) -> list[Message]:
     """The messages behind ``before`` pictures, every picture in a part of its own."""
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    messages = [{**message, "content": _parts_of(message)} for message in turns]
+    messages: list[dict[str, Any]] = [
+        {**message, "content": _parts_of(message)} for message in turns
+    ]
     asked = any(_asks_for_picture(p) for m in messages for p in m["content"])
     given = [_image_part(image) for image in images]
     if given and not asked:
@@ -188,7 +190,7 @@ def _as_messages(
             elif part["type"] == "video":
                 message["content"][i] = part = _loaded(part)
             seen += len(part["video"]) if "video" in part else part["type"] in PICTURES
-    return messages
+    return [*messages]
 
 
 def _numbered(part: Part, before: int, seen: int) -> Part:
