@@ -13,21 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 import llava_oracle  # noqa: E402
 from huggingface_hub import HfApi, ModelInfo  # noqa: E402
-from parity import (  # noqa: E402
-    Prompt,
-    check_parity,
-    our_logits,
-    pictures,
-    reinitialise,
-    save,
-    undetected_swaps,
-)
-from transformers import (  # noqa: E402
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from llava_oracle import IMAGE_ID, SIDE, VOCABULARY, WIDTH  # noqa: E402
+from parity import save  # noqa: E402
 
 from mm1_mlx import hub  # noqa: E402
 from mm1_mlx.checkpoint import load_config  # noqa: E402
@@ -36,7 +23,6 @@ from mm1_mlx.errors import CheckpointError, ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
-VOCABULARY, IMAGE_ID, SIDE, WIDTH = 97, 96, 28, 32
 # As DFN5B's ViT-H/14 has it, but small.
 VISION = {
     "hidden_size": WIDTH,
@@ -74,16 +60,11 @@ PROJECTOR = {
 
 def write(folder: Path, shards: int = 1, **projector: Any) -> tuple[Path, Any]:
     """The checkpoint as the hub holds it, and its forward pass."""
-    clip = CLIPVisionModel(CLIPVisionConfig(**VISION)).eval()
-    decoder = LlamaForCausalLM(LlamaConfig(**TEXT)).eval()
+    clip, decoder = llava_oracle.clip(VISION), llava_oracle.llama(TEXT)
     mlp = llava_oracle.mlp(WIDTH, WIDTH)
-    for seed, module in enumerate((clip, decoder, mlp), 2):
-        reinitialise(module, seed)
+    llava_oracle.renew((clip, decoder, mlp), 2)
     save(folder, decoder.state_dict(), {"model_type": "llama"} | TEXT, shards)
-    tower = {
-        f"vision_model.{name.removeprefix('vision_model.')}": tensor
-        for name, tensor in clip.state_dict().items()
-    }
+    tower = llava_oracle.tower(clip, "")
     config = {"model_type": "clip_vision_model"} | VISION
     save(folder / "visual_encoder", tower, config, shards)
     state = {f"model.{name}": tensor for name, tensor in mlp.state_dict().items()}
@@ -94,24 +75,14 @@ def write(folder: Path, shards: int = 1, **projector: Any) -> tuple[Path, Any]:
     return folder, forward
 
 
-PROMPT = Prompt.make(VOCABULARY, 16, IMAGE_ID)
-
-
 def test_logits_and_greedy_tokens_equal_the_oracle(tmp_path: Path) -> None:
     folder, forward = write(tmp_path / "in", shards=2)
-    convert(str(folder), tmp_path / "out")
-    check_parity(tmp_path / "out", forward, PROMPT, pictures(SIDE))
+    llava_oracle.check(folder, forward)
 
 
 def test_every_swap_of_two_rules_is_noticed(tmp_path: Path) -> None:
     folder, _ = write(tmp_path / "in")
-    convert(str(folder), tmp_path / "out")
-    pixels = pictures(SIDE)[0]
-    count, unnoticed = undetected_swaps(
-        folder, tmp_path / "out", lambda m: our_logits(m, PROMPT, pixels)
-    )
-    assert count > 100
-    assert unnoticed == []
+    assert llava_oracle.check_swaps(folder) > 100
 
 
 def test_the_config_is_the_source_s(tmp_path: Path) -> None:

@@ -8,23 +8,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+import llava_oracle  # noqa: E402
 from honeybee_oracle import CAbstractor  # noqa: E402
-from parity import (  # noqa: E402
-    Prompt,
-    State,
-    check_parity,
-    our_logits,
-    pictures,
-    reinitialise,
-    save,
-    undetected_swaps,
-)
-from transformers import (  # noqa: E402
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from llava_oracle import VOCABULARY  # noqa: E402
+from parity import Prompt, State, check_parity, pictures, save  # noqa: E402
 
 from mm1_mlx.checkpoint import load_config, load_model, model_shapes  # noqa: E402
 from mm1_mlx.config import CAbstractorConfig, MM1Config  # noqa: E402
@@ -32,7 +19,6 @@ from mm1_mlx.convert import convert  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
-VOCABULARY = 97
 # Honeybee's id of a picture's places is -1; ours is any of the vocabulary.
 FILLER = 0
 
@@ -152,11 +138,9 @@ class Reference:
         config = copy.deepcopy(config)
         projector, vision = config["projector_config"], config["vision_config"]
         self.layer = projector["feature_layer_index"]
-        self.vision = CLIPVisionModel(
-            CLIPVisionConfig(
-                **{k: v for k, v in vision.items() if not k.startswith("pretrained")}
-            )
-        ).eval()
+        self.vision = llava_oracle.clip(
+            {k: v for k, v in vision.items() if not k.startswith("pretrained")}
+        )
         self.abstractor = CAbstractor(
             patches=(vision["image_size"] // vision["patch_size"]) ** 2,
             inputs=vision["hidden_size"],
@@ -168,17 +152,15 @@ class Reference:
             eos=projector["num_eos_tokens"],
             prenorm=projector["prenorm"],
         )
-        self.language = LlamaForCausalLM(LlamaConfig(**config["text_config"])).eval()
-        for i, part in enumerate((self.vision, self.abstractor, self.language)):
-            reinitialise(part, 3 * seed + i)
+        self.language = llava_oracle.llama(config["text_config"])
+        llava_oracle.renew((self.vision, self.abstractor, self.language), 3 * seed)
 
     def state(self) -> State:
         parts = {
-            "vision_model.vision_model.": self.vision,
             "abstractor.": self.abstractor,
             "language_model.": self.language,
         }
-        return {
+        return llava_oracle.tower(self.vision, "vision_model.") | {
             prefix + name: tensor
             for prefix, part in parts.items()
             for name, tensor in part.state_dict().items()
@@ -236,13 +218,9 @@ def test_a_pickle_with_a_class_token_s_row_and_old_config_gives_the_same_model(
 def test_every_swap_of_two_rules_is_noticed(tmp_path: Path) -> None:
     seed, config = CASES["equal widths"]
     folder = save(tmp_path / "in", Reference(config, seed).state(), config)
-    convert(str(folder), tmp_path / "out")
-    prompt, pixels = prompt_of(tmp_path / "out"), pictures(56)[0]
-    count, unnoticed = undetected_swaps(
-        folder, tmp_path / "out", lambda m: our_logits(m, prompt, pixels)
-    )
-    assert count > 450
-    assert unnoticed == []
+    queries = config["projector_config"]["num_query_tokens"]
+    prompt = Prompt.make(VOCABULARY, queries, FILLER)
+    assert llava_oracle.check_swaps(folder, prompt, 56) > 450
 
 
 @pytest.mark.parametrize(

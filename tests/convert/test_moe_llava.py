@@ -13,22 +13,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import llava_oracle  # noqa: E402
-from parity import (  # noqa: E402
-    Prompt,
-    State,
-    check_parity,
-    our_logits,
-    pictures,
-    reinitialise,
-    save,
-    undetected_swaps,
-)
-from transformers import (  # noqa: E402
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    StableLmConfig,
-    StableLmForCausalLM,
-)
+from llava_oracle import IMAGE_ID, SIDE, VOCABULARY, WIDTH  # noqa: E402
+from parity import State, save  # noqa: E402
+from transformers import StableLmConfig, StableLmForCausalLM  # noqa: E402
 from transformers.models.stablelm.modeling_stablelm import StableLmMLP  # noqa: E402
 
 from mm1_mlx.checkpoint import load_config  # noqa: E402
@@ -40,7 +27,6 @@ from mm1_mlx.errors import CheckpointError, ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
-VOCABULARY, IMAGE_ID, SIDE, WIDTH = 97, 96, 28, 32
 VISION = {
     "hidden_size": WIDTH,
     "intermediate_size": 48,
@@ -148,7 +134,7 @@ def tiny_tower(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reference(seed: int = 1, sparse: tuple[int, ...] = (0, 2)) -> tuple[Any, State]:
     """The forward pass, and the tensors as a checkpoint names them."""
-    clip = CLIPVisionModel(CLIPVisionConfig(**VISION)).eval()
+    clip = llava_oracle.clip(VISION)
     decoder = StableLmForCausalLM(
         StableLmConfig(
             **SIZES,
@@ -164,13 +150,10 @@ def reference(seed: int = 1, sparse: tuple[int, ...] = (0, 2)) -> tuple[Any, Sta
     for i in sparse:
         decoder.model.layers[i].mlp = Sparse(decoder.config)
     projector = llava_oracle.mlp(WIDTH, WIDTH)
-    for i, module in enumerate((clip, decoder, projector)):
-        reinitialise(module, seed + i)
+    llava_oracle.renew((clip, decoder, projector), seed)
     state = dict(decoder.state_dict())
     state |= {moe_llava.PROJECTOR + k: v for k, v in projector.state_dict().items()}
-    tower = "model.image_tower.image_tower.vision_model."
-    for name, tensor in clip.state_dict().items():
-        state[tower + name.removeprefix("vision_model.")] = tensor
+    state |= llava_oracle.tower(clip, "model.image_tower.image_tower.")
     forward = llava_oracle.forward_of(
         lambda pixels: llava_oracle.project(clip, projector, pixels, -2),
         decoder,
@@ -179,14 +162,9 @@ def reference(seed: int = 1, sparse: tuple[int, ...] = (0, 2)) -> tuple[Any, Sta
     return forward, state
 
 
-PROMPT = Prompt.make(VOCABULARY, 16, IMAGE_ID)
-
-
 def test_logits_and_greedy_tokens_equal_the_oracle(tmp_path: Path) -> None:
     forward, state = reference()
-    save(tmp_path / "in", state, CONFIG, shards=2)
-    convert(str(tmp_path / "in"), tmp_path / "out")
-    check_parity(tmp_path / "out", forward, PROMPT, pictures(SIDE))
+    llava_oracle.check(save(tmp_path / "in", state, CONFIG, shards=2), forward)
 
 
 # The first layer says which rules there are to swap: experts', or a dense layer's.
@@ -196,14 +174,7 @@ def test_every_swap_of_two_rules_is_noticed(
 ) -> None:
     _, state = reference(sparse=sparse)
     config = CONFIG | {"moe": MOE | {"moe_layers_idx": list(sparse)}}
-    save(tmp_path / "in", state, config)
-    convert(str(tmp_path / "in"), tmp_path / "out")
-    pixels = pictures(SIDE)[0]
-    count, unnoticed = undetected_swaps(
-        tmp_path / "in", tmp_path / "out", lambda m: our_logits(m, PROMPT, pixels)
-    )
-    assert count > 100
-    assert unnoticed == []
+    assert llava_oracle.check_swaps(save(tmp_path / "in", state, config)) > 100
 
 
 def test_an_encoder_that_lies_elsewhere_is_asked_for(tmp_path: Path) -> None:
