@@ -8,23 +8,21 @@ from typing import Any
 
 from mm1_mlx.config import (
     AnyresTiling,
-    DecoderConfig,
     ImageConfig,
     MM1Config,
     PromptConfig,
-    RegionConfig,
     Template,
     VisionConfig,
 )
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 
-from ..rules import Table, squeeze
+from ..rules import Table
 from ..source import Source
-from . import language, llava
+from . import language, llava, sampler
 from .fields import Fields
-from .text import added_tokens, prompt_section
+from .text import prompt_section
+from .token_ids import added_tokens
 
-SAMPLER = "model.region_geo_sampler."
 # Ferret's own fields; without the sampler a linear layer averages a region's features.
 OWN = (
     *("region_geo_sampler", "sampler_pooler_mode", "im_region_fea_token"),
@@ -59,34 +57,7 @@ def elsewhere(source: Source) -> dict[str, str]:
 def rules(kind: str) -> Table:
     """The tensor names of the whole model, whose decoder is a ``kind``."""
     decoder = language.table({"model_type": kind}, "model.", "")
-    names: Table = llava.table() | decoder
-    stage = "region.stages.{}."
-    for leaf in ("weight", "bias"):
-        names[f"{SAMPLER}diff_projector_list.{{}}.{leaf}"] = f"{stage}diff_proj.{leaf}"
-        names[f"{SAMPLER}agg_projector_list.{{}}.norm.{leaf}"] = f"{stage}norm.{leaf}"
-        names[f"{SAMPLER}flatten_projector.{leaf}"] = f"region.flatten_proj.{leaf}"
-        names[f"{SAMPLER}dim_projector.{leaf}"] = f"region.out_proj.{leaf}"
-    net = f"{SAMPLER}agg_projector_list.{{}}.net.0."
-    names[f"{net}weight"] = squeeze(f"{stage}agg_proj.weight", 2)
-    names[f"{net}bias"] = f"{stage}agg_proj.bias"
-    return names
-
-
-def _region_section(
-    fields: Fields, vision: VisionConfig, decoder: DecoderConfig
-) -> RegionConfig:
-    """The sampler; its numbers of points stand in Ferret's code, not in its config.
-
-    Raises:
-        ConfigError: regions are read in another way.
-    """
-    fields.require("region_geo_sampler")
-    fields.expect("region_geo_sampler", True)
-    fields.expect("region_fea_adapter", False)
-    fields.expect("sampler_pooler_mode", "max")
-    fields.expect("mm_vision_select_feature", "patch")
-    fields.integer("im_region_fea_token")
-    return RegionConfig(input_size=vision.hidden_size, output_size=decoder.hidden_size)
+    return llava.table() | decoder | sampler.table()
 
 
 def _image_section(fields: Fields, vision: VisionConfig) -> ImageConfig:
@@ -121,7 +92,7 @@ def model(
     vision = llava.vision_section(fields)
     connector = llava.connector_section(fields, vision, language_model)
     image = _image_section(fields, vision)
-    region = _region_section(fields, vision, language_model)
+    region = sampler.region_section(fields, vision, language_model)
     fields.finish(llava.HARMLESS)
     return MM1Config(
         vision=vision,

@@ -9,6 +9,7 @@ from mm1_mlx.config import PromptConfig, Template
 from mm1_mlx.errors import CheckpointError
 
 from ..source import Source
+from .token_ids import eos_tokens, filler
 
 IMAGE_TOKEN = "<image>"
 FILES = (
@@ -22,7 +23,6 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-_ID = re.compile("[0-9]{1,9}")
 # A template that loops over a message's content takes it as typed parts.
 _LOOPS_OVER_PARTS = re.compile(
     r"for\s+\w+\s+in\s+(\w+(\.content|\[['\"]content['\"]\])|content\b)"
@@ -49,37 +49,10 @@ def prompt_section(
     return PromptConfig(
         template="checkpoint" if template else built_in,
         image_token=IMAGE_TOKEN,
-        image_token_id=_filler(source, decoder),
+        image_token_id=filler(source, decoder, IMAGE_TOKEN),
         content="parts" if parts else "string",
-        eos_token_ids=_eos(source, decoder),
+        eos_token_ids=eos_tokens(source, decoder),
     )
-
-
-def added_tokens(source: Source, content: str | None, vocabulary: int) -> list[int]:
-    """The ids of the tokens of this content that were added to a tokenizer.
-
-    Raises:
-        CheckpointError: tokenizer_config.json lists something else than tokens by id.
-    """
-    given = (source.json("tokenizer_config.json") or {}).get("added_tokens_decoder")
-    table = {} if given is None else given
-    if not isinstance(table, dict) or not all(
-        _ID.fullmatch(number) and isinstance(token, dict)
-        for number, token in table.items()
-    ):
-        raise CheckpointError(
-            f"{source.name}: added_tokens_decoder {given!r:.80} in tokenizer_config.json "
-            "is not a map of token ids to tokens; get it again"
-        )
-    found = [
-        int(n) for n, x in table.items() if content and x.get("content") == content
-    ]
-    if found and max(found) >= vocabulary:
-        raise CheckpointError(
-            f"{source.name}: tokenizer_config.json gives {content!r} the id {max(found)}, "
-            f"but there are {vocabulary} tokens; they do not belong together"
-        )
-    return found
 
 
 def _template(source: Source) -> str | None:
@@ -105,32 +78,3 @@ def _template(source: Source) -> str | None:
         if template:
             return str(template)
     return None
-
-
-def _filler(source: Source, decoder: Mapping[str, Any]) -> int:
-    """A token of the vocabulary to stand where pictures go: the source's if it has one."""
-    config = source.config
-    keys = ("pad_token_id", "unk_token_id", "eos_token_id")
-    candidates = [
-        config.get("image_token_index"),
-        config.get("image_token_id"),
-        (source.json("added_tokens.json") or {}).get(IMAGE_TOKEN),
-        *(section.get(key) for key in keys for section in (config, decoder)),
-    ]
-    size = decoder["vocab_size"]
-    fitting = (x for x in candidates if isinstance(x, int) and 0 <= x < size)
-    return next(fitting, 0)
-
-
-def _eos(source: Source, decoder: Mapping[str, Any]) -> tuple[int, ...]:
-    generation = source.json("generation_config.json") or {}
-    for section in (generation, source.config, decoder):
-        eos = section.get("eos_token_id")
-        if eos is not None:
-            ids = tuple(eos) if isinstance(eos, list) else (eos,)
-            if not all(isinstance(token, int) for token in ids):
-                raise CheckpointError(
-                    f"{source.name}: eos_token_id {eos!r} is not a list of token ids"
-                )
-            return ids
-    return ()
