@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from mm1_mlx.checkpoint import load_model, model_shapes
 from mm1_mlx.convert import Source, detect_format
 from mm1_mlx.convert.expected import possible_shapes
+from mm1_mlx.convert.packed import Packed
 from mm1_mlx.convert.plan import Shapes, plan
 from mm1_mlx.convert.rules import Op, Rules
 from mm1_mlx.layout import Picture, Span
@@ -220,7 +221,9 @@ def _swap(rules: Rules, one: tuple[str, int], other: tuple[str, int]) -> Rules:
         number = "{-1}" if "{-1}" in op.targets[place] else "{}"
         targets = list(op.targets)
         targets[place] = re.sub(r"\{(-1)?\}", number, target)
-        swapped[pattern] = replace(op, targets=tuple(targets))
+        # Packed weights are moved by names alone, no op can be for them.
+        plain = isinstance(swapped[pattern], str)
+        swapped[pattern] = targets[0] if plain else replace(op, targets=tuple(targets))
     return swapped
 
 
@@ -231,13 +234,18 @@ def _as_op(rule: str | Op | None) -> Op:
 def undetected_swaps(
     folder: Path, out: Path, logits: Callable[[MM1], NDArray[np.float32]]
 ) -> tuple[int, list[set[str]]]:
-    """Number of swapped tables, and the pairs of sources whose swap goes unnoticed."""
+    """Number of swapped tables, and the pairs of sources whose swap goes unnoticed.
+
+    Packed weights change places together with their scales and biases.
+    """
     model = load_model(out)
     expected = logits(model)
     with Source(str(folder)) as source:
         tensors = {name: source.read(name) for name in source.tensors}
         rules = detect_format(source).rules(source)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        packed = Packed.of(source)
+        found = packed.shapes(source.tensors)
+    read = packed.reader(tensors.__getitem__)
     wanted, known = model_shapes(model.config), possible_shapes(model.config)
     # Only the rows that this layout uses, so that the many plans are quick.
     names = [re.sub(r"\d+", "{}", name) for name in found]
@@ -245,8 +253,8 @@ def undetected_swaps(
     tables = swapped_rules(used, known, wanted)
     unnoticed = []
     for table in tables:
-        steps = plan(table, found, wanted, known).steps
-        pairs = [pair for step in steps for pair in step(tensors.__getitem__)]
+        steps = packed.plan(plan(table, found, wanted, known)).steps
+        pairs = [pair for step in steps for pair in step(read)]
         model.load_weights(pairs)
         if difference(logits(model), expected) <= TOLERANCE:
             unnoticed.append({str(table[p]) for p in used if table[p] != used[p]})
