@@ -29,7 +29,8 @@ def main(request_path: str, result_path: str) -> None:
     request = dict(np.load(request_path))
     folder = str(request["source"])
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    kind = str((config.get("architectures") or ["?"])[0])
+    # Without a class the model's type at least says what was given.
+    kind = str((config.get("architectures") or [config.get("model_type")])[0])
     run = next((f for ending, f in STAGES.items() if kind.endswith(ending)), None)
     # Never a repository's own code: a class of transformers' own, and not one of those
     # that look for a class themselves (AutoModelForCausalLM).
@@ -105,6 +106,15 @@ def _clip(model: Any, request: Arrays, torch: Any) -> Arrays:
     tower = getattr(model, "vision_model", model)
     states = tower(_tiles(request, torch)).last_hidden_state
     made: Arrays = {"vision": tower.post_layernorm(states)[:, 1:].numpy()}
+    if hasattr(model, "visual_projection"):
+        image = model.visual_projection(tower.post_layernorm(states[:, 0]))
+        made["image vectors"] = image.numpy()
+    if "texts" in request:
+        ids = torch.from_numpy(request["texts"])
+        text = model.text_projection(model.text_model(input_ids=ids).pooler_output)
+        made["text vectors"] = text.numpy()
+        scores = model(input_ids=ids, pixel_values=_tiles(request, torch))
+        made["logits"] = scores.logits_per_image.numpy()
     pixels = _processed(str(request["source"]), str(request["picture"]))["pixel_values"]
     return {**made, "pixels": pixels}
 
@@ -114,6 +124,7 @@ STAGES: dict[str, Callable[[Any, Arrays, Any], Arrays]] = {
     "LlavaNextForConditionalGeneration": _llava,
     "CLIPModel": _clip,
     "CLIPVisionModel": _clip,
+    "CLIPVisionModelWithProjection": _clip,
     "ForCausalLM": _decoder,
 }
 

@@ -54,7 +54,31 @@ def build_request(prompt: Prompt, picture: Path) -> Arrays:
     return {name: np.asarray(value) for name, value in request.items()}
 
 
-def compute_stages(model: MM1, prompt: Prompt) -> Arrays:
+def build_texts(config: MM1Config) -> NDArray[np.int64] | None:
+    """Token ids [2, T] for the text tower, each with an end token; None without one."""
+    text = config.text
+    if text is None:
+        return None
+    end = text.vocab_size - 1 if text.eos_token_id is None else text.eos_token_id
+    length = min(12, text.max_position_embeddings)
+    ids = np.random.default_rng(0).integers(0, text.vocab_size, (2, length))
+    ids[ids == end] = text.vocab_size // 2
+    # One text is shorter: what follows its end does not count.
+    ids[0, -1] = ids[1, length // 2] = end
+    return ids
+
+
+def _compare_texts(model: MM1, texts: mx.array, image: NDArray[Any]) -> Arrays:
+    """Vectors of the texts, and the scaled cosines of pictures and texts."""
+    vectors = np.array(model.text(texts))
+    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, vectors)]
+    scale = np.exp(np.array(model.text.logit_scale))
+    return {"text vectors": vectors, "logits": scale * unit[0] @ unit[1].T}
+
+
+def compute_stages(
+    model: MM1, prompt: Prompt, texts: NDArray[np.int64] | None = None
+) -> Arrays:
     """Our arrays of every stage that the model has."""
     made: Arrays = {}
     for shown in prompt.pictures:
@@ -62,8 +86,12 @@ def compute_stages(model: MM1, prompt: Prompt) -> Arrays:
         features = model.vision(tiles)
         made |= {"pixels": np.array(tiles).transpose(0, 3, 1, 2)}
         made |= {"vision": np.array(features)}
+        if "projection" in model.vision:
+            made["image vectors"] = np.array(model.vision.project(tiles))
         if "connector" in model:
             made["connector"] = np.array(model.connector(features))
+    if "text" in model and texts is not None:
+        made |= _compare_texts(model, mx.array(texts), made["image vectors"])
     if "decoder" not in model:
         return made
     tokens = mx.array(prompt.tokens)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm1_mlx.checkpoint import load_config, load_model
+from mm1_mlx.errors import CheckpointError
 from mm1_mlx.runtime import TINY
 
 from .source import Source
@@ -18,13 +19,21 @@ from .stages import (
     ask_source,
     build_prompt,
     build_request,
+    build_texts,
     compute_stages,
 )
 
 PICTURE = TINY / "four-shapes.png"
 TOLERANCE = 1e-4
-# Pixels are compared with those of another implementation of the same resampling.
-PIXEL_TOLERANCE = 1e-5
+# By stage, in their order. Pixels are compared with another implementation's.
+TOLERANCES = {
+    "pixels": 1e-5,
+    "vision": TOLERANCE,
+    "image vectors": TOLERANCE,
+    "text vectors": TOLERANCE,
+    "connector": TOLERANCE,
+    "logits": TOLERANCE,
+}
 
 
 @dataclass(frozen=True)
@@ -73,21 +82,26 @@ def verify(path: Path, source: str, picture: Path = PICTURE) -> Parity:
     config = load_config(path)
     model = load_model(path, mx.float32)
     prompt = build_prompt(path, config, picture)
+    texts = build_texts(config)
     request = build_request(prompt, picture)
-    ours = compute_stages(model, prompt)
+    if texts is not None:
+        request["texts"] = texts
+    ours = compute_stages(model, prompt, texts)
     del model
     mx.clear_cache()
     with Source(source) as opened:
         # The weights too, where they are not here yet.
         assert opened.tensors
         theirs = ask_source(request | {"source": np.array(str(opened.folder))})
+    if missing := sorted(set(ours) - set(theirs)):
+        raise CheckpointError(
+            f"{source} does not give {missing}, which {path} has; compare with the source "
+            "that the model was made from"
+        )
     stages = tuple(
         Stage(name, _difference(ours[name], theirs[name]), tolerance)
-        for name, tolerance in (
-            *(("pixels", PIXEL_TOLERANCE), ("vision", TOLERANCE)),
-            *(("connector", TOLERANCE), ("logits", TOLERANCE)),
-        )
-        if name in ours and name in theirs
+        for name, tolerance in TOLERANCES.items()
+        if name in ours
     )
     equal = None
     if "greedy" in ours and "greedy" in theirs:

@@ -109,7 +109,7 @@ def saved(tmp_path: Path, byte_folder: Path) -> Any:
 STAGES = {
     "llava": ["pixels", "vision", "connector", "logits"],
     "llava_next": ["pixels", "vision", "connector", "logits"],
-    "clip": ["pixels", "vision"],
+    "clip": ["pixels", "vision", "image vectors", "text vectors", "logits"],
 }
 
 
@@ -162,6 +162,24 @@ def test_the_command_says_in_the_manifest_whether_the_model_passed(
         assert verify_digests(out) == len(manifest["files"])
         assert not list(out.glob(".*"))
         change(out, "decoder.layers.0.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize(
+    ("name", "failed"),
+    [
+        ("text.layers.0.mlp.fc1.bias", ["text vectors", "logits"]),
+        ("text.projection.weight", ["text vectors", "logits"]),
+        ("text.logit_scale", ["logits"]),
+        ("vision.projection.weight", ["image vectors", "logits"]),
+    ],
+)
+def test_a_changed_weight_of_clip_s_space_shows(
+    name: str, failed: list[str], saved: Any
+) -> None:
+    source, out = saved("clip")
+    change(out, name)
+    stages = verify(out, str(source)).stages
+    assert [stage.name for stage in stages if not stage.passed] == failed
 
 
 def test_a_changed_weight_shows_in_the_stages_behind_it(saved: Any) -> None:
