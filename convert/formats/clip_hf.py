@@ -1,7 +1,8 @@
 """CLIP as transformers stores it: ``CLIPModel``, and ``CLIPVisionModel`` alone.
 
 Apple's VeCLIP and VeCap-DFN are in this format, too; ``convert/shared/veclip.py`` says how their
-pictures are made.
+pictures are made. Texts need the tokenizer's files beside the source, which their archives
+lack: T5's.
 
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/clip/modeling_clip.py
 """
