@@ -5,6 +5,7 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
+from PIL import Image
 
 from mm1_mlx.checkpoint import model_shapes
 from mm1_mlx.config import (
@@ -14,6 +15,7 @@ from mm1_mlx.config import (
     SplitTiling,
     VisionConfig,
 )
+from mm1_mlx.image import load_picture
 from mm1_mlx.layout import Picture, most_picture_tokens
 from mm1_mlx.messages import Region
 from mm1_mlx.models.moe import load_balance_loss, router_z_loss
@@ -170,10 +172,21 @@ def test_9_the_schedules():
 def test_10_dynamic_splitting():
     assert len(grids_between(4, 9)) == 18
     assert choose_grid((1344, 1344), 672, DynamicTiling()) == (2, 2)
-    # Four tiles of 672 hold 1344 x 1344 without padding.
-    assert 4 * 672**2 == 1344**2
-    assert 9 * 672**2 == 4_064_256
     assert SplitTiling().max_tiles == 5
+    config = with_resolution(PRESETS["mm1-3b"], "4-9x672").image
+    assert config is not None
+    # 1344 x 1344 fills four tiles without padding: all of it is white.
+    white = load_picture(Image.new("RGB", (1344, 1344), "white"), config)
+    assert white.grid == (2, 2)
+    lightest = (1 - np.array(config.mean)) / np.array(config.std)
+    for tile in white.tiles:
+        assert np.allclose(tile, lightest, atol=1e-5)
+    # The largest picture that is not scaled down.
+    large = load_picture(Image.new("RGB", (2016, 2016)), config)
+    tiles = [
+        t for t, place in zip(large.tiles, large.places, strict=True) if any(place)
+    ]
+    assert sum(tile.shape[0] * tile.shape[1] for tile in tiles) == 4_064_256
 
 
 def test_11_a_box_counts_a_thousand_steps_along_either_side():

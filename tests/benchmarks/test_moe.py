@@ -60,7 +60,10 @@ def test_ratios_are_those_of_neighbours():
 
 
 @pytest.mark.drill
-def test_a_prefill_takes_at_most_twice_the_dense_layers_and_a_quarter_of_switch_glu():
-    results = measure(1024, 2048, rounds=3)
+@pytest.mark.parametrize(("width", "hidden"), [(1024, 2048), (512, 1408)])
+def test_a_prefill_takes_at_most_twice_the_dense_layers_and_a_quarter_of_switch_glu(
+    width, hidden
+):
+    results = measure(width, hidden, rounds=5)
     assert results["prefill_4096"]["sparse_over_dense"]["median"] <= 2
     assert results["prefill_1024"]["switch_glu_over_sparse"]["median"] >= 4

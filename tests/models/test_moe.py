@@ -130,6 +130,21 @@ def test_quantized_experts_stay_mlx_lm_s(assert_close, reinitialise):
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_the_gate_is_computed_in_float32(dtype, make_layer):
+    layer = make_layer(num_experts=64)
+    layer.set_dtype(dtype)
+    x = inputs(2, 200).astype(dtype)
+    _, logits = layer.routed(x)
+    exact = x.astype(mx.float32) @ layer.gate.weight.astype(mx.float32).T
+    assert logits.dtype == mx.float32
+    assert mx.allclose(logits, exact, rtol=0, atol=1e-5)
+    # What half precision would make of it moves some tokens to other experts.
+    rounded = layer.gate(x).astype(mx.float32)
+    best, other = (choose(y, layer.moe)[0] for y in (logits, rounded))
+    assert not mx.array_equal(best, other)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("length", [1, 30])
 def test_half_precision_runs_on_the_cpu(dtype, length, make_layer, assert_close):
     layer, x = make_layer(experts_per_token=6), inputs(1, length)
