@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,8 +50,16 @@ def root(
     """Run, assemble and train MM1-type multimodal LLMs on Apple silicon."""
 
 
+def _end(*_: Any) -> None:
+    """End as an exception does, so that what is half done is cleared away."""
+    # Once: a second would end the clearing away.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     """Run the command line."""
+    signal.signal(signal.SIGTERM, _end)
     # What is not UTF-8 arrives as it does in arguments, and is refused as they are.
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")

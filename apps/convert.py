@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import Resolution, note, source_line
+from .common import Resolution, human_bytes, note, source_line
 
 
 def convert(
@@ -116,10 +116,17 @@ def run_conversion(
             upcycle=upcycle,
             dtype=getattr(mx, dtype) if dtype else None,
             overwrite=overwrite,
+            starting=_begin,
             progress=advance,
         )
     _tell(report)
     return report
+
+
+def _begin(initialised: int) -> None:
+    """Size of what no source gives, before it is written."""
+    if initialised:
+        note(f"writing {human_bytes(initialised)} of initialised weights")
 
 
 def _announce(name: str) -> None:

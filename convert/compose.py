@@ -16,6 +16,7 @@ from .detect import name_of
 from .job import Job
 from .origins import open_origins
 from .parts import compose
+from .size import bytes_of
 from .upcycle import Upcycle
 
 # Told the tensors written so far and their number.
@@ -56,6 +57,7 @@ def convert(
     upcycle: str | None = None,
     dtype: mx.Dtype | None = None,
     overwrite: bool = False,
+    starting: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Write a model folder, tensor by tensor, from foreign checkpoints.
@@ -78,10 +80,12 @@ def convert(
             ``experts=64,every=2``.
         dtype: what weights are cast to; None keeps each as it is.
         overwrite: whether an existing ``out`` is replaced.
+        starting: called before the first tensor, with the bytes of initialised weights.
         progress: called after every tensor.
 
     Raises:
-        CheckpointError: a source cannot be had, read, or understood.
+        CheckpointError: a source cannot be had, read, or understood; or the disk has
+            too little room.
         ConfigError: the parts do not fit together, or cannot be upcycled.
     """
     plan = Upcycle.parse(upcycle) if upcycle is not None else None
@@ -98,8 +102,15 @@ def convert(
         job = Job(config, origins, plan)
         files = job.tokenizer_files()
         with CheckpointWriter(
-            out, job.made, job.record(), packed=job.packed, overwrite=overwrite
+            out,
+            job.made,
+            job.record(),
+            packed=job.packed,
+            overwrite=overwrite,
+            size=bytes_of(job, dtype),
         ) as writer:
+            if starting:
+                starting(bytes_of(job, dtype, job.initialised))
             for count, (name, tensor) in enumerate(job.tensors(dtype), 1):
                 # One by one: what the tensor was made from is freed here.
                 mx.eval(tensor)

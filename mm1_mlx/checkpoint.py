@@ -250,11 +250,12 @@ class CheckpointWriter:
             writer.add("decoder.norm.weight", tensor)
             writer.add_file("tokenizer.json", path)
 
-    Tensors are held until a shard is full, so memory stays near ``MAX_SHARD_BYTES``.
+    Tensors are held until a shard is full, so memory stays near ``MAX_SHARD_BYTES``. The
+    disk must have room for ``size`` bytes.
 
     Raises:
-        CheckpointError: ``out`` exists and ``overwrite`` is false, or the tensors are
-            not exactly those of the config's model.
+        CheckpointError: ``out`` exists and ``overwrite`` is false, the disk is too full,
+            or the tensors are not exactly those of the config's model.
     """
 
     def __init__(
@@ -265,10 +266,12 @@ class CheckpointWriter:
         *,
         packed: Collection[str] = (),
         overwrite: bool = False,
+        size: int = 0,
     ) -> None:
         # Resolved: "." and ".." have no name to write beside.
         self.out = out.resolve()
         self.overwrite = overwrite
+        self.size = size
         self.config = config
         self.source = dict(source)
         self.folder = self._beside("partial")
@@ -283,6 +286,7 @@ class CheckpointWriter:
         self._tidy()
         # Only now: a model may have come back.
         check_place(self.out, overwrite=self.overwrite)
+        check_space(self.out, self.size)
         # Nearest first.
         self.made = [path for path in self.out.parents if not path.exists()]
         self.folder.mkdir(parents=True)
@@ -432,6 +436,20 @@ def check_place(out: Path, *, overwrite: bool) -> None:
         raise CheckpointError(
             f"{str(out)!r} is not a model folder and will not be overwritten; choose "
             "another name"
+        )
+
+
+def check_space(out: Path, size: int) -> None:
+    """Pass only where the disk has room for so many bytes more.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    free = shutil.disk_usage(next(x for x in out.parents if x.exists())).free
+    if size > free:
+        raise CheckpointError(
+            f"{str(out)!r} needs {size / 1e6:,.1f} MB, but its disk has {free / 1e6:,.1f} "
+            "MB free; name a folder on another disk, or pass --dtype float16"
         )
 
 

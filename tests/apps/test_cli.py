@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -387,6 +389,41 @@ def test_convert_refuses_to_overwrite(mm1, tmp_path):
     out.mkdir()
     result = mm1("convert", "--preset", "mm1-3b", out)
     check_error(result, "already exists")
+
+
+# Tells when a tensor is written, and waits.
+SLOW = """
+import json, sys, time
+from mm1_mlx.apps.cli import main
+from mm1_mlx.checkpoint import CheckpointWriter
+from mm1_mlx.config import MM1Config
+from mm1_mlx.presets import PRESETS
+
+def add(self, name, tensor):
+    print(name, flush=True)
+    time.sleep(60)
+
+CheckpointWriter.add = add
+PRESETS["small"] = MM1Config.from_dict(json.loads(sys.argv.pop(1)))
+main()
+"""
+
+
+def test_a_conversion_that_is_terminated_leaves_nothing(make_config, tmp_path):
+    config = json.dumps(make_config().to_dict())
+    out = tmp_path / "deep/out"
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW, config, "convert", "--preset", "small", out],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout.readline()
+    assert list(out.parent.iterdir())
+    child.terminate()
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 128 + signal.SIGTERM
+    # Said before anything is written.
+    assert re.fullmatch(r"writing \d+\.\d kB of initialised weights\n", err)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_convert_takes_a_folder_named_without_a_slash(mm1, tmp_path, monkeypatch):
