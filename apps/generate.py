@@ -111,6 +111,10 @@ def generate(
     if shot_style != "auto" and shots is None:
         raise typer.BadParameter("--shot-style needs --shots")
     regions = read_regions(box, point, mask)
+    if regions and not image and video is None and shots is None:
+        raise typer.BadParameter(
+            "--box, --point and --mask are places in a picture; give it by -i"
+        )
     images = [picture(source) for source in image or []]
     # The picture that boxes of the answer are in.
     shown = images[0] if len(images) == 1 and not video else None

@@ -54,7 +54,7 @@ def load_frames(
         path = Path(source)
         if path.is_dir():
             return _list_frames(_pictures_in(path), count, limits)
-        if path.suffix.lower() in FILMS:
+        if path.suffix.lower() in FILMS and path.exists():
             raise PromptError(
                 f"{str(path)!r} is a film, which cannot be decoded here; make a folder of "
                 f"frames first: ffmpeg -i {path.name} frames/%05d.png"

@@ -134,8 +134,12 @@ def test_a_model_may_hold_any_one_part():
         ("vision.layer_norm_eps", -1e-5, r"layer_norm_eps: -1e-05 is not positive"),
         ("vision.hidden_size", 64, "input_size is 32 but vision.hidden_size is 64"),
         ("vision.drop_cls", False, "vision's features per tile is 17"),
-        ("connector.num_features", 15, "num_features 15 is not a square number"),
-        ("connector.num_image_tokens", 5, "pooled 3 is not a square number"),
+        ("connector.num_features", 15, "num_features: 15 is not a square number"),
+        (
+            "connector.num_image_tokens",
+            5,
+            "num_image_tokens: 5 less 2 end tokens is not",
+        ),
         ("connector.num_image_tokens", 10**12 + 2, r"num_image_tokens: .* is outside"),
         ("connector.num_eos_tokens", -1, r"num_eos_tokens: -1 is outside 0..32768"),
         (

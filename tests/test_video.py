@@ -77,11 +77,7 @@ def test_a_list_gives_its_pictures():
 @pytest.mark.parametrize(
     ("source", "count", "message"),
     [
-        (
-            "film.mp4",
-            24,
-            "is a film, which cannot be decoded here; .* ffmpeg -i film.mp4",
-        ),
+        ("missing.mp4", 24, "'missing.mp4' was not found"),
         ("missing.gif", 24, "'missing.gif' was not found"),
         ([], 24, "the video has no frames"),
         (b"no picture", 24, "is not a PNG"),
@@ -98,6 +94,13 @@ def test_a_list_gives_its_pictures():
 def test_what_is_no_video_is_named(source, count, message):
     with pytest.raises(PromptError, match=message):
         load_frames(source, count)
+
+
+def test_a_film_is_named_with_the_way_to_its_frames(tmp_path):
+    (tmp_path / "film.mp4").write_bytes(b"....ftypisom")
+    message = "is a film, which cannot be decoded here; .* ffmpeg -i film.mp4"
+    with pytest.raises(PromptError, match=message):
+        load_frames(tmp_path / "film.mp4")
 
 
 def test_an_empty_folder_is_named(tmp_path):

@@ -120,12 +120,16 @@ class CAbstractorConfig(_FixedTokens):
             f"CAbstractorConfig.num_eos_tokens: {self.num_eos_tokens} is outside "
             f"0..{MAX_HIDDEN_SIZE}",
         )
-        pooled = self.num_image_tokens - self.num_eos_tokens
-        for name, value in (("num_features", self.num_features), ("pooled", pooled)):
-            require(
-                value > 0 and math.isqrt(value) ** 2 == value,
-                f"CAbstractorConfig: {name} {value} is not a square number",
-            )
+        _check_square(self, "num_features")
+        ends = self.num_eos_tokens
+        pooled = self.num_image_tokens - ends
+        side = math.isqrt(max(1, pooled))
+        less = f" less {ends} end tokens" if ends else ""
+        require(
+            side**2 == pooled,
+            f"CAbstractorConfig.num_image_tokens: {self.num_image_tokens}{less} is not a "
+            f"square number, as a grid of image tokens is; take {side**2 + ends}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

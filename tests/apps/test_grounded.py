@@ -181,6 +181,14 @@ def test_usage_that_makes_no_sense_is_exit_2(
     assert message in err
 
 
+@pytest.mark.parametrize("kind", ["--box=1,2,3,4", "--point=1,1", "--mask=x.png"])
+def test_a_region_without_a_picture_asks_for_one(kind, mm1, plain, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    code, out, err = mm1("generate", "-m", plain, "-p", "x", kind)
+    assert (code, out) == (2, "")
+    assert "--box, --point and --mask are places in a picture; give it by -i" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

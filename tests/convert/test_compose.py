@@ -181,7 +181,7 @@ def test_attention_pooling_has_heads_of_64_or_one(hidden_size: int, heads: int) 
         ("average-pool:x", "'average-pool:x' needs its number of image tokens"),
         ("c-abstractor:" + 5000 * "9", "needs its number of image tokens, e.g."),
         ("mlp:4", "mlp makes one image token of each of the 16 features; leave out"),
-        ("c-abstractor:5", "pooled 5 is not a square number"),
+        ("c-abstractor:5", "num_image_tokens: 5 is not a square number, .*; take 4"),
         (None, "vision and decoder need a connector between them, one of linear"),
     ],
 )
