@@ -19,6 +19,15 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Images = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image",
+        "-i",
+        help="a picture, several times; - reads stdin",
+        show_default=False,
+    ),
+]
 MaxTokens = Annotated[int, typer.Option(help="longest answer, in tokens", min=1)]
 Temperature = Annotated[
     float,

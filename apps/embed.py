@@ -8,17 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import AsJson, Yes, picture, print_json
+from .common import AsJson, Images, Yes, picture, print_json
 
 
 def embed(
-    image: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image", "-i", help="a picture, several times; - reads stdin",
-            show_default=False,
-        ),
-    ] = None,
+    image: Images = None,
     text: Annotated[
         list[str] | None,
         typer.Option(help="a text, several times; - reads stdin", show_default=False),

@@ -11,6 +11,7 @@ import typer
 
 from .common import (
     AsJson,
+    Images,
     MaxTokens,
     Model,
     Resolution,
@@ -41,13 +42,7 @@ def generate(
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", help="the question; - reads stdin")
     ],
-    image: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image", "-i", help="a picture, several times; - reads stdin",
-            show_default=False,
-        ),
-    ] = None,
+    image: Images = None,
     video: Annotated[
         str | None,
         typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import AsJson, note, print_json
+from .common import AsJson, note, print_json, stop
 
 
 def verify(
@@ -67,8 +67,7 @@ def verify(
         _print_table(report)
     note(f"written to {path / PARITY}")
     if not parity.passed:
-        note("error: the model does not compute what its source computes")
-        raise typer.Exit(1)
+        stop("the model does not compute what its source computes")
 
 
 def _print_table(report: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from .detect import name_of
 from .job import Job
 from .origins import open_origins
 from .parts import compose
-from .size import bytes_of
+from .size import bytes_by_part
 from .upcycle import Upcycle
 
 # Told the tensors written so far and their number.
@@ -101,16 +101,17 @@ def convert(
             config = with_resolution(config, resolution)
         job = Job(config, origins, plan)
         files = job.tokenizer_files()
+        sizes = bytes_by_part(job, dtype)
         with CheckpointWriter(
             out,
             job.made,
-            job.record(),
+            job.lineage.to_dict(),
             packed=job.packed,
             overwrite=overwrite,
-            size=bytes_of(job, dtype),
+            size=sizes.total(),
         ) as writer:
             if starting:
-                starting(bytes_of(job, dtype, job.initialised))
+                starting(sum(sizes[part] for part in job.initialised))
             for count, (name, tensor) in enumerate(job.tensors(dtype), 1):
                 # One by one: what the tensor was made from is freed here.
                 mx.eval(tensor)

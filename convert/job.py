@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
@@ -107,7 +106,3 @@ class Job:
         """The tokenizer files by name, of the decoder or else of the text tower."""
         reader = self.sourced.get("decoder") or self.sourced.get("text")
         return tokenizer_files(reader.source) if reader else {}
-
-    def record(self) -> dict[str, Any]:
-        """What the manifest says of where the model comes from."""
-        return self.lineage.to_dict()

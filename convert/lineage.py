@@ -47,7 +47,7 @@ class Lineage:
         return cls(parts, tuple(order))
 
     def to_dict(self) -> dict[str, Any]:
-        """As the manifest has it, before the model was compared with its source."""
+        """As the manifest has it, of a model that was not yet compared with its source."""
         return {
             "parts": {part: dict(record) for part, record in self.parts.items()},
             "needs_training": list(self.needs_training),

@@ -1,6 +1,6 @@
 """How much a conversion writes, from headers and configs alone: no weight is read."""
 
-from collections.abc import Collection
+from collections import Counter
 
 import mlx.core as mx
 
@@ -9,27 +9,22 @@ from mm1_mlx.checkpoint import build_model
 from .job import Job
 
 
-def bytes_of(
-    job: Job, dtype: mx.Dtype | None, parts: Collection[str] | None = None
-) -> int:
-    """Bytes of the tensors that the job writes, cast where there is a dtype.
+def bytes_by_part(job: Job, dtype: mx.Dtype | None) -> Counter[str]:
+    """Bytes of the tensors that the job writes, by the model's parts.
 
     Args:
         job: the conversion.
         dtype: what its weights are cast to, None if each stays as it is.
-        parts: the model's parts that count, all by default.
     """
     stored = _stored(job)
-    total = 0
+    sizes: Counter[str] = Counter()
     for name, tensor in build_model(job.made, job.packed).tensors().items():
-        if parts is not None and name.partition(".")[0] not in parts:
-            continue
         kind = tensor.dtype
         # Packed integers are of one type alone.
         if mx.issubdtype(kind, mx.floating):
             kind = dtype or stored.get(name) or stored.get(_dense(name), kind)
-        total += tensor.size * kind.size
-    return total
+        sizes[name.partition(".")[0]] += tensor.size * kind.size
+    return sizes
 
 
 def _dense(name: str) -> str:

@@ -201,6 +201,11 @@ def verify_digests(path: Path) -> int:
     return len(files)
 
 
+def device_dtype() -> mx.Dtype | None:
+    """What weights are best cast to here, None for nothing: a CPU's halves are slow."""
+    return mx.float32 if mx.default_device() == mx.cpu else None
+
+
 def load_model(path: Path, dtype: mx.Dtype | None = None) -> MM1:
     """The model of a folder, its weights in ``dtype`` (as stored if None).
 

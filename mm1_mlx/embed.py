@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mm1_mlx.checkpoint import load_config, load_model
+from mm1_mlx.checkpoint import device_dtype, load_config, load_model
 from mm1_mlx.config import MM1Config, PromptConfig, TextConfig
 from mm1_mlx.errors import CheckpointError, ConfigError, PromptError
 from mm1_mlx.image import ImageSource, load_pictures
@@ -103,11 +103,9 @@ def load_embedder(
         ConfigError: it has no space that pictures and texts share.
     """
     path = find_model(source)
-    if dtype is None and mx.default_device() == mx.cpu:
-        dtype = mx.float32
     # Before gigabytes are read.
     Embedder(MM1(load_config(path)), path)
-    return Embedder(load_model(path, dtype), path)
+    return Embedder(load_model(path, dtype or device_dtype()), path)
 
 
 def embed_images(embedder: Embedder, images: Sequence[ImageSource]) -> Vectors:

@@ -32,7 +32,7 @@ from mm1_mlx.answer import (
     Stats,
     Timings,
 )
-from mm1_mlx.checkpoint import foreign, load_config, load_model
+from mm1_mlx.checkpoint import device_dtype, foreign, load_config, load_model
 from mm1_mlx.config import MODEL_TYPE, MM1Config
 from mm1_mlx.errors import CheckpointError, PromptError
 from mm1_mlx.files import user_path
@@ -107,8 +107,7 @@ def load(
         ConfigError: its config.json does not describe a model, or has not the mode.
     """
     path = find_model(source)
-    if dtype is None and mx.default_device() == mx.cpu:
-        dtype = mx.float32
+    dtype = dtype or device_dtype()
     worker = Worker()
     try:
         return worker.submit(_load, path, dtype, resolution, worker).result()
