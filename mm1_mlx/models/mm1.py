@@ -134,7 +134,7 @@ def named_tensors(module: nn.Module) -> dict[str, mx.array]:
 
 
 def _check_lengths(spans: Sequence[Span], lengths: Sequence[int]) -> None:
-    """Pass only if the spans of every picture hold its image tokens, each once."""
+    """Pass only if the spans of every picture end where its image tokens end."""
     held: dict[int, int] = {}
     for span in spans:
         if span.picture >= len(lengths):
