@@ -7,9 +7,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mm1_mlx.checkpoint import CheckpointWriter, check_place
 from mm1_mlx.config import MM1Config
 from mm1_mlx.resolution import with_resolution
+from mm1_mlx.writer import CheckpointWriter, check_place
 
 from .connectors import is_spec
 from .detect import name_of

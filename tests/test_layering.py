@@ -18,7 +18,7 @@ ROWS = [
     ["layout", "presets", "resize", "resolution", "templates"],
     ["models", "tiling"],
     ["image", "checkpoint"],
-    ["tokenizer", "video"],
+    ["tokenizer", "video", "writer"],
     ["messages", "grounding"],
     ["regions"],
     ["prompt", "shots"],

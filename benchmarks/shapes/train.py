@@ -33,10 +33,10 @@ from benchmarks.shapes.patches import (  # noqa: E402
 from benchmarks.shapes.pictures import shipped_pictures  # noqa: E402
 from benchmarks.shapes.positions import sine_cosine_positions  # noqa: E402
 from benchmarks.shapes.recipe import Recipe, Stage, load_recipe, open_tokenizer  # noqa: E402
-from mm1_mlx.checkpoint import CheckpointWriter  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
 from mm1_mlx.tokenizer import Tokenizer  # noqa: E402
 from mm1_mlx.train.trainer import Trainer  # noqa: E402
+from mm1_mlx.writer import CheckpointWriter  # noqa: E402
 
 RANK = "MLX_RANK"
 

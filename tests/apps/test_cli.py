@@ -395,7 +395,7 @@ def test_convert_refuses_to_overwrite(mm1, tmp_path):
 SLOW = """
 import json, sys, time
 from mm1_mlx.apps.cli import main
-from mm1_mlx.checkpoint import CheckpointWriter
+from mm1_mlx.writer import CheckpointWriter
 from mm1_mlx.config import MM1Config
 from mm1_mlx.presets import PRESETS
 

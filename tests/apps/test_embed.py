@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mm1_mlx.apps.cli import main
-from mm1_mlx.checkpoint import CheckpointWriter
 from mm1_mlx.config import MM1Config
 from mm1_mlx.embed import classify, embed_images, embed_texts, load_embedder
 from mm1_mlx.models import MM1
 from mm1_mlx.runtime import TINY
+from mm1_mlx.writer import CheckpointWriter
 
 STAR, FOUR = str(TINY / "red-star.png"), str(TINY / "four-shapes.png")
 TEXT = {

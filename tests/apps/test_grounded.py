@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from mm1_mlx.apps.cli import main
-from mm1_mlx.checkpoint import CheckpointWriter
+from mm1_mlx.writer import CheckpointWriter
 
 ANSWER = "a dog [100, 200, 500, 900] and a cat [600, 0, 1000, 500]"
 BOXES = [

@@ -5,7 +5,7 @@ import json
 import mlx.core as mx
 import pytest
 
-from mm1_mlx.checkpoint import CheckpointWriter
+from mm1_mlx.writer import CheckpointWriter
 
 
 @pytest.fixture(scope="session")

@@ -10,18 +10,13 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mm1_mlx import checkpoint, files
-from mm1_mlx.checkpoint import (
-    CheckpointWriter,
-    load_manifest,
-    load_model,
-    verify_digests,
-)
+import mm1_mlx.writer
+from mm1_mlx import files
+from mm1_mlx.checkpoint import load_manifest, load_model, verify_digests
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.files import (
-    check_shard,
-    read_json,
-)
+from mm1_mlx.files import check_shard, read_json
+from mm1_mlx.models import MM1
+from mm1_mlx.writer import CheckpointWriter
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
@@ -43,7 +38,7 @@ def test_weights_load_in_another_dtype_on_request(folder, tiny_model):
 
 def test_a_model_of_one_part_survives(tmp_path, make_config, reinitialise, write, same):
     config = make_config(connector=None, decoder=None, prompt=None)
-    encoder = reinitialise(checkpoint.MM1(config))
+    encoder = reinitialise(MM1(config))
     assert same(load_model(write(tmp_path / "encoder", encoder)), encoder)
 
 
@@ -51,7 +46,7 @@ def test_several_shards_have_an_index_and_load_bit_equal(
     tmp_path, tiny_model, monkeypatch, write, same
 ):
     limit = 20_000
-    monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", limit)
+    monkeypatch.setattr(mm1_mlx.writer, "MAX_SHARD_BYTES", limit)
     folder = write(tmp_path / "model", tiny_model)
     shards = sorted(folder.glob("*.safetensors"))
     count = len(shards)
@@ -89,7 +84,7 @@ def test_the_manifest_lists_every_other_file(folder):
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path, tiny_model, monkeypatch):
-    monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 1000)
+    monkeypatch.setattr(mm1_mlx.writer, "MAX_SHARD_BYTES", 1000)
     tensors = list(tiny_model.tensors().items())
 
     def half():
@@ -208,7 +203,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     def full(*_, **__):
         raise RuntimeError("[write] Unable to write 9 bytes to file.")
 
-    monkeypatch.setattr(checkpoint.mx, "save_safetensors", full)
+    monkeypatch.setattr(mm1_mlx.writer.mx, "save_safetensors", full)
     with pytest.raises(
         CheckpointError, match=r"model cannot be written .* is the disk full\?"
     ):
@@ -245,14 +240,14 @@ def test_a_macs_drive_is_flushed_where_it_can_be(tmp_path, monkeypatch, able):
 KILLED = """
 import json, os, signal, sys, time
 from pathlib import Path
-from mm1_mlx import checkpoint
+import mm1_mlx.writer
 from mm1_mlx.config import MM1Config
 config, root = json.loads(sys.argv[1]), Path(sys.argv[2])
-checkpoint.MAX_SHARD_BYTES = 8_000
+mm1_mlx.writer.MAX_SHARD_BYTES = 8_000
 
 def write(out):
     import mlx.core as mx
-    with checkpoint.CheckpointWriter(
+    with mm1_mlx.writer.CheckpointWriter(
         out, MM1Config.from_dict(config), {}, overwrite=out.exists()
     ) as writer:
         os.write(started, b"x")

@@ -10,7 +10,7 @@ import pytest
 import sources
 from test_packed import by_mlx_vlm
 
-from mm1_mlx import checkpoint
+from mm1_mlx import writer
 from mm1_mlx.checkpoint import load_model
 from mm1_mlx.config import DecoderConfig, MM1Config, PromptConfig
 from mm1_mlx.convert import convert
@@ -84,7 +84,7 @@ def test_the_size_is_known_before(
     monkeypatch.setitem(PRESETS, "small", SMALL)
     sizes: list[int] = []
     initialised: list[int] = []
-    monkeypatch.setattr(checkpoint, "check_space", lambda _, size: sizes.append(size))
+    monkeypatch.setattr(writer, "check_space", lambda _, size: sizes.append(size))
     options = {"source": None} | CASES[name](tmp_path)
     out = tmp_path / "out"
     report = convert(**options, out=out, dtype=dtype, starting=initialised.append)
@@ -101,7 +101,7 @@ def test_a_full_disk_is_named_before_a_byte_is_written(
     convert(llava, tmp_path / "out")
     size = sum(x.nbytes for x in load_model(tmp_path / "out").tensors().values())
     room = SimpleNamespace(free=size)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: room)
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: room)
     convert(llava, tmp_path / "fits/in/it")
     room.free = size - 1
     calls: list[Any] = []

@@ -290,9 +290,9 @@ import resource, sys
 from pathlib import Path
 import mlx.core as mx
 mx.set_default_device(mx.cpu)
-from mm1_mlx import checkpoint
+from mm1_mlx import writer
 from mm1_mlx.convert import convert
-checkpoint.MAX_SHARD_BYTES = 20_000_000
+writer.MAX_SHARD_BYTES = 20_000_000
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 convert(sys.argv[1], Path(sys.argv[2]) / "dense")
 before = peak()
