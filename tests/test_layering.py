@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = [
     ["errors", "blas", "worker"],
     ["section", "files", "answer"],
-    ["hub"],
+    ["hub", "kernels"],
     ["config"],
     ["layout", "presets", "resize", "resolution", "templates"],
     ["models", "tiling"],

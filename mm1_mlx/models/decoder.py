@@ -9,11 +9,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
+from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.rope_utils import initialize_rope
 from numpy.typing import NDArray
 
 from mm1_mlx.config import DecoderConfig
+from mm1_mlx.kernels import attend
 from mm1_mlx.models.activation import ACTIVATIONS
 from mm1_mlx.models.moe import SparseMLP
 
@@ -64,9 +65,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-        x = scaled_dot_product_attention(
-            q, k, v, cache=cache, scale=self.scale, mask=mask
-        )
+        x = attend(q, k, v, cache=cache, scale=self.scale, mask=mask)
         return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))
 
 

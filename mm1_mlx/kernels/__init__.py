@@ -1,0 +1,3 @@
+"""Attention where mlx has no fused kernel: quantized keys and shared prefixes."""
+
+from mm1_mlx.kernels.attention import attend as attend
