@@ -14,11 +14,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map_with_path
 
-from mm1_mlx.config import MODEL_TYPE, MM1Config
+from mm1_mlx.config import MODEL_TYPE, MM1Config, QuantizationConfig
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import read_json, read_shard, safe_join, sha256
 from mm1_mlx.models import MM1
+from mm1_mlx.models.linear import keep_unpacked, pack
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
@@ -49,29 +51,45 @@ def build_model(config: MM1Config, packed: Collection[str]) -> MM1:
     model, left = MM1(config), set(packed)
     if not left:
         return model
-    if config.quantization is None:
+    ways = config.quantization
+    if ways is None:
         raise CheckpointError(
             f"{sorted(left)[:5]} are packed, but config.json does not say how"
         )
+    _check_ways(ways, left)
 
-    def chosen(path: str, module: nn.Module) -> bool:
-        known = path in left and hasattr(module, "to_quantized")
-        left.difference_update([path] if known else [])
-        return known
+    def packed_as_said(path: str, module: nn.Module) -> nn.Module:
+        if path not in left or not hasattr(module, "to_quantized"):
+            return module
+        left.discard(path)
+        return pack(module, ways.way(path))
 
     try:
-        nn.quantize(model, **config.quantization.to_dict(), class_predicate=chosen)
+        leaves = tree_map_with_path(
+            packed_as_said, model.leaf_modules(), is_leaf=nn.Module.is_module
+        )
     except ValueError as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"config.json packs weights in a way that does not fit them ({reason})"
         ) from None
+    model.update_modules(leaves)
     if left:
         raise CheckpointError(
             f"{len(left)} packed module(s) unknown, e.g. {sorted(left)[:5]}; config.json "
             "and the weights do not belong together"
         )
     return model
+
+
+def _check_ways(quantization: QuantizationConfig, packed: Collection[str]) -> None:
+    """Pass only if what is said to be packed in a way of its own is packed."""
+    absent = [path for path, _ in quantization.modules if path not in packed]
+    if absent:
+        raise CheckpointError(
+            f"config.json says how {absent[:5]} are packed, which the weights do not "
+            "hold packed; they do not belong together"
+        )
 
 
 def cast_to(dtype: mx.Dtype, tensor: mx.array) -> mx.array:
@@ -231,6 +249,7 @@ def load_model(path: Path, dtype: mx.Dtype | None = None) -> MM1:
         weights = {k: cast_to(dtype, v) for k, v in weights.items()}
     model.load_weights(list(weights.items()))
     model.eval()
+    keep_unpacked(model)
     # Constants too: another thread could not evaluate them on this one's stream.
     mx.eval(model.state)
     return model

@@ -27,7 +27,7 @@ from mm1_mlx.config.image import (
 from mm1_mlx.config.limits import Activation
 from mm1_mlx.config.model import MODEL_TYPE, MM1Config
 from mm1_mlx.config.prompt import PromptConfig, Template
-from mm1_mlx.config.quantization import QuantizationConfig
+from mm1_mlx.config.quantization import Packing, QuantizationConfig
 from mm1_mlx.config.region import RegionConfig
 from mm1_mlx.config.text import TextConfig
 from mm1_mlx.config.vision import VisionConfig, VisionMoEConfig
@@ -48,6 +48,7 @@ __all__ = [
     "MLPConfig",
     "MM1Config",
     "MoEConfig",
+    "Packing",
     "PerceiverConfig",
     "PromptConfig",
     "QuantizationConfig",

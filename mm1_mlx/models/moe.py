@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mm1_mlx.config import DecoderConfig, MoEConfig
 from mm1_mlx.models.activation import silu
+from mm1_mlx.models.linear import PackedSwitchLinear, expert_products
 
 # Rows up to which sorting costs more than it saves: a token that is decoded.
 FEW_ROWS = 2
@@ -51,7 +52,7 @@ class SparseMLP(nn.Module):
         """What the chosen experts [B, T, k] make of their tokens, [B, T, k, D]."""
         glu = self.switch_mlp
         plain = all(
-            type(glu[name]) is SwitchLinear
+            type(glu[name]) in (SwitchLinear, PackedSwitchLinear)
             for name in ("gate_proj", "up_proj", "down_proj")
         )
         if not plain or mx.default_device() != mx.cpu:
@@ -71,20 +72,15 @@ class SparseMLP(nn.Module):
         rows = mx.split(
             x.flatten(0, -2)[mx.array(order // k)], np.cumsum(counts)[:-1].tolist()
         )
-        # Split, not indexed: the gradient of an index is as large as all experts.
-        gates, ups, downs = (
-            [w.squeeze(0).T for w in mx.split(linear.weight, linear.num_experts)]
-            for linear in (
-                self.switch_mlp.gate_proj,
-                self.switch_mlp.up_proj,
-                self.switch_mlp.down_proj,
-            )
+        glu = self.switch_mlp
+        gates, ups, downs = map(
+            expert_products, (glu.gate_proj, glu.up_proj, glu.down_proj)
         )
         outputs = []
         for e, tokens in zip(present.tolist(), rows, strict=True):
             # Not mlx-lm's activation: on a CPU an exponential costs as much as a product.
-            gate = silu(mx.matmul(tokens, gates[e]))
-            outputs.append(mx.matmul(gate * mx.matmul(tokens, ups[e]), downs[e]))
+            gate = silu(gates(e, tokens))
+            outputs.append(downs(e, gate * ups(e, tokens)))
         places = mx.array(np.argsort(order))
         return mx.concatenate(outputs)[places].reshape(*experts.shape, -1)
 

@@ -518,7 +518,11 @@ def test_a_folder_of_ours_must_be_packed_as_its_config_says(tmp_path: Path) -> N
         ('"group_size": 32', '"group_size": 64', r"config.json says \[\d+, 1\]"),
         # As long, so that the manifest's sizes still fit.
         ('"mode": "affine"', '"mode": "mxfp4" ', r"tensor\(s\) unknown, e.g. .*biases"),
-        ('"group_size": 32', '"group_size": 16', r"config.json packs .* does not fit"),
+        (
+            '"group_size": 32,\n    ',
+            '"group_size": 128,\n   ',
+            r"config.json packs .* does not fit",
+        ),
     ):
         assert old in text
         path.write_text(text.replace(old, new))

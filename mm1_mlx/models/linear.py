@@ -1,0 +1,183 @@
+"""Packed layers: mlx's own on a GPU, and here what a CPU computes quickly.
+
+mlx's CPU backend multiplies packed weights one by one, at 3 GFLOP/s; unpacked, they go
+through the BLAS at a hundred. So many rows at once unpack a layer's weights first, a
+slice at a time, and few rows, as of a token that is decoded, do not. Where memory allows,
+``keep_unpacked`` unpacks them once and for all. Paths of tensors stay those of mlx.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+from mm1_mlx.config import Packing
+
+# Rows from which unpacking first is the faster, measured with OpenBLAS on one core; the
+# widths that do not divide 32 unpack slowly.
+MANY_ROWS = {
+    ("affine", 2): 4,
+    ("affine", 3): 8,
+    ("affine", 4): 3,
+    ("affine", 5): 15,
+    ("affine", 6): 24,
+    ("affine", 8): 3,
+    ("mxfp4", 4): 17,
+    ("mxfp8", 8): 3,
+    ("nvfp4", 4): 18,
+}
+# Unpacked at a time: 64 MB.
+SLICE_WEIGHTS = 1 << 24
+# Of the machine's memory, what unpacked weights may take.
+KEPT_SHARE = 0.5
+
+
+class PackedLayer(Protocol):
+    """What mlx's packed layers have in common."""
+
+    group_size: int
+    bits: int
+    mode: str
+
+    def __getitem__(self, name: str) -> Any: ...
+    def get(self, name: str) -> Any: ...
+
+
+class PackedLinear(nn.QuantizedLinear):
+    """``nn.QuantizedLinear`` for a CPU."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = product(self, x)
+        return x + self.bias if "bias" in self else x
+
+
+class PackedEmbedding(nn.QuantizedEmbedding):
+    """``nn.QuantizedEmbedding`` for a CPU."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """Scores [..., V] of states [..., D]."""
+        return product(self, x)
+
+
+class PackedSwitchLinear(QuantizedSwitchLinear):
+    """``QuantizedSwitchLinear`` for a CPU; ``moe.py`` computes many rows by itself."""
+
+    @classmethod
+    def from_switch(cls, layer: SwitchLinear, **way: Any) -> PackedSwitchLinear:
+        """The packed layer of an unpacked one."""
+        E, H, D = layer.weight.shape
+        packed = cls(D, H, E, False, **way)
+        packed.weight, packed.scales, *biases = mx.quantize(layer.weight, **way)
+        packed.biases = biases[0] if biases else None
+        if "bias" in layer:
+            packed.bias = layer.bias
+        return packed
+
+    def __call__(
+        self, x: mx.array, indices: mx.array, sorted_indices: bool = False
+    ) -> mx.array:
+        kept = _kept(self)
+        if kept is None:
+            return super().__call__(x, indices, sorted_indices)
+        x = mx.gather_mm(x, kept.swapaxes(-1, -2), rhs_indices=indices)
+        return x + self.bias[indices][..., None, :] if "bias" in self else x
+
+
+def pack(module: nn.Module, way: Packing) -> nn.Module:
+    """The packed layer of an unpacked one, whose weights are rounded.
+
+    Raises:
+        ValueError: its weights cannot be packed so.
+    """
+    options = way.to_dict()
+    if mx.default_device() == mx.cpu:
+        if type(module) is nn.Linear:
+            return PackedLinear.from_linear(module, **options)
+        if type(module) is nn.Embedding:
+            return PackedEmbedding.from_embedding(module, **options)
+        if type(module) is SwitchLinear:
+            return PackedSwitchLinear.from_switch(module, **options)
+    return cast(Any, module).to_quantized(**options)
+
+
+def product(layer: PackedLayer, x: mx.array, expert: int | None = None) -> mx.array:
+    """X [..., D] times the packed weights [N, D], [..., N], without a bias.
+
+    Of experts' weights [E, N, D], those of one ``expert``.
+    """
+    # A CPU's halves are slow, too.
+    y, kept, D = x.astype(mx.float32), _kept(layer), x.shape[-1]
+    if kept is not None:
+        return (y @ (kept if expert is None else kept[expert]).T).astype(x.dtype)
+    packed = [layer["weight"], layer["scales"], layer.get("biases")]
+    if expert is not None:
+        packed = [None if part is None else part[expert] for part in packed]
+    way = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+    if x.size // D < MANY_ROWS[layer.mode, layer.bits]:
+        return mx.quantized_matmul(x, *packed, transpose=True, **way)
+    N, step = packed[1].shape[0], max(1, SLICE_WEIGHTS // D)
+    slices = [
+        [None if part is None else part[i : i + step] for part in packed]
+        for i in range(0, N, step)
+    ]
+    # One after the other: mlx would else unpack all layers ahead of their turn.
+    parts: list[mx.array] = []
+    for weight, scales, biases in slices:
+        before = parts[-1] if parts else y
+        weight = mx.depends([weight], [mx.stop_gradient(before)])[0]
+        dense = mx.dequantize(weight, scales, biases, **way, dtype=mx.float32)
+        parts.append(y @ dense.T)
+    return mx.concatenate(parts, axis=-1).astype(x.dtype)
+
+
+def expert_products(layer: nn.Module) -> Callable[[int, mx.array], mx.array]:
+    """A function: rows [R, D] times the weights of an expert, [R, N], for a CPU."""
+    if isinstance(layer, QuantizedSwitchLinear):
+        return lambda expert, x: product(layer, x, expert)
+    # Split, not indexed: the gradient of an index is as large as all experts.
+    weights = mx.split(layer.weight, layer.num_experts)
+    return lambda expert, x: x @ weights[expert].squeeze(0).T
+
+
+def keep_unpacked(model: nn.Module, limit: float | None = None) -> int:
+    """Keep the float32 weights of a CPU's packed layers beside them, if all have room.
+
+    Returns:
+        Bytes that they take: 0 if more than ``limit``, by default half of the machine's
+        memory.
+    """
+    kinds = (PackedLinear, PackedEmbedding, PackedSwitchLinear)
+    found = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    layers = [cast(Any, layer) for _, layer in found if isinstance(layer, kinds)]
+    size = 4 * sum(x.scales.size * x.group_size for x in layers)
+    if limit is None:
+        limit = KEPT_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if not layers or size > limit:
+        return 0
+    for layer in layers:
+        dense = mx.dequantize(
+            layer.weight,
+            layer.scales,
+            layer.get("biases"),
+            group_size=layer.group_size,
+            bits=layer.bits,
+            mode=layer.mode,
+            dtype=mx.float32,
+        )
+        mx.eval(dense)
+        # No parameter: a name that begins so is neither stored nor trained.
+        layer._unpacked = (layer.weight, layer.scales, dense)
+    return size
+
+
+def _kept(layer: PackedLayer) -> mx.array | None:
+    """The layer's unpacked weights; None if they are not kept, or it has others now."""
+    weight, scales, dense = layer.get("_unpacked") or (None, None, None)
+    current = layer["weight"] is weight and layer["scales"] is scales
+    return dense if current else None

@@ -1,0 +1,294 @@
+"""A model folder into one whose weights are packed, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mm1_mlx.checkpoint import (
+    CONFIG,
+    INDEX,
+    MANIFEST,
+    build_model,
+    device_dtype,
+    load_config,
+    load_manifest,
+    load_model,
+)
+from mm1_mlx.config import MM1Config, QuantizationConfig
+from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.files import read_shard, safe_join
+from mm1_mlx.models import MM1
+from mm1_mlx.quantize.calibration import Example, examples
+from mm1_mlx.quantize.cost import Cost, Reference, ask, measure
+from mm1_mlx.quantize.distil import EPOCHS, distil
+from mm1_mlx.quantize.pack import pack_tensors
+from mm1_mlx.quantize.recipe import COMPONENTS, Plan, Recipe, component_of, plan
+from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
+from mm1_mlx.writer import CheckpointWriter, check_place
+
+# Prompts that are asked; a quarter of them measures.
+MEASURED, LEARNED = 32, 128
+# What is said of the unpacked model only.
+LEFT = (CONFIG, INDEX, MANIFEST, "parity.json")
+
+# Told what is done, how much of it and of how much.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Row:
+    """A component before and after.
+
+    Attributes:
+        parameters: how many it has.
+        bits: of every way that its packed modules have, by their number of parameters.
+        before: bytes that it took.
+        after: bytes that it takes.
+    """
+
+    parameters: int = 0
+    bits: Counter[str] = field(default_factory=Counter)
+    before: int = 0
+    after: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done.
+
+    Attributes:
+        out: the model's folder.
+        rows: by component.
+        uneven: modules whose width no group size divides; they stay as they are.
+        cost: what it costs, None if that was not measured.
+        rounded: what it would cost without learned scales, None if none were learned.
+    """
+
+    out: Path
+    rows: dict[str, Row]
+    uneven: tuple[str, ...]
+    cost: Cost | None
+    rounded: Cost | None
+
+
+def quantize(
+    path: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    name: str = "",
+    learned: bool = False,
+    calibration: Path | None = None,
+    count: int | None = None,
+    epochs: int = EPOCHS,
+    measured: bool = True,
+    overwrite: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Report:
+    """Write a packed copy of a model folder, and say what it costs.
+
+    The weights pass one tensor at a time. To measure, or to learn scales, the model runs
+    before and its packed copy after; the two are never in memory together.
+
+    Args:
+        path: the model's folder.
+        out: the folder to write.
+        recipe: how each component is packed.
+        name: what the manifest calls the recipe.
+        learned: whether scales are learned (``distil.py``).
+        calibration: prompts and pictures, None for those built in (``calibration.py``).
+        count: how many of them, a quarter to measure by.
+        epochs: how often each is learned from.
+        measured: whether the cost is measured.
+        overwrite: whether an existing ``out`` is replaced.
+        progress: told what is under way.
+
+    Raises:
+        CheckpointError: the model is packed already or damaged, or ``out`` is taken.
+        ConfigError: there is nothing that the recipe packs, or nothing to learn.
+        PromptError: the calibration's prompts do not fit the model.
+    """
+    check_place(out, overwrite=overwrite)
+    config = load_config(path)
+    if config.quantization:
+        raise CheckpointError(
+            f"{path} is packed already, {config.quantization.bits}-bit; quantize the "
+            "model that it was made from"
+        )
+    made = plan(recipe, config)
+    if not made.packed:
+        raise ConfigError(
+            f"{path} has nothing that the recipe packs; name a component and its bits, "
+            "e.g. --vision 8"
+        )
+    answers = config.decoder is not None and config.prompt is not None
+    if learned and not (
+        answers
+        and any(
+            p.startswith("decoder.") and way.mode == "affine"
+            for p, way in made.packed.items()
+        )
+    ):
+        raise ConfigError(
+            "there are no scales to learn: learning needs a decoder that answers, packed "
+            "in the affine mode; leave out --learned"
+        )
+    job = _Job(path, config, made, progress)
+    reference = training = None
+    if answers and (measured or learned):
+        training, reference = job.ask(calibration, count, learned=learned)
+    replaced: dict[str, mx.array] = {}
+    rounded = None
+    if learned:
+        assert reference is not None
+        assert training is not None
+        replaced, rounded = job.learn(training, reference, epochs)
+    source = {
+        "quantized": {
+            "recipe": name,
+            "learned": bool(replaced),
+            "calibration": (calibration.name if calibration else "built in")
+            if learned
+            else None,
+        }
+    }
+    rows = job.write(out, source, replaced, overwrite=overwrite)
+    cost = None
+    if reference:
+        said = job.counter("measuring", len(reference.samples))
+        cost = measure(load_model(out, device_dtype()), reference, said)
+    return Report(out, rows, made.uneven, cost, rounded)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model that is being packed."""
+
+    path: Path
+    config: MM1Config
+    plan: Plan
+    progress: Progress
+
+    @property
+    def made(self) -> MM1Config:
+        """The config of what is written."""
+        ways = QuantizationConfig.of_modules(self.plan.packed)
+        return replace(self.config, quantization=ways)
+
+    def counter(self, task: str, total: int) -> Callable[[], None]:
+        """A function that says one more of them is done."""
+        done = iter(range(1, total + 1))
+        return lambda: self.progress(task, next(done), total)
+
+    def ask(
+        self, calibration: Path | None, count: int | None, *, learned: bool
+    ) -> tuple[Reference | None, Reference]:
+        """What the unpacked model predicts, on what is learned from and on the rest."""
+        count = count or (LEARNED if learned else MEASURED)
+        train, held_out = examples(calibration, count, sees=self.config.sees)
+        model = load_model(self.path, device_dtype())
+        tokenizer = self._tokenizer()
+
+        def asked(examples: list[Example], task: str) -> Reference:
+            return ask(model, tokenizer, examples, self.counter(task, len(examples)))
+
+        held = asked(held_out, "asking")
+        return (asked(train, "asking to learn") if learned else None), held
+
+    def _tokenizer(self) -> Tokenizer:
+        assert self.config.prompt is not None
+        regions = self.config.region is not None
+        return load_tokenizer(self.path, self.config.prompt, regions=regions)
+
+    def learn(
+        self, training: Reference, reference: Reference, epochs: int
+    ) -> tuple[dict[str, mx.array], Cost]:
+        """Scales and biases that cost less than the rounded ones, and what those cost.
+
+        None where learning helped nothing.
+        """
+        model = self._packed_model()
+        rounded = measure(model, reference)
+        total = epochs * len(training.samples)
+        learned = distil(
+            model, training, epochs=epochs, progress=self.counter("learning", total)
+        )
+        better = measure(model, reference).kl_mean < rounded.kl_mean
+        return (learned if better else {}), rounded
+
+    def _packed_model(self) -> MM1:
+        """The packed model, weights rounded, in the device's precision."""
+        model = build_model(self.made, self.plan.packed)
+        packed = pack_tensors(self._tensors(), self.plan.packed)
+        dtype = device_dtype()
+        weights = []
+        for name, tensor in packed:
+            floating = mx.issubdtype(tensor.dtype, mx.floating)
+            cast = tensor.astype(dtype) if dtype and floating else tensor
+            mx.eval(cast)
+            weights.append((name, cast))
+        model.load_weights(weights)
+        return model.eval()
+
+    def _tensors(self) -> Iterator[tuple[str, mx.array]]:
+        """The unpacked model's, one after the other, lazily."""
+        for name in sorted(load_manifest(self.path)["files"]):
+            if name.endswith(".safetensors"):
+                yield from read_shard(safe_join(self.path, name)).items()
+
+    def write(
+        self,
+        out: Path,
+        source: Mapping[str, Any],
+        replaced: Mapping[str, mx.array],
+        *,
+        overwrite: bool,
+    ) -> dict[str, Row]:
+        """Write the folder, with ``replaced`` tensors; its components."""
+        manifest = load_manifest(self.path)
+        known = manifest.get("source")
+        known = dict(known) if isinstance(known, dict) else {}
+        # That was checked of other weights.
+        known.pop("parity_checked", None)
+        rows = self.rows()
+        with CheckpointWriter(
+            out,
+            self.made,
+            known | source,
+            packed=self.plan.packed,
+            overwrite=overwrite,
+            size=sum(row.after for row in rows.values()),
+        ) as writer:
+            said = self.counter("writing", len(writer.expected))
+            for name, tensor in pack_tensors(self._tensors(), self.plan.packed):
+                if name in replaced:
+                    tensor = replaced[name].astype(tensor.dtype)
+                mx.eval(tensor)
+                writer.add(name, tensor)
+                mx.clear_cache()
+                said()
+            for name in manifest["files"]:
+                if name not in LEFT and not name.endswith(".safetensors"):
+                    writer.add_file(name, safe_join(self.path, name))
+        return rows
+
+    def rows(self) -> dict[str, Row]:
+        """The components before and after, from shapes alone."""
+        rows = {component: Row() for component in COMPONENTS}
+        for name, tensor in self._tensors():
+            path, _, leaf = name.rpartition(".")
+            row = rows[component_of(path)]
+            row.parameters += tensor.size
+            row.before += tensor.nbytes
+            if leaf == "weight" and (way := self.plan.packed.get(path)):
+                word = f"{way.bits}" if way.mode == "affine" else way.mode
+                row.bits[word] += tensor.size
+        for name, tensor in pack_tensors(self._tensors(), self.plan.packed):
+            rows[component_of(name.rpartition(".")[0])].after += tensor.nbytes
+        return {name: row for name, row in rows.items() if row.parameters}
