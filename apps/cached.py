@@ -8,8 +8,6 @@ from pathlib import Path
 
 from .common import note, source_line
 
-CACHE_VARIABLE = "MM1_CACHE"
-
 
 def resolve(model: str | None, yes: bool) -> str | None:
     """What ``load`` takes in place of ``model``: itself, or its converted copy.
@@ -63,13 +61,9 @@ def repository_of(model: str | None) -> str | None:
 
 def cached_copy(name: str) -> Path:
     """Where the converted copy of a repository is, or would be."""
+    from mm1_mlx.folders import cache_folder
+
     return cache_folder() / name.replace("/", "--")
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(CACHE_VARIABLE) or Path(base) / "mm1")
 
 
 def _agree(name: str, yes: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mm1_mlx.answer import Answer, Piece
+    from mm1_mlx.batch import Ask, generate_batch, stream_batch
     from mm1_mlx.config import MM1Config
     from mm1_mlx.errors import MM1Error
     from mm1_mlx.models import MM1
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # reader of configs do not pay for the model.
 _HOMES = {
     "Answer": "answer",
+    "Ask": "batch",
     "MM1": "models",
     "MM1Config": "config",
     "MM1Error": "errors",
@@ -26,13 +28,16 @@ _HOMES = {
     "Prompt": "prompt",
     "Runtime": "runtime",
     "generate": "runtime",
+    "generate_batch": "batch",
     "load": "runtime",
     "stream": "runtime",
+    "stream_batch": "batch",
 }
 
 __all__ = [
     "MM1",
     "Answer",
+    "Ask",
     "MM1Config",
     "MM1Error",
     "Piece",
@@ -40,8 +45,10 @@ __all__ = [
     "Runtime",
     "__version__",
     "generate",
+    "generate_batch",
     "load",
     "stream",
+    "stream_batch",
 ]
 
 

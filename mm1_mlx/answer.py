@@ -9,6 +9,8 @@ from typing import Any, Literal, TypedDict
 
 from mm1_mlx.errors import PromptError
 
+KV_BITS = [2, 3, 4, 6, 8]
+KV_GROUP_SIZES = [32, 64, 128]
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -25,6 +27,13 @@ class Options(TypedDict, total=False):
     tiled: int | None
     shots: Sequence[Any]
     shot_style: str
+    prefix: str | None
+    kv_bits: int | None
+    kv_group_size: int
+    kv_start: int
+    prompt_lookup: bool
+    draft: Any
+    num_draft_tokens: int
 
 
 @dataclass(frozen=True)
@@ -51,10 +60,23 @@ class Settings:
     # Solved examples, ``shots.Shot`` each, and how they are shown.
     shots: Sequence[Any] = ()
     shot_style: str = "auto"
+    # A prefix saved under this name stands before the prompt.
+    prefix: str | None = None
+    # Bits that keys and values are packed to, None for none, by groups of so many, once
+    # there are ``kv_start`` positions: below, packing saves less than it costs.
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    kv_start: int = 4096
+    # Guess that the answer repeats what stands before; the answer stays the same.
+    prompt_lookup: bool = False
+    # A smaller model of the same vocabulary, a ``Runtime``, which guesses this many tokens.
+    draft: Any = None
+    num_draft_tokens: int = 4
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("max_tokens", 1, 1_000_000), ("temperature", 0, 2), ("top_p", 0, 1),
+            ("kv_start", 0, 10_000_000), ("num_draft_tokens", 1, 32),
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value <= high:
@@ -68,6 +90,16 @@ class Settings:
             isinstance(self.seed, int) and 0 <= self.seed < 2**64
         ):
             raise PromptError(f"seed is {self.seed}, expected 0 to {2**64 - 1}")
+        if self.kv_bits is not None and self.kv_bits not in KV_BITS:
+            raise PromptError(f"kv_bits is {self.kv_bits}, expected one of {KV_BITS}")
+        if self.kv_group_size not in KV_GROUP_SIZES:
+            raise PromptError(
+                f"kv_group_size is {self.kv_group_size}, expected one of {KV_GROUP_SIZES}"
+            )
+        if self.prompt_lookup and self.draft is not None:
+            raise PromptError(
+                "prompt_lookup and draft are both given; one of them can guess"
+            )
         if self.tiled is not None and not (type(self.tiled) is int and self.tiled >= 0):
             raise PromptError(f"tiled is {self.tiled!r:.40}, expected 0 or more")
         if isinstance(self.stop, str) or not all(
@@ -95,6 +127,8 @@ class Stats:
 
     prompt_tokens: int
     image_tokens: int
+    # Prompt tokens that were known from before and not computed again.
+    cached_tokens: int
     generated_tokens: int
     timings: Timings
 
@@ -117,5 +151,22 @@ class Answer:
     tokens: tuple[int, ...]
     prompt_tokens: int
     image_tokens: int
+    cached_tokens: int
     finish_reason: FinishReason
     timings: Timings
+
+
+def join(pieces: Sequence[Piece]) -> Answer:
+    """The answer that these are all the pieces of."""
+    stats, reason = pieces[-1].stats, pieces[-1].finish_reason
+    assert stats is not None
+    assert reason is not None
+    return Answer(
+        text="".join(piece.text for piece in pieces),
+        tokens=tuple(piece.token for piece in pieces if piece.token is not None),
+        prompt_tokens=stats.prompt_tokens,
+        image_tokens=stats.image_tokens,
+        cached_tokens=stats.cached_tokens,
+        finish_reason=reason,
+        timings=stats.timings,
+    )

@@ -189,6 +189,20 @@ def open_picture(source: ImageSource, name: str, limits: Limits) -> Image.Image:
     return image
 
 
+def encoded(source: ImageSource, name: str, limits: Limits) -> bytes:
+    """The picture as an encoded file: as it was given, a Pillow image as PNG.
+
+    Raises:
+        PromptError: it cannot be read, or is too large.
+    """
+    image = open_picture(source, name, limits)
+    if isinstance(source, str | Path | bytes):
+        return _read(source, name, limits)
+    buffer = io.BytesIO()
+    decode(image, name).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def _read(source: str | Path | bytes, name: str, limits: Limits) -> bytes:
     """The encoded picture; of too long a file one byte more than the limit."""
     if isinstance(source, bytes):

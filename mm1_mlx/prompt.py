@@ -53,6 +53,40 @@ class Prompt:
         """Positions filled by pictures and their regions."""
         return sum(span.length for span in self.spans)
 
+    @property
+    def positions(self) -> tuple[int | tuple[str, int], ...]:
+        """What stands at every position: a token, or a picture's digest and which token.
+
+        Prompts whose positions begin alike are alike so far to the decoder.
+        """
+        positions: list[int | tuple[str, int]] = list(self.tokens)
+        for span in self.spans:
+            images = [(span.digest, span.offset + i) for i in range(span.length)]
+            positions[span.start : span.stop] = images
+        return tuple(positions)
+
+    def after(self, count: int) -> Prompt:
+        """The prompt without its first positions; pictures keep their numbers."""
+        spans = []
+        for span in self.spans:
+            cut = max(0, count - span.start)
+            if cut < span.length:
+                spans.append(
+                    replace(
+                        span,
+                        start=span.start + cut - count,
+                        length=span.length - cut,
+                        offset=span.offset + cut,
+                    )
+                )
+        return Prompt(self.tokens[count:], tuple(spans), self.pictures)
+
+    def until(self, count: int) -> Prompt:
+        """The first positions of the prompt, with the pictures whole."""
+        spans = tuple(span for span in self.spans if span.start < count)
+        assert all(span.stop <= count for span in spans), "a picture would be cut"
+        return Prompt(self.tokens[:count], spans, self.pictures)
+
     @classmethod
     def build(
         cls,

@@ -7,48 +7,47 @@ thread of its own runs the model, the others hand it work and wait.
 from __future__ import annotations
 
 import os
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Self, TypeVar, Unpack
 
 import mlx.core as mx
-from mlx_lm.generate import TextStateMachine, generate_step
-from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mm1_mlx import hub
-from mm1_mlx.answer import (
-    Answer,
-    FinishReason,
-    Options,
-    Piece,
-    Settings,
-    Stats,
-    Timings,
+from mm1_mlx.answer import Answer, Options, Piece, Settings, join
+from mm1_mlx.checkpoint import (
+    device_dtype,
+    foreign,
+    load_config,
+    load_model,
+    read_manifest,
 )
-from mm1_mlx.checkpoint import device_dtype, foreign, load_config, load_model
 from mm1_mlx.config import MODEL_TYPE, MM1Config
-from mm1_mlx.errors import CheckpointError, PromptError
+from mm1_mlx.engine import Engine, answer
+from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import user_path
 from mm1_mlx.image import ImageSource
+from mm1_mlx.memory.features import FeatureCache, fingerprint
+from mm1_mlx.memory.named import NamedPrefixes, Prefix
+from mm1_mlx.memory.prefixes import PrefixCache
 from mm1_mlx.messages import Message
 from mm1_mlx.models import MM1
-from mm1_mlx.prompt import Prompt
 from mm1_mlx.resolution import with_resolution
-from mm1_mlx.shots import choose_style, stops_of, with_shots
 from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
 from mm1_mlx.worker import Worker
 
+T = TypeVar("T")
+
 TINY = Path(__file__).with_name("tiny")
 MODEL_VARIABLE = "MM1_MODEL"
-# Below it the likeliest token is all but certain.
-MIN_TEMPERATURE = 1e-6
+FEATURES_VARIABLE = "MM1_FEATURES"
+# Of prompts' caches beside the one used last: four of 2,000 tokens for a 3B model.
+PREFIX_BYTES = 2 << 30
 
 
 @dataclass
@@ -56,17 +55,28 @@ class Runtime:
     """A loaded model and what it needs to answer; a context manager.
 
     Attributes:
-        model: the MM1 module.
-        tokenizer: its tokenizer.
-        config: its config.
+        engine: the model, its tokenizer and config, and what is kept of answers.
         path: the folder it came from.
     """
 
-    model: MM1 = field(repr=False)
-    tokenizer: Tokenizer
-    config: MM1Config
+    engine: Engine = field(repr=False)
     path: Path
     _worker: Worker = field(repr=False)
+
+    @property
+    def model(self) -> MM1:
+        """The MM1 module."""
+        return self.engine.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.engine.tokenizer
+
+    @property
+    def config(self) -> MM1Config:
+        """The model's config."""
+        return self.engine.config
 
     def __enter__(self) -> Self:
         return self
@@ -79,11 +89,41 @@ class Runtime:
     ) -> None:
         self.close()
 
+    def run(self, make: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """What an iterator made on the model's thread gives, as it comes.
+
+        For what is not asked through ``stream``: its code may use ``engine``.
+        """
+        return self._worker.iterate(make)
+
+    def save_prefix(
+        self, prefix: Prefix, progress: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Keep a prefix of prompts on disk; how many positions it has.
+
+        ``stream(..., prefix=NAME)`` answers behind it, in this process and in others.
+
+        Args:
+            prefix: its name, system message, pictures and examples.
+            progress: called with positions read and in all.
+
+        Raises:
+            PromptError: it is empty, or does not fit the model.
+        """
+        work = self._worker.submit(
+            self.engine.save_prefix, prefix, str(self.path), progress
+        )
+        return work.result()
+
+    def forget(self) -> None:
+        """Let go of what is kept in memory of earlier pictures and prompts."""
+        self._worker.submit(self.engine.forget).result()
+
     def close(self) -> None:
         """Let the model go; answers under way are finished first."""
         if self._worker.close():
             # Whoever keeps the closed runtime does not keep the weights.
-            self.__dict__.pop("model", None)
+            self.__dict__.pop("engine", None)
             mx.clear_cache()
 
 
@@ -92,6 +132,7 @@ def load(
     dtype: mx.Dtype | None = None,
     *,
     resolution: str | None = None,
+    features: str | Path | None = None,
 ) -> Runtime:
     """A model ready to answer.
 
@@ -101,6 +142,8 @@ def load(
         dtype: of the weights; as stored by default, and float32 on a CPU, whose half
             precision is slow.
         resolution: a mode of ``resolution.py`` in place of the model's own.
+        features: a folder where pictures' image tokens are kept for other processes; by
+            default ``$MM1_FEATURES``, else in memory only.
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
@@ -110,7 +153,9 @@ def load(
     dtype = dtype or device_dtype()
     worker = Worker()
     try:
-        return worker.submit(_load, path, dtype, resolution, worker).result()
+        return worker.submit(
+            _load, path, dtype, resolution, _feature_folder(features), worker
+        ).result()
     except BaseException:
         worker.close()
         raise
@@ -141,8 +186,17 @@ def find_model(source: str | Path | None = None, *, weights: bool = True) -> Pat
     return hub.download(name)[0] if weights else hub.download_small(name)
 
 
+def _feature_folder(folder: str | Path | None) -> Path | None:
+    name = folder or os.environ.get(FEATURES_VARIABLE)
+    return user_path(str(name)) if name else None
+
+
 def _load(
-    path: Path, dtype: mx.Dtype | None, resolution: str | None, worker: Worker
+    path: Path,
+    dtype: mx.Dtype | None,
+    resolution: str | None,
+    features: Path | None,
+    worker: Worker,
 ) -> Runtime:
     config = load_config(path)
     prompt = config.prompt
@@ -153,7 +207,17 @@ def _load(
     model = load_model(path, dtype)
     model.config = config
     tokenizer = load_tokenizer(path, prompt, regions=config.region is not None)
-    return Runtime(model, tokenizer, config, path, worker)
+    model_print = fingerprint(read_manifest(path)["files"], config.to_dict(), dtype)
+    prefixes = PrefixCache(PREFIX_BYTES)
+    engine = Engine(
+        model=model,
+        tokenizer=tokenizer,
+        config=config,
+        features=FeatureCache(model.encode, model_print, features),
+        prefixes=prefixes,
+        named=NamedPrefixes(model_print, prefixes),
+    )
+    return Runtime(engine, path, worker)
 
 
 def stream(
@@ -174,7 +238,8 @@ def stream(
         PromptError: prompt, pictures and model do not fit together.
     """
     settings = Settings(**options)
-    return _consume(runtime, prompt, images, settings)
+    start = time.perf_counter()
+    return runtime.run(lambda: _answer(runtime, prompt, images, settings, start))
 
 
 def generate(
@@ -184,52 +249,7 @@ def generate(
     **options: Unpack[Options],
 ) -> Answer:
     """The whole answer; arguments and errors as for ``stream``."""
-    pieces = list(stream(runtime, prompt, images, **options))
-    stats, reason = pieces[-1].stats, pieces[-1].finish_reason
-    assert stats is not None
-    assert reason is not None
-    return Answer(
-        text="".join(piece.text for piece in pieces),
-        tokens=tuple(piece.token for piece in pieces if piece.token is not None),
-        prompt_tokens=stats.prompt_tokens,
-        image_tokens=stats.image_tokens,
-        finish_reason=reason,
-        timings=stats.timings,
-    )
-
-
-def _consume(
-    runtime: Runtime,
-    prompt: str | Sequence[Message],
-    images: Sequence[ImageSource],
-    settings: Settings,
-) -> Iterator[Piece]:
-    """Run the answer on the runtime's thread and hand its pieces over.
-
-    A caller that stops listening ends the answer.
-    """
-    start = time.perf_counter()
-    pieces: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
-    abandoned = threading.Event()
-
-    def work() -> None:
-        try:
-            if abandoned.is_set():  # while other answers were under way
-                return
-            for piece in _answer(runtime, prompt, images, settings, start):
-                pieces.put(piece)
-                if abandoned.is_set():
-                    break
-        finally:
-            pieces.put(None)
-
-    job = runtime._worker.submit(work)
-    try:
-        while (piece := pieces.get()) is not None:
-            yield piece
-        job.result()
-    finally:
-        abandoned.set()
+    return join(list(stream(runtime, prompt, images, **options)))
 
 
 def _answer(
@@ -240,58 +260,13 @@ def _answer(
     start: float,
 ) -> Iterator[Piece]:
     """The pieces of an answer that was asked for at ``start``."""
-    began = time.perf_counter()
-    if settings.shots:
-        prompt, settings = _show(prompt, images, runtime.config, settings)
-        images = ()
-    built = Prompt.build(
-        prompt, images, runtime.config, runtime.tokenizer, tiled=settings.tiled
-    )
-    max_tokens = _room(built, runtime.config, settings)
-    embeddings = None
-    if built.spans:
-        image_tokens = runtime.model.encode(built.pictures)
-        mx.eval(image_tokens)
-        tokens = mx.array(built.tokens)
-        embeddings = runtime.model.embed(tokens, image_tokens, built.spans)
-    encode = time.perf_counter() - began
-    if settings.seed is not None:
-        mx.random.seed(settings.seed)
-    steps = generate_step(
-        mx.array(built.tokens),
-        runtime.model,
-        max_tokens=max_tokens,
-        sampler=_sampler(settings),
-        prompt_progress_callback=settings.progress,
-        input_embeddings=embeddings,
-    )
-    times: list[float] = []
-    ids = (_timed(int(token), times) for token, _ in steps)
-    with _wired():
-        for piece in _pieces(ids, runtime.tokenizer, settings):
-            if piece.finish_reason is None:
-                yield piece
-            else:
-                stats = _stats(built, start, encode, times)
-                yield Piece(piece.text, piece.token, piece.finish_reason, stats)
-
-
-def _show(
-    prompt: str | Sequence[Message],
-    images: Sequence[ImageSource],
-    config: MM1Config,
-    settings: Settings,
-) -> tuple[list[Message], Settings]:
-    """The conversation behind the examples, and where its answer ends."""
-    assert config.prompt is not None
-    style = choose_style(settings.shot_style, settings.shots, config.prompt)
-    messages = with_shots(settings.shots, prompt, images, style)
-    stop = settings.stop or stops_of(style, settings.shots)
-    return messages, replace(settings, stop=stop)
+    request = runtime.engine.open(prompt, images, settings, start)
+    with wired(), closing(answer(request)) as pieces:
+        yield from pieces
 
 
 @contextmanager
-def _wired() -> Iterator[None]:
+def wired() -> Iterator[None]:
     """Keep the weights in memory meanwhile, where the device has a limit for it."""
     before = maybe_set_recommended_wired_limit()
     try:
@@ -300,85 +275,3 @@ def _wired() -> Iterator[None]:
         if before is not None:
             mx.synchronize()
             mx.set_wired_limit(before)
-
-
-def _room(prompt: Prompt, config: MM1Config, settings: Settings) -> int:
-    """How many tokens may be generated before the context is full."""
-    assert config.decoder is not None
-    context = config.decoder.max_position_embeddings
-    if len(prompt.tokens) >= context:
-        raise PromptError(
-            f"prompt has {len(prompt.tokens):,} tokens, {prompt.num_image_tokens:,} of "
-            f"them pictures, but the model's context holds {context:,}; ask with fewer "
-            "pictures or earlier turns"
-        )
-    return min(settings.max_tokens, context - len(prompt.tokens))
-
-
-def _sampler(settings: Settings) -> Callable[[mx.array], mx.array]:
-    greedy = settings.temperature < MIN_TEMPERATURE
-    sample = make_sampler(0.0 if greedy else settings.temperature, settings.top_p)
-    # In half precision small temperatures overflow.
-    return lambda logprobs: sample(logprobs.astype(mx.float32))
-
-
-def _timed(token: int, times: list[float]) -> int:
-    times.append(time.perf_counter())
-    return token
-
-
-def _stats(
-    prompt: Prompt, start: float, encode: float, tokens: Sequence[float]
-) -> Stats:
-    seconds = tokens[-1] - tokens[0]
-    return Stats(
-        prompt_tokens=len(prompt.tokens),
-        image_tokens=prompt.num_image_tokens,
-        generated_tokens=len(tokens),
-        timings=Timings(
-            encode=encode,
-            first_token=tokens[0] - start,
-            total=tokens[-1] - start,
-            decode_rate=(len(tokens) - 1) / seconds if seconds else 0.0,
-        ),
-    )
-
-
-def _pieces(
-    ids: Iterator[int], tokenizer: Tokenizer, settings: Settings
-) -> Iterator[Piece]:
-    """Text of token ids, ended by an end token, a stop string or the caller."""
-    detokenizer: Any = tokenizer.hf.detokenizer
-    reason: FinishReason
-    # Holds back text that may turn out to begin a stop string.
-    machine = TextStateMachine({"normal": [(word, None) for word in settings.stop]})
-    state = machine.make_state()
-    # Not its last_segment: where the bytes of a second character are still incomplete,
-    # the text becomes shorter for a while, and the first one would come twice.
-    done = 0
-    for token in ids:
-        if token in tokenizer.hf.eos_token_ids:
-            reason = "stop"
-            break
-        # Decoders are padded: their last tokens may have no text.
-        if token < tokenizer.size:
-            detokenizer.add_token(token)
-        text = detokenizer.text[done:]
-        done += len(text)
-        state, text, name = machine.step(state, text)
-        if name is None:
-            yield Piece(text, token, "stop")
-            return
-        yield Piece(text, token)
-        if settings.cancel is not None and settings.cancel.is_set():
-            yield Piece(machine.flush(state)[1], None, "cancelled")
-            return
-    else:
-        reason = "length"
-    detokenizer.finalize()
-    state, text, name = machine.step(state, detokenizer.text[done:])
-    if name is not None:
-        text += machine.flush(state)[1]
-    else:
-        reason = "stop"
-    yield Piece(text, None, reason)

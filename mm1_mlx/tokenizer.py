@@ -45,6 +45,7 @@ class Tokenizer:
         region_token: what stands for a region of a picture, None where the model has no
             sampler of regions.
         region_id: its token, likewise.
+        vocabulary: the checkpoint's tokens by their texts.
         size: how many tokens the checkpoint's files know; a decoder may have more.
     """
 
@@ -55,6 +56,7 @@ class Tokenizer:
         self.image_token = image_token
         self.region_token = region_token
         self.size = len(hf)
+        self.vocabulary = hf.get_vocab()
         specials = {
             str(token) for token in hf.added_tokens_decoder.values() if token.special
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
@@ -13,6 +13,7 @@ import mlx.core as mx
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 Job = Callable[[], None]
 
 
@@ -59,6 +60,41 @@ class Worker:
                 raise RuntimeError("the runtime is closed")
             self._jobs.put(job)
         return future
+
+    def iterate(self, make: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """What an iterator made on the thread gives, handed over as it comes.
+
+        A caller that stops listening ends it.
+
+        Raises:
+            RuntimeError: the worker is closed.
+        """
+        items: SimpleQueue[tuple[T] | None] = SimpleQueue()
+        abandoned = threading.Event()
+
+        def work() -> None:
+            try:
+                if abandoned.is_set():  # while other jobs were under way
+                    return
+                made = make()
+                try:
+                    for item in made:
+                        items.put((item,))
+                        if abandoned.is_set():
+                            break
+                finally:
+                    if isinstance(made, Generator):
+                        made.close()
+            finally:
+                items.put(None)
+
+        job = self.submit(work)
+        try:
+            while (held := items.get()) is not None:
+                yield held[0]
+            job.result()
+        finally:
+            abandoned.set()
 
     def close(self) -> bool:
         """Take no more calls; whether those that wait have been run.

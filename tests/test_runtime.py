@@ -13,7 +13,8 @@ from PIL import Image
 from mm1_mlx import generate, load, stream
 from mm1_mlx.answer import Settings
 from mm1_mlx.errors import CheckpointError, PromptError
-from mm1_mlx.runtime import TINY, _pieces, find_model
+from mm1_mlx.runtime import TINY, find_model
+from mm1_mlx.transcript import Transcript
 
 STAR = TINY / "red-star.png"
 FOUR = TINY / "four-shapes.png"
@@ -70,6 +71,12 @@ def test_held_back_text_comes_when_it_is_no_stop_string(runtime):
     )
 
 
+def write(ids, tokenizer, stop=()):
+    """The pieces of an answer of so many tokens, to its longest."""
+    transcript = Transcript(tokenizer, stop)
+    return [*map(transcript.add, ids), transcript.finish("length")]
+
+
 @pytest.mark.parametrize("naive", [False, True])
 @pytest.mark.parametrize("text", ["red 漢字", "🎨🎨 star", "a\n漢漢\nb", "é"])
 def test_characters_of_several_tokens_come_whole_and_once(text, naive, any_tokenizer):
@@ -77,7 +84,7 @@ def test_characters_of_several_tokens_come_whole_and_once(text, naive, any_token
     if naive:  # what a tokenizer.model without tokenizer.json is given
         hf._detokenizer = NaiveStreamingDetokenizer(hf._tokenizer)
     ids = hf.encode(text, add_special_tokens=False)
-    pieces = list(_pieces(iter(ids), any_tokenizer, Settings(stop=["never"])))
+    pieces = write(ids, any_tokenizer, stop=["never"])
     assert "".join(piece.text for piece in pieces) == text
     assert not any("\ufffd" in piece.text for piece in pieces)
     assert pieces[-1].finish_reason == "length"
@@ -86,7 +93,7 @@ def test_characters_of_several_tokens_come_whole_and_once(text, naive, any_token
 def test_tokens_that_the_tokenizer_does_not_know_have_no_text(any_tokenizer):
     known = any_tokenizer.hf.encode("red", add_special_tokens=False)
     ids = [*known, any_tokenizer.size, 10_000]
-    pieces = list(_pieces(iter(ids), any_tokenizer, Settings()))
+    pieces = write(ids, any_tokenizer)
     assert "".join(piece.text for piece in pieces) == "red"
     assert [piece.token for piece in pieces] == [*ids, None]
 
@@ -173,6 +180,7 @@ def test_model_can_be_used_from_the_callers_thread(runtime):
 
 def test_progress_counts_the_prompt(runtime):
     seen = []
+    runtime.forget()
     answer = generate(
         runtime, QUESTION, [STAR], progress=lambda *counts: seen.append(counts)
     )

@@ -1,0 +1,120 @@
+"""A prompt into a key-value cache: what every way of answering begins with.
+
+Only what the cache does not hold yet is encoded, embedded and run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mm1_mlx.memory.features import FeatureCache
+from mm1_mlx.memory.prefixes import KVPrecision, PrefixCache, pack
+from mm1_mlx.models import MM1
+from mm1_mlx.prompt import Prompt
+
+# Positions run at once: enough for full speed, and few enough for their activations.
+STEP = 2048
+
+
+class Cancelled(Exception):  # noqa: N818  (no error)
+    """The caller asked for no more."""
+
+
+@dataclass
+class Context:
+    """A prompt of which the cache holds the first ``reused`` positions.
+
+    Attributes:
+        prompt: the whole prompt.
+        cache: one of mlx-lm's caches per layer.
+        precision: how it holds keys and values.
+        reused: how many positions were in it already.
+        embeddings: of the other positions, [T, D].
+    """
+
+    prompt: Prompt
+    cache: list[Any]
+    precision: KVPrecision
+    reused: int
+    embeddings: mx.array
+
+
+def prepare(
+    model: MM1,
+    prompt: Prompt,
+    features: FeatureCache,
+    prefixes: PrefixCache,
+    precision: KVPrecision,
+) -> Context:
+    """The prompt with the longest beginning that is known, and embeddings of the rest."""
+    cache, reused = prefixes.take(prompt.positions, precision)
+    if cache is None:
+        # What is kept for others makes room before new memory is taken.
+        prefixes.make_room()
+        cache = model.make_cache()
+    return Context(
+        prompt, cache, precision, reused, embed(model, prompt.after(reused), features)
+    )
+
+
+def embed(model: MM1, prompt: Prompt, features: FeatureCache) -> mx.array:
+    """Embeddings [T, D] of a prompt; pictures without a span in it are not encoded."""
+    wanted = sorted({span.picture for span in prompt.spans})
+    found = features([prompt.pictures[i] for i in wanted])
+    tokens = mx.array(prompt.tokens)
+    by_number = dict(zip(wanted, found, strict=True))
+    nothing = mx.zeros((0, model.decoder.norm.weight.shape[0]))
+    image_tokens = [by_number.get(i, nothing) for i in range(len(prompt.pictures))]
+    embeddings = model.embed(tokens, image_tokens, prompt.spans)
+    mx.eval(embeddings)
+    return embeddings
+
+
+def prefill(
+    model: MM1,
+    context: Context,
+    *,
+    step: int = STEP,
+    progress: Callable[[int, int], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> mx.array:
+    """Run the positions that the cache does not hold; logits [1, V] of the last one.
+
+    Args:
+        model: reads the embeddings.
+        context: the prompt and the cache, which holds all of it afterwards.
+        step: positions run at once.
+        progress: called with positions done and in all, those of the cache included.
+        cancel: checked between two steps.
+
+    Raises:
+        Cancelled: ``cancel`` was set; the cache holds what was done so far.
+    """
+    tokens = mx.array(context.prompt.tokens)
+    total, done = tokens.size, context.reused
+    if progress:
+        progress(done, total)
+    while True:
+        end = min(done + step, total)
+        part = context.embeddings[done - context.reused : end - context.reused]
+        states = model.decoder.hidden(tokens[None, done:end], context.cache, part[None])
+        pack(context.cache, context.precision)
+        done = end
+        if done == total:
+            logits = model.decoder.logits(states[:, -1])
+            mx.eval(logits, [layer.state for layer in context.cache])
+            break
+        mx.eval([layer.state for layer in context.cache])
+        mx.clear_cache()
+        if progress:
+            progress(done, total)
+        if cancel is not None and cancel.is_set():
+            raise Cancelled
+    if progress:
+        progress(total, total)
+    return logits

@@ -1,0 +1,63 @@
+"""Which token comes next: the likeliest, or one drawn with a seed of the answer's own.
+
+mlx-lm's samplers draw from one state for the whole process; answers that are decoded
+together would then depend on each other.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import mlx.core as mx
+from mlx_lm.sample_utils import apply_top_p
+
+# Below it the likeliest token is all but certain.
+MIN_TEMPERATURE = 1e-6
+# Odd, and without a pattern: a position's key differs from those of near seeds.
+_STRIDE = 0x9E3779B97F4A7C15
+
+
+class Sampler:
+    """Draws an answer's tokens one after another, in mlx-lm's sampler protocol.
+
+    A token depends on its logits, the seed and its position alone: not on what else runs,
+    nor on how many are drawn at once.
+
+    Args:
+        temperature: 0 takes the likeliest token.
+        top_p: draws from the likeliest tokens of this much probability together.
+        seed: 0 to 2^64 - 1; by default another one each time.
+    """
+
+    def __init__(
+        self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None
+    ) -> None:
+        self.greedy = temperature < MIN_TEMPERATURE
+        self.temperature = temperature
+        self.top_p = top_p
+        self.seed = secrets.randbits(64) if seed is None else seed
+        # Of the token drawn next.
+        self.position = 0
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        """The tokens [T] of this position and the next ones, from logprobs [T, V]."""
+        first, self.position = self.position, self.position + logprobs.shape[0]
+        if self.greedy:
+            return mx.argmax(logprobs, axis=-1)
+        # In half precision small temperatures overflow.
+        logprobs = logprobs.astype(mx.float32)
+        if self.top_p < 1:
+            logprobs = apply_top_p(logprobs, self.top_p)
+        logits = logprobs / self.temperature
+        drawn = [
+            mx.random.categorical(row, key=self._key(first + i))
+            for i, row in enumerate(logits)
+        ]
+        return mx.stack(drawn)
+
+    def rewind(self, count: int) -> None:
+        """Draw the last tokens again: they were not used."""
+        self.position -= count
+
+    def _key(self, position: int) -> mx.array:
+        return mx.random.key((self.seed + position * _STRIDE) % 2**64)
