@@ -1,9 +1,21 @@
-"""Queries [B, Hq, T, D] and a cache's keys and values to attention [B, Hq, T, D]."""
+"""Queries [B, Hq, T, D] and a cache's keys and values to attention [B, Hq, T, D].
+
+plain cache                                 mlx's fused attention
+packed or shared, T > 8                     unpacked and joined, then mlx's
+packed or shared, T <= 8, a Metal GPU       the Metal kernels, where they agree with
+plain.py there and are faster (choice.py)
+packed or shared, T <= 8, otherwise         plain.py
+"""
+
+from __future__ import annotations
 
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.base import scaled_dot_product_attention
+
+from mm1_mlx.kernels import fused, metal, plain
+from mm1_mlx.kernels.choice import Variant, current
+from mm1_mlx.kernels.run import Run, runs_of
 
 
 def attend(
@@ -23,12 +35,25 @@ def attend(
         v: the values likewise.
         cache: the layer's cache, None where there is none.
         scale: what scores are multiplied by, D ** -0.5.
-        mask: None, "causal", or an array that broadcasts to [B, Hq, T, N].
+        mask: None, "causal", or an array that broadcasts to [B, Hq, T, N]. What a
+            cache of ours says of padding holds besides.
     """
-    if hasattr(cache, "bits"):
-        # mlx-lm scales the queries in place.
-        q = q + 0
-        return scaled_dot_product_attention(
-            q, k, v, cache=cache, scale=scale, mask=mask
-        )
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    if not hasattr(cache, "bits") and not hasattr(cache, "runs"):
+        return fused.attend(q, k, v, scale=scale, mask=mask)
+    runs = [run for run in runs_of(cache) if run.length]
+    if all(metal.fits(q, run, mask) for run in runs):
+        kernels = current()
+        if kernels and all(kernels.use(Variant.of(q, run)) for run in runs):
+            return kernels.attend(q, runs, scale=scale, causal=mask == "causal")
+    if _pays_to_join(q, runs):
+        return fused.attend_joined(q, runs, scale=scale, mask=mask)
+    return plain.attend(q, runs, scale=scale, mask=mask)
+
+
+def _pays_to_join(q: mx.array, runs: list[Run]) -> bool:
+    """Whether mlx's attention over a plain copy of the keys beats plain operations."""
+    many = q.shape[2] > metal.MAX_QUERIES
+    if mx.default_device() == mx.cpu:
+        # There mlx's attention is plain operations too, once more per sequence.
+        return many and all(run.rows == q.shape[0] for run in runs)
+    return many or not all(run.bits for run in runs)

@@ -1,0 +1,1 @@
+"""Key-value caches that mlx-lm lacks, in its protocol."""
