@@ -16,6 +16,7 @@ from .doctor import doctor
 from .embed import embed
 from .generate import generate
 from .inspect import inspect
+from .quantize import quantize
 from .verify import verify
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, convert, embed, inspect, verify, doctor):
+for command in (generate, chat, convert, quantize, embed, inspect, verify, doctor):
     app.command()(command)
 
 

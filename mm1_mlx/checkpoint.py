@@ -8,7 +8,9 @@ run leaves nothing that loads. Attribute path = tensor name; no name is translat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ FORMAT_VERSION = 1
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"
+
+# A type, a function of the stored one, or None for the stored one.
+Precision = mx.Dtype | Callable[[mx.Dtype], mx.Dtype] | None
 
 
 def model_shapes(
@@ -211,13 +216,30 @@ def verify_digests(path: Path) -> int:
     return len(files)
 
 
-def device_dtype() -> mx.Dtype | None:
-    """What weights are best cast to here, None for nothing: a CPU's halves are slow."""
-    return mx.float32 if mx.default_device() == mx.cpu else None
+def device_dtype(stored: mx.Dtype) -> mx.Dtype:
+    """What weights that are stored so are best computed in here."""
+    kinds = device_dtypes()
+    return stored if stored in kinds else kinds[0]
 
 
-def load_model(path: Path, dtype: mx.Dtype | None = None) -> MM1:
+def device_dtypes() -> tuple[mx.Dtype, ...]:
+    """The types that the default device computes quickly, the one to prefer first.
+
+    A CPU's halves are slow, and the GPUs of M1 and M2 have no bfloat16.
+    """
+    if mx.default_device() == mx.cpu:
+        return (mx.float32,)
+    # M1 is generation 13, M3 15; other makers' names have none.
+    found = re.search(r"applegpu_g(\d+)", str(mx.device_info().get("architecture")))
+    if found and int(found[1]) < 15:
+        return (mx.float16,)
+    return mx.bfloat16, mx.float16
+
+
+def load_model(path: Path, dtype: Precision = None) -> MM1:
     """The model of a folder, its weights in ``dtype`` (as stored if None).
+
+    ``dtype`` may be a function of the type that is stored, such as ``device_dtype``.
 
     Raises:
         CheckpointError: a file is missing or damaged, or does not fit the config.
@@ -246,6 +268,8 @@ def load_model(path: Path, dtype: mx.Dtype | None = None) -> MM1:
                 f"{'floating point' if floating else kind}"
             )
     if dtype is not None:
+        if not isinstance(dtype, mx.Dtype):
+            dtype = dtype(_stored(weights))
         weights = {k: cast_to(dtype, v) for k, v in weights.items()}
     model.load_weights(list(weights.items()))
     model.eval()
@@ -253,6 +277,15 @@ def load_model(path: Path, dtype: mx.Dtype | None = None) -> MM1:
     # Constants too: another thread could not evaluate them on this one's stream.
     mx.eval(model.state)
     return model
+
+
+def _stored(weights: Mapping[str, mx.array]) -> mx.Dtype:
+    """The type of most numbers, of packed weights that of their scales."""
+    sizes: Counter[mx.Dtype] = Counter()
+    for tensor in weights.values():
+        if mx.issubdtype(tensor.dtype, mx.floating):
+            sizes[tensor.dtype] += tensor.size
+    return sizes.most_common(1)[0][0] if sizes else mx.float32
 
 
 def _shapes(tensors: Mapping[str, mx.array]) -> dict[str, tuple[int, ...]]:

@@ -95,8 +95,7 @@ def load_embedder(
 
     Args:
         source: a model folder, or a hub repository in this format.
-        dtype: of the weights; as stored by default, and float32 on a CPU, whose half
-            precision is slow.
+        dtype: of the weights; by default what the device computes quickly.
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
@@ -105,7 +104,7 @@ def load_embedder(
     path = find_model(source)
     # Before gigabytes are read.
     Embedder(MM1(load_config(path)), path)
-    return Embedder(load_model(path, dtype or device_dtype()), path)
+    return Embedder(load_model(path, dtype or device_dtype), path)
 
 
 def embed_images(embedder: Embedder, images: Sequence[ImageSource]) -> Vectors:

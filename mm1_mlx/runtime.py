@@ -21,6 +21,7 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 from mm1_mlx import hub
 from mm1_mlx.answer import Answer, Options, Piece, Settings, join
 from mm1_mlx.checkpoint import (
+    Precision,
     device_dtype,
     foreign,
     load_config,
@@ -139,8 +140,8 @@ def load(
     Args:
         source: a model folder, or a hub repository in this format; by default
             ``$MM1_MODEL``, else the embedded mm1-tiny.
-        dtype: of the weights; as stored by default, and float32 on a CPU, whose half
-            precision is slow.
+        dtype: of the weights; by default as stored where the device computes that
+            quickly, else float32 on a CPU, float16 on M1 and M2, bfloat16 from M3.
         resolution: a mode of ``resolution.py`` in place of the model's own.
         features: a folder where pictures' image tokens are kept for other processes; by
             default ``$MM1_FEATURES``, else in memory only.
@@ -150,11 +151,15 @@ def load(
         ConfigError: its config.json does not describe a model, or has not the mode.
     """
     path = find_model(source)
-    dtype = dtype or device_dtype()
     worker = Worker()
     try:
         return worker.submit(
-            _load, path, dtype, resolution, _feature_folder(features), worker
+            _load,
+            path,
+            dtype or device_dtype,
+            resolution,
+            _feature_folder(features),
+            worker,
         ).result()
     except BaseException:
         worker.close()
@@ -193,7 +198,7 @@ def _feature_folder(folder: str | Path | None) -> Path | None:
 
 def _load(
     path: Path,
-    dtype: mx.Dtype | None,
+    dtype: Precision,
     resolution: str | None,
     features: Path | None,
     worker: Worker,
@@ -207,7 +212,8 @@ def _load(
     model = load_model(path, dtype)
     model.config = config
     tokenizer = load_tokenizer(path, prompt, regions=config.region is not None)
-    model_print = fingerprint(read_manifest(path)["files"], config.to_dict(), dtype)
+    kind = model.decoder.norm.weight.dtype
+    model_print = fingerprint(read_manifest(path)["files"], config.to_dict(), kind)
     prefixes = PrefixCache(PREFIX_BYTES)
     engine = Engine(
         model=model,

@@ -21,8 +21,8 @@ from mlx.utils import tree_flatten, tree_map
 from mm1_mlx.models import MM1
 from mm1_mlx.quantize.cost import Reference, divergence, image_tokens, predict
 
-LEARNING_RATE = 3e-3
-EPOCHS = 4
+LEARNING_RATE = 1e-3
+EPOCHS = 8
 # Samples of one step; one after the other, so that memory holds one.
 STEP_SAMPLES = 4
 

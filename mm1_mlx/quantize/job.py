@@ -15,6 +15,7 @@ from mm1_mlx.checkpoint import (
     INDEX,
     MANIFEST,
     build_model,
+    cast_to,
     device_dtype,
     load_config,
     load_manifest,
@@ -162,7 +163,7 @@ def quantize(
     cost = None
     if reference:
         said = job.counter("measuring", len(reference.samples))
-        cost = measure(load_model(out, device_dtype()), reference, said)
+        cost = measure(load_model(out, device_dtype), reference, said)
     return Report(out, rows, made.uneven, cost, rounded)
 
 
@@ -192,7 +193,7 @@ class _Job:
         """What the unpacked model predicts, on what is learned from and on the rest."""
         count = count or (LEARNED if learned else MEASURED)
         train, held_out = examples(calibration, count, sees=self.config.sees)
-        model = load_model(self.path, device_dtype())
+        model = load_model(self.path, device_dtype)
         tokenizer = self._tokenizer()
 
         def asked(examples: list[Example], task: str) -> Reference:
@@ -225,12 +226,11 @@ class _Job:
     def _packed_model(self) -> MM1:
         """The packed model, weights rounded, in the device's precision."""
         model = build_model(self.made, self.plan.packed)
-        packed = pack_tensors(self._tensors(), self.plan.packed)
-        dtype = device_dtype()
         weights = []
-        for name, tensor in packed:
+        for name, tensor in pack_tensors(self._tensors(), self.plan.packed):
             floating = mx.issubdtype(tensor.dtype, mx.floating)
-            cast = tensor.astype(dtype) if dtype and floating else tensor
+            cast = cast_to(device_dtype(tensor.dtype), tensor) if floating else tensor
+            # One by one: what the tensor was made from is freed here.
             mx.eval(cast)
             weights.append((name, cast))
         model.load_weights(weights)

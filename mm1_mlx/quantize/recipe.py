@@ -123,7 +123,7 @@ def way_of(
     try:
         return Packing.from_dict(values)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {str(error).removeprefix('Packing.')}") from None
 
 
 def component_of(path: str) -> Component:
