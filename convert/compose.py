@@ -1,5 +1,6 @@
 """Sources to a model folder: a whole checkpoint, or parts of several put together."""
 
+from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from .detect import name_of
 from .job import Job
 from .origins import open_origins
 from .parts import compose
-from .size import bytes_by_part
 from .upcycle import Upcycle
 
 # Told the tensors written so far and their number.
@@ -101,7 +101,10 @@ def convert(
             config = with_resolution(config, resolution)
         job = Job(config, origins, plan)
         files = job.tokenizer_files()
-        sizes = bytes_by_part(job, dtype)
+        tensors = dict(job.tensors(dtype))
+        sizes: Counter[str] = Counter()
+        for name, tensor in tensors.items():
+            sizes[name.partition(".")[0]] += tensor.nbytes
         with CheckpointWriter(
             out,
             job.made,
@@ -109,16 +112,14 @@ def convert(
             packed=job.packed,
             overwrite=overwrite,
             size=sizes.total(),
+            fingerprint=job.fingerprint(tensors),
+            progress=progress,
         ) as writer:
             if starting:
                 starting(sum(sizes[part] for part in job.initialised))
-            for count, (name, tensor) in enumerate(job.tensors(dtype), 1):
-                # One by one: what the tensor was made from is freed here.
-                mx.eval(tensor)
-                writer.add(name, tensor)
-                mx.clear_cache()
-                if progress:
-                    progress(count, len(writer.expected))
+            for name in list(tensors):
+                # Popped, so that a tensor that was written is freed.
+                writer.add(name, tensors.pop(name))
             for name, path in files.items():
                 writer.add_file(name, path)
     return _report(job, out, files)

@@ -3,7 +3,9 @@
 https://github.com/apple/ml-ferret/blob/3c9e5c9/ferret/model/apply_delta.py
 """
 
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 
 import mlx.core as mx
@@ -11,6 +13,7 @@ import mlx.core as mx
 from mm1_mlx.errors import CheckpointError
 
 from .source import Source
+from .step import ALL, Readable
 from .tensors import TensorInfo
 
 # What a base does not have: taken as it is.
@@ -69,23 +72,47 @@ class Delta(Source):
         self.licence = " and ".join(licences) or None
         return tensors
 
-    def read(self, name: str) -> mx.array:
-        """One tensor's values: the difference and the base's, in the difference's type.
+    def tensor(self, name: str) -> Readable:
+        """One tensor: the difference with the base's added.
 
         Raises:
             CheckpointError: one is not of a 16- or 32-bit floating-point type.
         """
-        delta = super().read(name)
+        delta = super().tensor(name)
         if name not in self.base.tensors or name.endswith(BUFFER):
             return delta
-        base = self.base.read(name).astype(delta.dtype)
+        return Sum(delta, self.base.tensor(name))
+
+    def files(self) -> list[Path]:
+        """Every file of both."""
+        return super().files() + self.base.files()
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A difference and the base's tensor, in the difference's type."""
+
+    delta: Readable
+    base: Readable
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The difference's."""
+        return self.delta.shape
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The difference's."""
+        return self.delta.dtype
+
+    def read(self, rows: slice = ALL) -> mx.array:
+        """The sum's values, or those of some places along the first axis."""
+        delta = self.delta.read(rows)
+        base = self.base.read(rows).astype(delta.dtype)
         if base.shape == delta.shape:
-            whole = delta + base
-        else:
-            rows = base.shape[0]
-            whole = mx.concatenate([delta[:rows] + base, delta[rows:]])
-        mx.eval(whole)
-        return whole
+            return delta + base
+        shared = base.shape[0]
+        return mx.concatenate([delta[:shared] + base, delta[shared:]])
 
 
 def _check_shapes(name: str, delta: tuple[int, ...], base: tuple[int, ...]) -> None:

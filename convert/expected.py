@@ -11,6 +11,7 @@ from mm1_mlx.errors import CheckpointError
 from .packed import Packed
 from .plan import Plan
 from .source import Source
+from .step import Readable, pieces_of
 
 
 def possible_shapes(config: MM1Config) -> dict[str, tuple[int, ...]]:
@@ -26,7 +27,8 @@ def possible_shapes(config: MM1Config) -> dict[str, tuple[int, ...]]:
 def check_tied(source: Source, packed: Packed, result: Plan) -> None:
     """Pass only if a head that the config ties to the embedding is equal to it.
 
-    Packed ones are compared as they are stored: unpacked they may fill the memory.
+    Packed ones are compared as they are stored, and all piece by piece: whole they may
+    fill the memory.
 
     Raises:
         CheckpointError: it is not.
@@ -40,10 +42,17 @@ def check_tied(source: Source, packed: Packed, result: Plan) -> None:
     for head in heads:
         pairs = [packed.stored(name) for name in (head, embeddings[0])]
         if len(pairs[0]) != len(pairs[1]) or not all(
-            mx.array_equal(source.read(one), source.read(other))
+            _equal(source.tensor(one), source.tensor(other))
             for one, other in zip(*pairs, strict=True)
         ):
             raise CheckpointError(
                 f"{source.name}: config.json ties {head!r} to {embeddings[0]!r}, but "
                 "they differ; set tie_word_embeddings to false there"
             )
+
+
+def _equal(one: Readable, other: Readable) -> bool:
+    return one.shape == other.shape and all(
+        mx.array_equal(one.read(rows), other.read(rows)).item()
+        for rows in pieces_of(one)
+    )

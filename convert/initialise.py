@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 
 from mm1_mlx.config import MM1Config
 from mm1_mlx.models import MM1
+from mm1_mlx.shard import Deferred
 
 from .origins import PARTS
 
@@ -17,7 +18,7 @@ SEED = 0
 
 def initialise(
     config: MM1Config, parts: tuple[str, ...]
-) -> Iterator[tuple[str, mx.array]]:
+) -> Iterator[tuple[str, Deferred]]:
     """The tensors of these parts as a new model has them."""
     rest: Any = dict.fromkeys(set(PARTS) - set(parts))
     mx.random.seed(SEED)
@@ -26,4 +27,5 @@ def initialise(
     del model
     # Popped, so that a tensor that was written is freed.
     while tensors:
-        yield tensors.popitem()
+        name, tensor = tensors.popitem()
+        yield name, Deferred.of(tensor)

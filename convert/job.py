@@ -1,21 +1,27 @@
 """A conversion that was checked by name and shape: what it writes, tensor by tensor."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
 
 from mm1_mlx.checkpoint import cast_to, model_shapes
 from mm1_mlx.config import MM1Config
+from mm1_mlx.shard import Deferred
 
 from .expected import check_tied, possible_shapes
 from .initialise import SEED, initialise
 from .lineage import Lineage
 from .origins import PARTS, Origin, Origins
-from .packed import Packed, Read
+from .packed import Packed
 from .plan import Plan, plan
 from .shared.text import tokenizer_files
+from .step import Find
 from .upcycle import ROUTER, Tensors, Upcycle
 
 
@@ -32,7 +38,7 @@ class Job:
     # The parts with weights, and those without.
     sourced: dict[str, Origin] = field(init=False)
     initialised: tuple[str, ...] = field(init=False)
-    plans: dict[str, tuple[Read, Plan]] = field(init=False)
+    plans: dict[str, tuple[Find, Plan]] = field(init=False)
     lineage: Lineage = field(init=False)
     # The modules that stay packed, as their sources have them.
     packed: tuple[str, ...] = field(init=False)
@@ -64,7 +70,7 @@ class Job:
         if not self.packed:  # What was not taken from a packed source may have been.
             self.made = replace(self.made, quantization=None)
 
-    def _plan(self, origin: Origin) -> tuple[Read, Plan]:
+    def _plan(self, origin: Origin) -> tuple[Find, Plan]:
         """What the origin's tensors become, for the parts that it gives; and its reader."""
         parts = [part for part, other in self.sourced.items() if other is origin]
         packed = Packed.of(origin.source)
@@ -82,25 +88,47 @@ class Job:
         )
         if "decoder" in parts:
             check_tied(origin.source, packed, result)
-        return packed.reader(origin.source.read), packed.plan(result)
+        return packed.unpacking(origin.source.tensor), packed.plan(result)
 
     def tensors(self, dtype: mx.Dtype | None = None) -> Tensors:
-        """Every tensor of the model by name, lazily, cast where there is a dtype."""
+        """Every tensor of the model by name, cast where there is a dtype; none is read.
+
+        Raises:
+            CheckpointError: a source's tensor is of a type that cannot be converted.
+        """
         tensors: Tensors = self._dense_tensors()
         if dtype is not None:
-            tensors = ((name, cast_to(dtype, tensor)) for name, tensor in tensors)
+            cast = partial(cast_to, dtype)
+            tensors = ((name, tensor.map(cast)) for name, tensor in tensors)
         if self.upcycle:
             assert self.made.decoder is not None
             tensors = self.upcycle.tensors(tensors, self.made.decoder, SEED)
         return tensors
 
-    def _dense_tensors(self) -> Iterator[tuple[str, mx.array]]:
+    def _dense_tensors(self) -> Iterator[tuple[str, Deferred]]:
         """From their sources, or initialised."""
-        for read, result in self.plans.values():
+        for find, result in self.plans.values():
             for step in result.steps:
-                yield from step(read)
+                yield from step.tensors(find)
         if self.initialised:
             yield from initialise(self.config, self.initialised)
+
+    def fingerprint(self, tensors: Mapping[str, Deferred]) -> str:
+        """A digest of all that decides what is written; no weight is read for it.
+
+        A source's files are told apart by their names, sizes and times.
+        """
+        origins = self.sourced.values()
+        files = {path for origin in origins for path in origin.source.files()}
+        stats = {str(path.absolute()): path.stat() for path in sorted(files)}
+        facts = {
+            "program": version("mm1-mlx"),
+            "config": self.made.to_dict(),
+            "lineage": self.lineage.to_dict(),
+            "files": {k: (x.st_size, x.st_mtime_ns) for k, x in stats.items()},
+            "tensors": {k: (x.shape, str(x.dtype)) for k, x in tensors.items()},
+        }
+        return sha256(json.dumps(facts).encode()).hexdigest()
 
     def tokenizer_files(self) -> dict[str, Path]:
         """The tokenizer files by name, of the decoder or else of the text tower."""

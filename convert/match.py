@@ -1,6 +1,5 @@
 """A source's tensors matched with a format's rules: a step for each, nothing checked."""
 
-import itertools
 import re
 from collections.abc import Callable
 from functools import partial
@@ -39,7 +38,7 @@ def steps_of(rules: Rules, found: Shapes, shapes: Shapes) -> list[Step]:
         numbers = [int(n) for n in match.groups()]
         op = _as_op(rule)
         if op.scatter:
-            steps.append(_scatter(op, name, numbers, found[name], shapes))
+            steps += _scatter(op, name, numbers, found[name], shapes)
             continue
         targets = tuple(_fill(t, numbers) for t in op.targets)
         function = _sized(op, targets, shapes)
@@ -52,8 +51,8 @@ def steps_of(rules: Rules, found: Shapes, shapes: Shapes) -> list[Step]:
                 "the source is incomplete, get it again"
             )
         else:
-            plain = isinstance(rule, str)
-            steps.append(Step((name, *op.others), targets, function, plain=plain))
+            plain, sources = isinstance(rule, str), (name, *op.others)
+            steps.append(Step(sources, targets, function, each=op.each, plain=plain))
     if orphans:
         raise CheckpointError(
             f"{len(orphans)} source tensors have no rule, e.g. {orphans[:5]}; the "
@@ -73,19 +72,13 @@ def steps_of(rules: Rules, found: Shapes, shapes: Shapes) -> list[Step]:
 
 def _scatter(
     op: Op, name: str, numbers: list[int], shape: tuple[int, ...], shapes: Shapes
-) -> Step:
-    """One step for all places along the source's first axis."""
-    pieces = [
-        tuple(_fill(t, [*numbers, i]) for t in op.targets)
-        for i in range(shape[0] if shape else 0)
-    ]
-    functions = [_sized(op, targets, shapes) for targets in pieces]
-
-    def function(x: mx.array) -> tuple[mx.array, ...]:
-        made = (f(x[i]) for i, f in enumerate(functions))
-        return tuple(itertools.chain.from_iterable(made))
-
-    return Step((name,), tuple(itertools.chain.from_iterable(pieces)), function)
+) -> list[Step]:
+    """A step for every place along the source's first axis."""
+    steps = []
+    for i in range(shape[0] if shape else 0):
+        targets = tuple(_fill(t, [*numbers, i]) for t in op.targets)
+        steps.append(Step((name,), targets, _sized(op, targets, shapes), row=i))
+    return steps
 
 
 def _sized(

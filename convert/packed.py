@@ -8,7 +8,7 @@ affine mode, ``X.biases``. A rule that renames the weight carries them along. Th
 matched by the shape that the weight has unpacked.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,8 @@ from mm1_mlx.errors import CheckpointError
 from .plan import Plan
 from .quantization import check_module, leaves_of, quantization
 from .source import Source
-from .step import Step
+from .step import ALL, Find, Readable, Step
 from .tensors import TensorInfo
-
-Read = Callable[[str], mx.array]
 
 
 @dataclass(frozen=True)
@@ -111,18 +109,43 @@ class Packed:
             for leaf in self.leaves
         ]
 
-    def reader(self, read: Read) -> Read:
-        """``read``, which for a module's name gives its weight unpacked."""
+    def unpacking(self, find: Find) -> Find:
+        """``find``, which for a module's name gives its weight unpacked."""
 
-        def unpack(name: str) -> mx.array:
+        def unpacked(name: str) -> Readable:
             if name not in self.names:
-                return read(name)
+                return find(name)
             assert self.packing is not None
-            weight, scales, *rest = map(read, self.stored(name))
-            options: dict[str, Any] = self.packing.to_dict()
-            return mx.dequantize(weight, scales, rest[0] if rest else None, **options)
+            return Unpacked(self.packing, [find(x) for x in self.stored(name)])
 
-        return unpack
+        return unpacked
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """A packed module's weight as numbers, a bare array here as position embeddings are."""
+
+    packing: QuantizationConfig
+    # As they are stored: the integers, the scales, and biases where there are any.
+    stored: list[Readable]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As many numbers wide as the integers hold."""
+        *rows, width = self.stored[0].shape
+        return (*rows, width * 32 // self.packing.bits)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """That of the scales, or what integer scales unpack to."""
+        kind = self.stored[1].dtype
+        return kind if mx.issubdtype(kind, mx.floating) else mx.bfloat16
+
+    def read(self, rows: slice = ALL) -> mx.array:
+        """Its values, or those of some places along the first axis."""
+        weight, scales, *rest = (x.read(rows) for x in self.stored)
+        options: dict[str, Any] = self.packing.to_dict()
+        return mx.dequantize(weight, scales, rest[0] if rest else None, **options)
 
 
 def _is_packed(name: str, info: TensorInfo) -> bool:

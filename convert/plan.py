@@ -48,7 +48,9 @@ def plan(rules: Rules, found: Shapes, wanted: Shapes, known: Shapes) -> Plan:
         else:
             dropped.extend(step.sources)
     _check_filled(steps, wanted)
-    return Plan(tuple(steps), tuple(sorted(dropped)))
+    # Layers that are one tensor may be dropped in part.
+    used = {name for step in steps for name in step.sources}
+    return Plan(tuple(steps), tuple(sorted({*dropped} - used)))
 
 
 def _check_shapes(step: Step, found: Shapes, wanted: Shapes) -> None:

@@ -1,12 +1,9 @@
 """Written down in a model's folder: whether it computes what its source computes."""
 
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 from mm1_mlx.checkpoint import MANIFEST, read_manifest
-from mm1_mlx.files import fsync
+from mm1_mlx.files import replace_json
 
 from .verify import Parity
 
@@ -23,17 +20,5 @@ def record(path: Path, parity: Parity) -> None:
     source = manifest.get("source")
     known = source if isinstance(source, dict) else {}
     manifest["source"] = known | {"parity_checked": parity.passed}
-    _replace(path / PARITY, parity.to_dict())
-    _replace(path / MANIFEST, manifest)
-
-
-def _replace(path: Path, content: dict[str, Any]) -> None:
-    """Put a JSON file in the place of one, at once."""
-    written = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        written.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        fsync(written)
-        written.replace(path)
-    finally:
-        written.unlink(missing_ok=True)
-    fsync(path.parent)
+    replace_json(path / PARITY, parity.to_dict())
+    replace_json(path / MANIFEST, manifest)

@@ -34,6 +34,8 @@ class Op:
             is stacked along a new first axis, in its order.
         scatter: the function takes each place along the source's first axis, which is
             the last number of the targets.
+        each: what the function makes of each place along the source's first axis is
+            stacked again.
         sized: the function takes the targets' shapes, too.
         others: names of more sources, which the function takes after the first; they
             have no rule of their own.
@@ -43,6 +45,7 @@ class Op:
     function: Callable[..., tuple[mx.array, ...]]
     gather: bool = False
     scatter: bool = False
+    each: bool = False
     sized: bool = False
     others: tuple[str, ...] = ()
 
@@ -118,3 +121,8 @@ def unstack(rule: str | Op) -> Op:
     """What ``rule`` makes of each place along the first axis: layers kept as one."""
     op = rule if isinstance(rule, Op) else Op((rule,), lambda x: (x,))
     return replace(op, scatter=True)
+
+
+def each(op: Op) -> Op:
+    """What ``op`` makes of each place along the first axis, stacked: fused experts."""
+    return replace(op, each=True)

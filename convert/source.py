@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +15,7 @@ from mm1_mlx.errors import CheckpointError
 from .folder import PACKING, Folder
 from .place import SUBFOLDERS, licence_of, local_folder
 from .shards import BIN_INDEX, SAFETENSORS_INDEX
+from .step import Readable
 from .tensors import FLOATS, TensorInfo, tensors_in
 
 
@@ -79,8 +81,8 @@ class Source(Folder):
             tensors |= {f"{folder}/{name}": info for name, info in inside.items()}
         return tensors
 
-    def read(self, name: str) -> mx.array:
-        """One tensor's values.
+    def tensor(self, name: str) -> Readable:
+        """One tensor, read when it is asked for.
 
         Raises:
             CheckpointError: it is not there, or neither of a 16- or 32-bit
@@ -96,7 +98,20 @@ class Source(Folder):
                 f"{self.name}: tensor {name!r} holds {info.dtype}, not float16, bfloat16 "
                 "or float32; convert the unquantized checkpoint"
             )
-        return info.read()
+        return info
+
+    def read(self, name: str) -> mx.array:
+        """One tensor's values.
+
+        Raises:
+            CheckpointError: there is no such tensor, or none that can be converted.
+        """
+        return self.tensor(name).read()
+
+    def files(self) -> list[Path]:
+        """Every file of the checkpoint."""
+        places = (self.folder, *(self.folder / name for name in self.subfolders))
+        return sorted(x for place in places for x in place.iterdir() if x.is_file())
 
     def _is_packed(self, name: str) -> bool:
         """Whether the tensor is one of a packed module's."""

@@ -1,13 +1,38 @@
 """One step of a conversion: some source tensors, and what becomes of them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Protocol
 
 import mlx.core as mx
 
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.shard import Deferred
 
 Shapes = Mapping[str, tuple[int, ...]]
+ALL = slice(None)
+# What is held at a time of a tensor that stays as it is.
+PIECE_BYTES = 16_000_000
+
+
+class Readable(Protocol):
+    """A source tensor that is read when it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Its type."""
+
+    def read(self, rows: slice = ALL) -> mx.array:
+        """Its values, or those of some places along the first axis."""
+
+
+Find = Callable[[str], Readable]
 
 
 @dataclass(frozen=True)
@@ -20,19 +45,12 @@ class Step:
     function: Callable[..., tuple[mx.array, ...]]
     # Whether what the function makes of each source is stacked, in the sources' order.
     gather: bool = False
+    # Whether what it makes of each place along the one source's first axis is stacked.
+    each: bool = False
+    # The only place along the one source's first axis that it takes.
+    row: int | None = None
     # Whether the one source becomes the one target as it is.
     plain: bool = False
-
-    def __call__(
-        self, read: Callable[[str], mx.array]
-    ) -> Iterable[tuple[str, mx.array]]:
-        """The target tensors by name; ``read`` gives a source tensor."""
-        if self.gather:
-            pieces = (self.function(read(name)) for name in self.sources)
-            tensors = _stacked(pieces, self.sources)
-        else:
-            tensors = list(self.function(*map(read, self.sources)))
-        return zip(self.targets, tensors, strict=True)
 
     def shapes(self, found: Shapes) -> list[tuple[int, ...]]:
         """The targets' shapes, from the sources'; nothing is computed.
@@ -42,32 +60,65 @@ class Step:
                 of several differs in shape.
         """
         given = [mx.zeros(found[name]) for name in self.sources]
-        if not self.gather:
-            return [tuple(x.shape) for x in self.function(*given)]
-        made = [self.function(x) for x in given]
-        return [
-            tuple(mx.stack(list(pieces)).shape) for pieces in zip(*made, strict=True)
-        ]
+        return [tuple(x.shape) for x in self._results(given)]
 
+    def tensors(self, find: Find) -> Iterator[tuple[str, Deferred]]:
+        """The target tensors by name; ``find`` gives a source tensor.
 
-def _stacked(
-    pieces: Iterable[tuple[mx.array, ...]], names: tuple[str, ...]
-) -> list[mx.array]:
-    """The pieces along a new first axis, filled one by one: only one is held besides.
+        Raises:
+            CheckpointError: what is to be stacked is not all of one type.
+        """
+        sources = [find(name) for name in self.sources]
+        if self.gather:
+            self._check_types(sources)
+        made = self._results([mx.zeros(x.shape, x.dtype) for x in sources])
+        for i, (target, x) in enumerate(zip(self.targets, made, strict=True)):
+            pieces = partial(self._pieces, sources, i)
+            yield target, Deferred(tuple(x.shape), x.dtype, pieces)
 
-    Raises:
-        CheckpointError: they are not all of one type.
-    """
-    tensors: list[mx.array] = []
-    for i, parts in enumerate(pieces):
-        if not tensors:
-            tensors = [mx.zeros((len(names), *x.shape), x.dtype) for x in parts]
-        for tensor, part in zip(tensors, parts, strict=True):
-            if part.dtype != tensor.dtype:
+    def _results(self, given: list[mx.array]) -> list[mx.array]:
+        """What becomes of these arrays, lazily."""
+        if self.gather:
+            made = [self.function(x) for x in given]
+            return [mx.stack(list(pieces)) for pieces in zip(*made, strict=True)]
+        if self.each:
+            (x,) = given
+            rows = self.function(x[0])
+            return [mx.broadcast_to(row, (x.shape[0], *row.shape)) for row in rows]
+        if self.row is not None:
+            given = [given[0][self.row]]
+        return list(self.function(*given))
+
+    def _pieces(self, sources: list[Readable], target: int) -> Iterator[mx.array]:
+        """One target's values, in order; no more is read at a time than one piece needs."""
+        first = sources[0]
+        if self.plain:
+            yield from (first.read(rows) for rows in pieces_of(first))
+        elif self.gather:
+            yield from (self.function(x.read())[target] for x in sources)
+        elif self.each or self.row is not None:
+            places = range(first.shape[0]) if self.row is None else (self.row,)
+            for i in places:
+                yield self.function(first.read(slice(i, i + 1))[0])[target]
+        else:
+            yield self.function(*(x.read() for x in sources))[target]
+
+    def _check_types(self, sources: list[Readable]) -> None:
+        for name, source in zip(self.sources, sources, strict=True):
+            if source.dtype != sources[0].dtype:
                 raise CheckpointError(
-                    f"source tensor {names[i]!r} holds {part.dtype}, but {names[0]!r}, "
-                    f"which stands beside it, {tensor.dtype}; save both in one type"
+                    f"source tensor {name!r} holds {source.dtype}, but "
+                    f"{self.sources[0]!r}, which stands beside it, {sources[0].dtype}; "
+                    "save both in one type"
                 )
-            tensor[i] = part
-        mx.eval(tensors)
-    return tensors
+
+
+def pieces_of(tensor: Readable) -> Iterator[slice]:
+    """Rows of a tensor, a piece of it at a time."""
+    if not tensor.shape:
+        yield ALL
+        return
+    width = prod(tensor.shape[1:]) * tensor.dtype.size
+    count = max(PIECE_BYTES // max(width, 1), 1)
+    for start in range(0, tensor.shape[0], count):
+        yield slice(start, start + count)

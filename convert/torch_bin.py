@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MAX_SHARD_BYTES = 1_000_000_000
+# A shard is held twice while it is saved.
+MAX_SHARD_BYTES = 250_000_000
 
 
 def main(arguments: list[str]) -> None:

@@ -9,7 +9,7 @@ axlearn/common/mixture_of_experts.py
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -17,13 +17,14 @@ import mlx.core as mx
 
 from mm1_mlx.config import DecoderConfig, MM1Config, MoEConfig
 from mm1_mlx.errors import ConfigError
+from mm1_mlx.shard import Deferred
 
 EXAMPLE = "experts=64,every=2[,offset=1][,top=2]"
 FIELDS = ("experts", "every", "offset", "top")
 ROUTER = "router"
 _MLP = re.compile(r"decoder\.layers\.(\d+)\.mlp\.((gate|up|down)_proj\.weight)")
 _NUMBER = re.compile("[0-9]{1,6}")
-Tensors = Iterable[tuple[str, mx.array]]
+Tensors = Iterable[tuple[str, Deferred]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Upcycle:
 
     def tensors(
         self, dense: Tensors, sparse: DecoderConfig, seed: int
-    ) -> Iterator[tuple[str, mx.array]]:
+    ) -> Iterator[tuple[str, Deferred]]:
         """The sparse model's tensors, from the dense one's as they come."""
         E, D = self.moe.num_experts, sparse.hidden_size
         keys = mx.random.split(mx.random.key(seed), sparse.num_hidden_layers)
@@ -104,10 +105,21 @@ class Upcycle:
                 weight = mx.random.uniform(
                     -(D**-0.5), D**-0.5, (E, D), key=keys[int(match[1])]
                 )
-                yield f"{mlp}.gate.weight", weight.astype(tensor.dtype)
-            # A view of the one copy: the writer makes the others, shard by shard.
-            copies = mx.broadcast_to(tensor, (E, *tensor.shape))
+                weight = weight.astype(tensor.dtype)
+                yield f"{mlp}.gate.weight", Deferred.of(weight)
+            copies = Deferred((E, *tensor.shape), tensor.dtype, _copies(tensor, E))
             yield f"{mlp}.switch_mlp.{match[2]}", copies
+
+
+def _copies(tensor: Deferred, count: int) -> Callable[[], Iterator[mx.array]]:
+    """Gives the tensor's pieces so many times; it is made once, and held meanwhile."""
+
+    def pieces() -> Iterator[mx.array]:
+        held = list(tensor.pieces())
+        for _ in range(count):
+            yield from held
+
+    return pieces
 
 
 def _check_dense(decoder: DecoderConfig) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,39 @@ from mm1_mlx.errors import CheckpointError
 MAX_JSON_BYTES = 64 << 20
 # No folder, drive, stream, flag or hidden file can be spelled with it.
 PLAIN_NAME = re.compile(r"\w[\w.+-]{0,199}", re.ASCII)
+# The types of a safetensors file, and what mlx reads them as.
+KINDS = {
+    "F32": mx.float32,
+    "F16": mx.float16,
+    "BF16": mx.bfloat16,
+    "U64": mx.uint64,
+    "U32": mx.uint32,
+    "U16": mx.uint16,
+    "U8": mx.uint8,
+    "I64": mx.int64,
+    "I32": mx.int32,
+    "I16": mx.int16,
+    "I8": mx.int8,
+    "BOOL": mx.bool_,
+    "C64": mx.complex64,
+    "F8_E4M3": mx.uint8,
+    "F8_E5M2": mx.uint8,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a safetensors header says of a tensor.
+
+    Attributes:
+        shape: its shape.
+        kind: its type, as the format spells it.
+        start: where in the file its bytes begin.
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+    start: int
 
 
 def user_path(name: str) -> Path:
@@ -93,12 +127,25 @@ def check_shard(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         CheckpointError: the file is missing, truncated or damaged.
     """
+    return {name: entry.shape for name, entry in read_header(path).items()}
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """What a safetensors file says of its tensors.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or damaged.
+    """
     try:
-        with safe_open(path, framework="numpy") as file:
-            return {
-                name: tuple(file.get_slice(name).get_shape())
-                for name in file.keys()  # noqa: SIM118
-            }
+        # Overlaps, holes and sizes are the strict parser's to refuse.
+        with safe_open(path, framework="numpy"), path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        return {
+            name: Entry(tuple(x["shape"]), x["dtype"], 8 + size + x["data_offsets"][0])
+            for name, x in header.items()
+        }
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
@@ -115,6 +162,18 @@ def sha256(path: Path) -> str:
     """The file's digest, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_json(path: Path, content: Any) -> None:
+    """Put a JSON file in the place of one, at once."""
+    written = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        written.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        fsync(written)
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
+    fsync(path.parent)
 
 
 def fsync(path: Path) -> None:

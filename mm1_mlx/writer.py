@@ -1,17 +1,16 @@
 """Writes a model folder, which appears only when it is whole.
 
 The manifest is written last and the folder renamed into place, so a killed run leaves
-nothing that loads.
+nothing that loads, and the next one goes on where it was.
 """
 
 from __future__ import annotations
 
-import glob
+import hashlib
 import json
-import os
 import shutil
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +29,9 @@ from mm1_mlx.checkpoint import (
 )
 from mm1_mlx.config import MODEL_TYPE, MM1Config
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.files import fsync, read_json, safe_join, sha256
+from mm1_mlx.files import fsync, read_json, replace_json, safe_join, sha256
+from mm1_mlx.partial import JOURNAL, Partial
+from mm1_mlx.shard import Deferred, header_of, in_order, write_shard
 
 MAX_SHARD_BYTES = 1_000_000_000
 
@@ -42,8 +43,19 @@ class CheckpointWriter:
             writer.add("decoder.norm.weight", tensor)
             writer.add_file("tokenizer.json", path)
 
-    Tensors are held until a shard is full, so memory stays near ``MAX_SHARD_BYTES``. The
-    disk must have room for ``size`` bytes.
+    Tensors are written when a shard of them is full, each as it is made and none held
+    whole that comes in pieces.
+
+    Args:
+        out: the model's folder.
+        config: the model's.
+        source: what the manifest says of where it comes from.
+        packed: the modules that are packed.
+        overwrite: whether a model that is there is replaced.
+        size: bytes that the disk must have room for.
+        fingerprint: of all that decides the tensors' values; what a killed run under an
+            equal one has written is not written again.
+        progress: told, after every tensor, the number written so far and of all.
 
     Raises:
         CheckpointError: ``out`` exists and ``overwrite`` is false, the disk is too full,
@@ -59,6 +71,8 @@ class CheckpointWriter:
         packed: Collection[str] = (),
         overwrite: bool = False,
         size: int = 0,
+        fingerprint: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         # Resolved: "." and ".." have no name to write beside.
         self.out = out.resolve()
@@ -66,65 +80,56 @@ class CheckpointWriter:
         self.size = size
         self.config = config
         self.source = dict(source)
-        self.folder = self._beside("partial")
+        self.partial = Partial(self.out, fingerprint)
         self.expected = model_shapes(config, packed)
-        self.written: dict[str, tuple[int, ...]] = {}
-        self.shard: dict[str, mx.array] = {}
+        self.progress = progress
+        self.added: dict[str, tuple[int, ...]] = {}
+        self.written = 0
+        self.shard: dict[str, Deferred] = {}
         self.shard_bytes = 0
         self.shards: list[list[str]] = []
         self.total_bytes = 0
 
     def __enter__(self) -> Self:
-        self._tidy()
+        self.partial.tidy()
         # Only now: a model may have come back.
-        check_place(self.out, overwrite=self.overwrite)
-        check_space(self.out, self.size)
-        # Nearest first.
-        self.made = [path for path in self.out.parents if not path.exists()]
-        self.folder.mkdir(parents=True)
+        try:
+            check_place(self.out, overwrite=self.overwrite)
+        except CheckpointError:
+            self.partial.remove()
+            raise
+        there = sum(shard["bytes"] for shard in self.partial.shards.values())
+        check_space(self.out, max(self.size - there, 0))
+        self.partial.open()
         return self
 
-    def _beside(self, kind: str) -> Path:
-        """A folder next to the model's place; nobody else would give one such a name."""
-        return self.out.with_name(f"{self.out.name}.mm1-{kind}-{os.getpid()}")
-
-    def _tidy(self) -> None:
-        """Clear away what killed writers left; a model that stepped aside comes back."""
-        for kind in ("old", "partial"):
-            pattern = glob.escape(self.out.name) + f".mm1-{kind}-*"
-            for left in self.out.parent.glob(pattern):
-                if _is_alive(left.name.rpartition("-")[2]):
-                    continue
-                if kind == "old" and not self.out.exists():
-                    left.rename(self.out)
-                else:
-                    shutil.rmtree(left, ignore_errors=True)
-
-    def add(self, name: str, tensor: mx.array) -> None:
-        """Write one tensor of the model.
+    def add(self, name: str, tensor: mx.array | Deferred) -> None:
+        """Write one tensor of the model, when its shard is full.
 
         Raises:
-            CheckpointError: the model has no such tensor, or another shape.
+            CheckpointError: the model has no such tensor, or another shape; or the disk
+                is full.
         """
-        shape = tuple(tensor.shape)
-        if self.expected.get(name) != shape or name in self.written:
+        if isinstance(tensor, mx.array):
+            tensor = Deferred.of(tensor)
+        if self.expected.get(name) != tensor.shape or name in self.added:
             raise CheckpointError(
-                f"tensor {name} {list(shape)} does not belong to the model, which "
+                f"tensor {name} {list(tensor.shape)} does not belong to the model, which "
                 f"expects {self.expected.get(name)}"
             )
         if self.shard and self.shard_bytes + tensor.nbytes > MAX_SHARD_BYTES:
             self._write_shard()
-        self.written[name] = shape
+        self.added[name] = tensor.shape
         self.shard[name] = tensor
         self.shard_bytes += tensor.nbytes
         self.total_bytes += tensor.nbytes
 
     def add_file(self, name: str, content: bytes | Path) -> None:
         """Write one more file beside the weights: bytes, or a copy of a path."""
-        target = safe_join(self.folder, name)
-        target.write_bytes(
-            content if isinstance(content, bytes) else content.read_bytes()
-        )
+        target = safe_join(self.partial.folder, name)
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        with self._writing():
+            target.write_bytes(data)
 
     def __exit__(
         self,
@@ -136,80 +141,86 @@ class CheckpointWriter:
             if kind is None:
                 self._finish()
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            if not self.out.exists():
-                with suppress(OSError):
-                    for path in self.made:
-                        path.rmdir()
+            self.partial.remove()
 
     def _write_shard(self) -> None:
-        self.shards.append(sorted(self.shard))
-        path = self.folder / f"shard-{len(self.shards)}"
+        """Write the tensors that are held, unless a killed run has done so."""
+        tensors, self.shard, self.shard_bytes = in_order(self.shard), {}, 0
+        self.shards.append(list(tensors))
+        name = _shard(len(self.shards))
+        header = hashlib.sha256(header_of(tensors)).hexdigest()
+        if self.partial.shards.get(name, {}).get("header") == header:
+            for _ in tensors:
+                self._tell()
+            return
+        path = self.partial.folder / name
+        with self._writing():
+            digest = write_shard(path, tensors, self._tell)
+            size = path.stat().st_size
+            shard = {"bytes": size, "sha256": digest, "header": header}
+            self.partial.record(name, shard)
+
+    def _tell(self) -> None:
+        self.written += 1
+        if self.progress:
+            self.progress(self.written, len(self.expected))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says in one line that the disk does not take it."""
         try:
-            mx.save_safetensors(
-                f"{path}.safetensors", self.shard, metadata={"format": "mlx"}
-            )
-        except RuntimeError as error:
+            yield
+        except OSError as error:
             raise CheckpointError(
-                f"{self.out} cannot be written ({error}); is the disk full?"
+                f"{self.out} cannot be written ({error.strerror}); is the disk full?"
             ) from None
-        self.shard, self.shard_bytes = {}, 0
 
     def _finish(self) -> None:
-        check_names(self.written, self.expected, self.out)
+        check_names(self.added, self.expected, self.out)
         self._write_shard()
-        self._name_shards()
+        files = self._name_shards()
         config = json.dumps(self.config.to_dict(), indent=2)
         self.add_file(CONFIG, config.encode() + b"\n")
-        for path in self.folder.iterdir():
-            fsync(path)
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "written_by": f"mm1-mlx {version('mm1-mlx')}",
-            "source": self.source,
-            "files": {
-                path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-                for path in sorted(self.folder.iterdir())
-            },
-        }
-        self.add_file(MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
-        fsync(self.folder / MANIFEST)
-        fsync(self.folder)
-        self._rename()
+        with self._writing():
+            for path in self.partial.folder.iterdir():
+                if path.name not in (JOURNAL, *files):
+                    fsync(path)
+                    size = path.stat().st_size
+                    files[path.name] = {"bytes": size, "sha256": sha256(path)}
+            manifest = {
+                "format_version": FORMAT_VERSION,
+                "written_by": f"mm1-mlx {version('mm1-mlx')}",
+                "source": self.source,
+                "files": dict(sorted(files.items())),
+            }
+            replace_json(self.partial.folder / MANIFEST, manifest)
+        self.partial.publish(overwrite=self.overwrite)
 
-    def _name_shards(self) -> None:
-        """Give the shards their Hugging Face names, and an index if there are several."""
-        count, weight_map = len(self.shards), {}
+    def _name_shards(self) -> dict[str, dict[str, Any]]:
+        """Size and digest of the shards by the names that they now have: Hugging Face's.
+
+        Several have an index.
+        """
+        count, weight_map, files = len(self.shards), {}, {}
         for i, names in enumerate(self.shards, 1):
             name = f"model-{i:05}-of-{count:05}.safetensors"
             name = name if count > 1 else "model.safetensors"
-            (self.folder / f"shard-{i}.safetensors").rename(self.folder / name)
+            (self.partial.folder / _shard(i)).rename(self.partial.folder / name)
             weight_map.update(dict.fromkeys(names, name))
+            shard = self.partial.shards[_shard(i)]
+            files[name] = {key: shard[key] for key in ("bytes", "sha256")}
         if count > 1:
             index = {
                 "metadata": {"total_size": self.total_bytes},
                 "weight_map": weight_map,
             }
             self.add_file(INDEX, json.dumps(index, indent=2).encode() + b"\n")
+        return files
 
-    def _rename(self) -> None:
-        """Put the folder in its place; an old one steps aside first and goes last."""
-        old = self._beside("old")
-        if self.out.exists():
-            if not self.overwrite:
-                raise CheckpointError(
-                    f"{str(self.out)!r} was made by somebody else meanwhile; choose "
-                    "another name"
-                )
-            self.out.rename(old)
-        try:
-            self.folder.rename(self.out)
-        except BaseException:
-            if old.exists():
-                old.rename(self.out)
-            raise
-        fsync(self.out.parent)
-        shutil.rmtree(old, ignore_errors=True)
+
+def _shard(number: int) -> str:
+    """What a shard is called until their number is known."""
+    return f"shard-{number}.safetensors"
 
 
 def check_place(out: Path, *, overwrite: bool) -> None:
@@ -253,16 +264,3 @@ def _is_model(path: Path) -> bool:
     except (CheckpointError, OSError):
         return False
     return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
-
-
-def _is_alive(process: str) -> bool:
-    """Whether another process of this number runs, so that its folder is in use."""
-    if not process.isdecimal() or int(process) == os.getpid():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

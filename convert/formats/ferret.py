@@ -34,7 +34,7 @@ def detect(source: Source) -> bool:
 def base(source: Source) -> str | None:
     """What the source holds differences from, None if it is whole."""
     # Not what a Delta reads, which is whole.
-    norm = Source.read(source, NORM).astype(mx.float32)
+    norm = Source.tensor(source, NORM).read().astype(mx.float32)
     if cast(float, mx.abs(norm).mean().item()) >= LEAST_NORM:
         return None
     return BASES.get(norm.size, "VICUNA")

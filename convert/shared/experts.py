@@ -3,7 +3,7 @@
 https://github.com/ml-explore/mlx-lm/blob/v0.32.2/mlx_lm/models/mixtral.py
 """
 
-from ..rules import Table, split, stack
+from ..rules import Table, each, split, stack
 
 MLP = "decoder.layers.{}.mlp."
 EXPERTS = f"{MLP}switch_mlp."
@@ -31,8 +31,8 @@ def table(block: str, gate: str, up: str, down: str) -> Table:
         f"{block}experts.{{}}.{gate}.weight": stack(f"{EXPERTS}gate_proj.weight"),
         f"{block}experts.{{}}.{up}.weight": stack(f"{EXPERTS}up_proj.weight"),
         f"{block}experts.{{}}.{down}.weight": stack(f"{EXPERTS}down_proj.weight"),
-        f"{block}experts.gate_up_proj": split(
-            f"{EXPERTS}gate_proj.weight", f"{EXPERTS}up_proj.weight", axis=1
+        f"{block}experts.gate_up_proj": each(
+            split(f"{EXPERTS}gate_proj.weight", f"{EXPERTS}up_proj.weight")
         ),
         f"{block}experts.down_proj": f"{EXPERTS}down_proj.weight",
     }

@@ -1,21 +1,28 @@
 """Models come back bit-equal; a killed or failed writer leaves none."""
 
 import contextlib
+import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
+import weakref
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 import mm1_mlx.writer
 from mm1_mlx import files
 from mm1_mlx.checkpoint import load_manifest, load_model, verify_digests
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.files import check_shard, read_json
+from mm1_mlx.files import check_shard, read_header, read_json, read_shard
 from mm1_mlx.models import MM1
+from mm1_mlx.shard import Deferred, in_order, write_shard
 from mm1_mlx.writer import CheckpointWriter
 
 
@@ -197,18 +204,75 @@ def test_a_rename_that_fails_keeps_the_old_model(
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(
-    tmp_path, tiny_model, write, monkeypatch
+def test_a_disk_that_is_full_at_any_byte_is_named_and_leaves_nothing(
+    tmp_path, make_model, write
 ):
-    def full(*_, **__):
-        raise RuntimeError("[write] Unable to write 9 bytes to file.")
+    model = make_model(vision=None, connector=None, image=None)
+    whole = write(tmp_path / "whole", model)
+    size = max(path.stat().st_size for path in whole.iterdir())
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (*range(0, 1200, 300), *range(1200, size, size // 12), size - 1):
+        # Python takes the signal: writing past the limit is an error here.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            with pytest.raises(
+                CheckpointError, match=r"model cannot be written .* is the disk full\?$"
+            ):
+                write(tmp_path / "model", model)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert list(tmp_path.iterdir()) == [whole]
 
-    monkeypatch.setattr(mm1_mlx.writer.mx, "save_safetensors", full)
-    with pytest.raises(
-        CheckpointError, match=r"model cannot be written .* is the disk full\?"
-    ):
-        write(tmp_path / "model", tiny_model)
-    assert list(tmp_path.iterdir()) == []
+
+def test_a_shard_is_laid_out_as_safetensors_does(tmp_path):
+    tensors = {
+        "bytes": mx.arange(5).astype(mx.uint8),
+        "half": mx.random.normal((3, 5)).astype(mx.float16),
+        "brain": mx.random.normal((2, 2, 2)).astype(mx.bfloat16),
+        "integers": mx.arange(7).astype(mx.uint32),
+        "number": mx.array(0.5),
+        "none": mx.zeros((0, 4)),
+        "turned \u00e9": mx.random.normal((3, 4)).T,
+    }
+    path, told = tmp_path / "x.safetensors", []
+    deferred = in_order({name: Deferred.of(x) for name, x in tensors.items()})
+    digest = write_shard(path, deferred, lambda: told.append(1))
+    assert len(told) == len(tensors)
+    assert deferred == {}
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    read = read_shard(path)
+    assert read.keys() == tensors.keys()
+    for name, x in tensors.items():
+        assert read[name].dtype == x.dtype
+        assert mx.array_equal(read[name], x)
+    starts = {name: entry.start for name, entry in read_header(path).items()}
+    assert all(starts[name] % x.dtype.size == 0 for name, x in tensors.items())
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"format": "mlx"}
+        # The parser's own order.
+        assert file.offset_keys() == [
+            "integers", "none", "number", "turned \u00e9", "brain", "half", "bytes",
+        ]  # fmt: skip
+
+
+def test_a_tensor_in_pieces_is_made_as_it_is_written(tmp_path, make_model):
+    model, alive, most = make_model(), [], 0
+
+    def pieces(x):
+        nonlocal most
+        for row in x:
+            alive.append(weakref.ref(piece := np.array(row)))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield mx.array(piece)
+            del piece
+
+    with CheckpointWriter(tmp_path / "model", model.config, {}) as writer:
+        for name, x in model.tensors().items():
+            writer.add(name, Deferred(x.shape, x.dtype, partial(pieces, x)))
+        assert alive == []
+    assert most == 1
+    tensors = load_model(tmp_path / "model").tensors()
+    assert all(mx.array_equal(tensors[k], x) for k, x in model.tensors().items())
 
 
 def test_the_folder_one_stands_in_is_overwritten(
@@ -299,9 +363,9 @@ def test_a_killed_writer_leaves_no_half_model(
             assert name != "old" or same(
                 load_model(next(tmp_path.glob("old.mm1-old-*"))), old
             )
-    for partial in tmp_path.glob("*.mm1-partial-*"):
+    for left in tmp_path.glob("*.mm1-partial-*"):
         with contextlib.suppress(CheckpointError):
-            assert len(load_model(partial).tensors()) == len(old.tensors())
+            assert len(load_model(left).tensors()) == len(old.tensors())
 
 
 def test_the_next_writer_clears_what_a_killed_one_left(tmp_path, make_model, write):

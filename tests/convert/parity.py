@@ -15,6 +15,7 @@ import torch
 from mlx_lm.generate import generate_step
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from sources import Held, whole
 
 from mm1_mlx.checkpoint import load_model, model_shapes
 from mm1_mlx.convert import Source, detect_format
@@ -241,11 +242,11 @@ def undetected_swaps(
     model = load_model(out)
     expected = logits(model)
     with Source(str(folder)) as source:
-        tensors = {name: source.read(name) for name in source.tensors}
+        tensors = {name: Held(source.read(name)) for name in source.tensors}
         rules = detect_format(source).rules(source)
         packed = Packed.of(source)
         found = packed.shapes(source.tensors)
-    read = packed.reader(tensors.__getitem__)
+    find = packed.unpacking(tensors.__getitem__)
     wanted, known = model_shapes(model.config), possible_shapes(model.config)
     # Only the rows that this layout uses, so that the many plans are quick.
     names = [re.sub(r"\d+", "{}", name) for name in found]
@@ -254,7 +255,7 @@ def undetected_swaps(
     unnoticed = []
     for table in tables:
         steps = packed.plan(plan(table, found, wanted, known)).steps
-        pairs = [pair for step in steps for pair in step(read)]
+        pairs = [(k, whole(x)) for step in steps for k, x in step.tensors(find)]
         model.load_weights(pairs)
         if difference(logits(model), expected) <= TOLERANCE:
             unnoticed.append({str(table[p]) for p in used if table[p] != used[p]})

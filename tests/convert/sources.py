@@ -6,6 +6,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from mm1_mlx.convert.step import ALL
+from mm1_mlx.shard import Deferred
+
 LLAMA = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -34,6 +37,25 @@ LLAVA = {
 }
 
 Tensors = dict[str, mx.array]
+
+
+class Held:
+    """A source tensor that is in memory."""
+
+    def __init__(self, array: mx.array) -> None:
+        self.array = array
+        self.shape = tuple(array.shape)
+        self.dtype = array.dtype
+
+    def read(self, rows: slice = ALL) -> mx.array:
+        """Its values, or some rows'."""
+        return self.array if rows == ALL else self.array[rows]
+
+
+def whole(tensor: Deferred) -> mx.array:
+    """A tensor put together from its pieces."""
+    pieces = [x.reshape(-1) for x in tensor.pieces()]
+    return mx.concatenate(pieces).reshape(tensor.shape)
 
 
 def _random(shapes: dict[str, tuple[int, ...]]) -> Tensors:
