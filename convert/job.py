@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mm1_mlx.checkpoint import cast_to, model_shapes
-from mm1_mlx.config import MM1Config
+from mm1_mlx.config import MM1Config, Packing, QuantizationConfig
 from mm1_mlx.shard import Deferred
 
 from .expected import check_tied, possible_shapes
@@ -40,8 +40,8 @@ class Job:
     initialised: tuple[str, ...] = field(init=False)
     plans: dict[str, tuple[Find, Plan]] = field(init=False)
     lineage: Lineage = field(init=False)
-    # The modules that stay packed, as their sources have them.
-    packed: tuple[str, ...] = field(init=False)
+    # The modules that are packed, and how.
+    packed: dict[str, Packing] = field(init=False)
 
     def __post_init__(self) -> None:
         self.made = self.upcycle.config(self.config) if self.upcycle else self.config
@@ -58,17 +58,13 @@ class Job:
         routers = (ROUTER,) if self.upcycle else ()
         self.lineage = Lineage.of(self.sourced, (*self.initialised, *routers))
         by_name = {origin.name: origin for origin in self.sourced.values()}
+        self.packed = {}
         self.plans = {name: self._plan(origin) for name, origin in by_name.items()}
-        targets = (
-            t for _, p in self.plans.values() for s in p.steps for t in s.targets
-        )
-        self.packed = tuple(
-            t.removesuffix(".scales") for t in targets if t.endswith(".scales")
-        )
         if self.upcycle:
             self.upcycle.check_packed(self.packed)
-        if not self.packed:  # What was not taken from a packed source may have been.
-            self.made = replace(self.made, quantization=None)
+        if self.packed:
+            ways = QuantizationConfig.of_modules(self.packed)
+            self.made = replace(self.made, quantization=ways)
 
     def _plan(self, origin: Origin) -> tuple[Find, Plan]:
         """What the origin's tensors become, for the parts that it gives; and its reader."""
@@ -88,7 +84,9 @@ class Job:
         )
         if "decoder" in parts:
             check_tied(origin.source, packed, result)
-        return packed.unpacking(origin.source.tensor), packed.plan(result)
+        result = packed.plan(result)
+        self.packed |= packed.ways(result)
+        return packed.unpacking(origin.source.tensor), result
 
     def tensors(self, dtype: mx.Dtype | None = None) -> Tensors:
         """Every tensor of the model by name, cast where there is a dtype; none is read.

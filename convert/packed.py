@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.config import QuantizationConfig
+from mm1_mlx.config import Packing, QuantizationConfig
 from mm1_mlx.errors import CheckpointError
 
 from .plan import Plan
@@ -52,31 +52,38 @@ class Packed:
             return cls(None)
         names |= {n.removesuffix(".scales") for n in found if n.endswith(".scales")}
         for name in sorted(names):
-            check_module(name, found, packing)
+            check_module(name, found, packing.way(name))
         return cls(packing, frozenset(names))
 
-    @property
-    def leaves(self) -> tuple[str, ...]:
-        """What a packed module's tensors are called."""
+    def way(self, module: str) -> Packing:
+        """How the module is packed."""
         assert self.packing is not None
-        return tuple(leaves_of(self.packing))
+        return self.packing.way(module)
+
+    def ways(self, plan: Plan) -> dict[str, Packing]:
+        """How every module is packed that the plan keeps so, by its name there."""
+        return {
+            target.removesuffix(".scales"): self.way(source.removesuffix(".scales"))
+            for step in plan.steps
+            for source, target in zip(step.sources, step.targets, strict=False)
+            if target.endswith(".scales")
+        }
 
     def stored(self, weight: str) -> list[str]:
         """The tensors that hold this weight, it alone where it is not packed."""
         module = weight.removesuffix(".weight")
         if module not in self.names:
             return [weight]
-        return [module + leaf for leaf in self.leaves]
+        return [module + leaf for leaf in leaves_of(self.way(module))]
 
     def shapes(self, found: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape, a packed weight's as it is unpacked, no scales."""
         shapes = {name: info.shape for name, info in found.items()}
         for name in self.names:
-            assert self.packing is not None
             *rows, width = shapes[f"{name}.weight"]
-            for leaf in self.leaves:
+            for leaf in leaves_of(self.way(name)):
                 del shapes[f"{name}{leaf}"]
-            shapes[f"{name}.weight"] = (*rows, width * 32 // self.packing.bits)
+            shapes[f"{name}.weight"] = (*rows, width * 32 // self.way(name).bits)
         return shapes
 
     def plan(self, plan: Plan) -> Plan:
@@ -106,7 +113,7 @@ class Packed:
         module = target.removesuffix(".weight")
         return [
             Step((source + leaf,), (module + leaf,), step.function, plain=True)
-            for leaf in self.leaves
+            for leaf in leaves_of(self.way(source))
         ]
 
     def unpacking(self, find: Find) -> Find:
@@ -115,8 +122,7 @@ class Packed:
         def unpacked(name: str) -> Readable:
             if name not in self.names:
                 return find(name)
-            assert self.packing is not None
-            return Unpacked(self.packing, [find(x) for x in self.stored(name)])
+            return Unpacked(self.way(name), [find(x) for x in self.stored(name)])
 
         return unpacked
 
@@ -125,7 +131,7 @@ class Packed:
 class Unpacked:
     """A packed module's weight as numbers, a bare array here as position embeddings are."""
 
-    packing: QuantizationConfig
+    way: Packing
     # As they are stored: the integers, the scales, and biases where there are any.
     stored: list[Readable]
 
@@ -133,7 +139,7 @@ class Unpacked:
     def shape(self) -> tuple[int, ...]:
         """As many numbers wide as the integers hold."""
         *rows, width = self.stored[0].shape
-        return (*rows, width * 32 // self.packing.bits)
+        return (*rows, width * 32 // self.way.bits)
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -144,7 +150,7 @@ class Unpacked:
     def read(self, rows: slice = ALL) -> mx.array:
         """Its values, or those of some places along the first axis."""
         weight, scales, *rest = (x.read(rows) for x in self.stored)
-        options: dict[str, Any] = self.packing.to_dict()
+        options: dict[str, Any] = self.way.to_dict()
         return mx.dequantize(weight, scales, rest[0] if rest else None, **options)
 
 

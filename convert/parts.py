@@ -3,12 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from mm1_mlx.config import MM1Config, QuantizationConfig
+from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError
 
 from .connectors import SPELLINGS, connector_config
 from .origins import Origin, Origins, config_of, elsewhere
-from .quantization import quantization
 
 
 def compose(origins: Origins, spec: str | None) -> MM1Config:
@@ -59,17 +58,4 @@ def compose(origins: Origins, spec: str | None) -> MM1Config:
             "vision and decoder need a connector between them, one of "
             f"{', '.join(SPELLINGS)}, or a source of one"
         )
-    return MM1Config(**values, quantization=_packing(origins))
-
-
-def _packing(origins: Origins) -> QuantizationConfig | None:
-    """How the weights of the sources are packed, all in one way or not at all."""
-    sources = {o.name: o.source for o in origins.values() if isinstance(o, Origin)}
-    found = {name: quantization(source) for name, source in sources.items()}
-    packed = {name: packing for name, packing in found.items() if packing}
-    if len(set(packed.values())) > 1:
-        raise ConfigError(
-            f"{' and '.join(packed)} are quantized in different ways; convert one of "
-            "them from the checkpoint that it was made from"
-        )
-    return next(iter(packed.values()), None)
+    return MM1Config(**values)

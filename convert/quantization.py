@@ -7,14 +7,12 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
-from mm1_mlx.config import QuantizationConfig
+from mm1_mlx.config import Packing, QuantizationConfig
 from mm1_mlx.errors import CheckpointError
 
 from .folder import PACKING
 from .source import Source
 from .tensors import FLOATS, TensorInfo
-
-FIELDS = {"group_size", "bits", "mode"}
 
 
 def quantization(source: Source) -> QuantizationConfig | None:
@@ -30,26 +28,20 @@ def quantization(source: Source) -> QuantizationConfig | None:
         own = isinstance(section, Mapping) and "quant_method" not in section
         if not own or not {"group_size", "bits"} <= set(section):
             raise _refusal(source, key)
-        if unknown := sorted(set(section) - FIELDS):
-            raise CheckpointError(
-                f"{source.name}: {key} in config.json packs some modules in a way of "
-                f"their own, e.g. {unknown[:3]}, which does not run here; convert a "
-                "checkpoint with one way for all, or the one that it was made from"
-            )
-        return QuantizationConfig.from_dict(section)
+        # A path may be told not to be packed, or to be so as all others are.
+        said = {k: x for k, x in section.items() if not isinstance(x, bool)}
+        return QuantizationConfig.from_dict(said)
     return None
 
 
-def leaves_of(packing: QuantizationConfig) -> dict[str, set[mx.Dtype]]:
+def leaves_of(packing: Packing) -> dict[str, set[mx.Dtype]]:
     """What a packed module's tensors are called, and of which types they are."""
     if packing.mode == "affine":
         return {".weight": {mx.uint32}, ".scales": FLOATS, ".biases": FLOATS}
     return {".weight": {mx.uint32}, ".scales": {mx.uint8}}
 
 
-def check_module(
-    name: str, found: Mapping[str, TensorInfo], packing: QuantizationConfig
-) -> None:
+def check_module(name: str, found: Mapping[str, TensorInfo], packing: Packing) -> None:
     """Pass only if a packed module's tensors are there and fit each other.
 
     Raises:

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import sources
 from mlx.utils import tree_flatten
+from mlx_lm.convert import mixed_quant_predicate_builder
 from mlx_lm.models import llama, mixtral, olmoe, qwen3
+from mlx_lm.utils import quantize_model
 from sources import Tensors
 
 from mm1_mlx.apps.inspect import describe
@@ -339,7 +341,7 @@ def packing(**fields: Any) -> dict[str, Any]:
         (
             packing(**{Q: {"group_size": 32, "bits": 8}}),
             None,
-            rf"packs some modules in a way of their own, e.g. \['{Q}'\]",
+            "are not packed with 8 bits in groups of 32; config.json",
         ),
         (
             {"quantization": {"quant_method": "awq", "bits": 4, "group_size": 128}},
@@ -471,11 +473,49 @@ def test_fused_weights_are_not_torn_apart(tmp_path: Path) -> None:
         convert(str(folder), tmp_path / "out")
 
 
-def test_two_ways_of_packing_do_not_go_together(tmp_path: Path) -> None:
-    folder, _ = by_mlx_lm(tmp_path / "in", LLAMA, {"group_size": 64, "bits": 8})
-    packed, _ = by_mlx_vlm(tmp_path)
-    with pytest.raises(ConfigError, match="are quantized in different ways; convert"):
-        convert(str(packed), tmp_path / "out", decoder=str(folder))
+def test_parts_that_are_packed_in_two_ways_go_together(tmp_path: Path) -> None:
+    packing = {"group_size": 64, "bits": 8}
+    folder, _ = by_mlx_lm(tmp_path / "in", LLAMA, packing)
+    packed, twin = by_mlx_vlm(tmp_path)
+    convert(str(packed), tmp_path / "out", decoder=str(folder))
+    model = load_model(tmp_path / "out")
+    assert model.decoder.layers[0].self_attn.q_proj.bits == 8
+    assert model.connector.linear_1.bits == PACKING["bits"]
+    convert(str(twin), tmp_path / "float", decoder=str(folder))
+    assert difference(seen(model), seen(load_model(tmp_path / "float"))) <= TOLERANCE
+
+
+@pytest.mark.parametrize("config", [LLAMA, OLMOE])
+def test_modules_packed_in_ways_of_their_own_compute_what_mlx_lm_does(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    """As mlx-lm's mixed recipes write them, one module left as it is."""
+    library: Any = LIBRARIES[config["model_type"]]
+    model = library.Model(library.ModelArgs.from_dict(config))
+    fresh(model)
+    mixed = mixed_quant_predicate_builder("mixed_3_6", model, 32)
+    kept = "model.layers.1.self_attn.o_proj"
+    model, written = quantize_model(
+        model,
+        config,
+        32,
+        4,
+        quant_predicate=lambda path, module: path != kept and mixed(path, module),
+    )
+    # mlx-lm's loader knows this, too.
+    written["quantization"][kept] = False
+    assert written["quantization"]["lm_head"]["bits"] == 6
+    tensors = dict(tree_flatten(model.parameters()))
+    folder = sources.write(tmp_path / "in", written, tensors)
+    convert(str(folder), tmp_path / "out")
+    loaded = load_model(tmp_path / "out")
+    assert difference(loaded(TOKENS), model(TOKENS)) <= TOLERANCE
+    block = loaded.decoder.layers[0].self_attn
+    assert (block.q_proj.bits, loaded.decoder.lm_head.bits) == (3, 6)
+    assert type(loaded.decoder.layers[1].self_attn.o_proj) is nn.Linear
+    # And from our own format, which writes the ways in the same form.
+    convert(str(tmp_path / "out"), tmp_path / "again")
+    assert load_config(tmp_path / "again") == load_config(tmp_path / "out")
 
 
 def test_a_packed_decoder_is_not_upcycled(tmp_path: Path) -> None:
