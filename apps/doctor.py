@@ -29,6 +29,7 @@ def doctor(as_json: AsJson = False) -> None:
         "python": platform.python_version(),
         **_versions(),
         **_device(preload_blas()),
+        **_kernels(),
         "mm1-tiny": _self_test(),
     }
     if as_json:
@@ -61,6 +62,17 @@ def _device(blas: str | None) -> dict[str, str]:
             "none; mlx compiles some CPU kernels and needs it: apt install g++"
         )
     return facts
+
+
+def _kernels() -> dict[str, str]:
+    """What attends over packed keys and shared prefixes, and why."""
+    from mm1_mlx.checkpoint import device_dtypes
+    from mm1_mlx.kernels import kernel_report
+
+    rows = kernel_report(device_dtypes()[0])
+    if len({row.runs for row in rows}) == 1:
+        return {"kernels": rows[0].runs}
+    return {f"kernel: {row.kernel}": row.runs for row in rows}
 
 
 def _self_test() -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mm1_mlx.kernels import metal
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
@@ -41,9 +43,19 @@ def test_site_packages_gains_one_name():
 def test_the_embedded_model_and_the_type_marker_are_installed():
     data = SETUPTOOLS["package-data"]
     assert (ROOT / "mm1_mlx/py.typed").is_file()
-    assert data == {"mm1_mlx": ["py.typed"], DATA: ["*"]}
+    assert data == {
+        "mm1_mlx": ["py.typed"],
+        "mm1_mlx.kernels": ["*.metal"],
+        DATA: ["*"],
+    }
     # The pattern does not reach into subfolders.
     assert all(path.is_file() for path in (ROOT / "mm1_mlx").glob("tiny/*"))
+
+
+def test_the_kernels_text_is_installed():
+    found = {path.name for path in (ROOT / "mm1_mlx/kernels").glob("*.metal")}
+    assert found == {f"{name}.metal" for name in (metal.PARTIAL, metal.MERGE)}
+    assert {path.name for path in (ROOT / "mm1_mlx").rglob("*.metal")} == found
 
 
 def test_the_command_exists():

@@ -53,7 +53,7 @@ def attend(
 def _pays_to_join(q: mx.array, runs: list[Run]) -> bool:
     """Whether mlx's attention over a plain copy of the keys beats plain operations."""
     many = q.shape[2] > metal.MAX_QUERIES
-    if mx.default_device() == mx.cpu:
+    if plain.on_cpu():
         # There mlx's attention is plain operations too, once more per sequence.
         return many and all(run.rows == q.shape[0] for run in runs)
     return many or not all(run.bits for run in runs)

@@ -228,7 +228,7 @@ def switch() -> str:
 
 def has_metal() -> bool:
     """Whether kernels can run where arrays are computed."""
-    return mx.metal.is_available() and mx.default_device() != mx.cpu
+    return mx.metal.is_available() and not plain.on_cpu()
 
 
 @functools.cache

@@ -72,25 +72,18 @@ def joint_mask(
     """The mask over joined runs that says their padding too, [B, 1, T, N] if any."""
     if all(run.starts is None for run in runs):
         return mask
-    last = runs[-1]
+    B = max(run.rows for run in runs)
     parts = []
     for run in runs:
-        seen = visible(run, T, mask if run is last else None)
-        shape = (
-            (1, 1, 1, T, run.length)
-            if seen is None
-            else (*seen.shape[:3], T, run.length)
-        )
-        parts.append(mx.broadcast_to(True if seen is None else seen, shape))
-    B = max(part.shape[0] for part in parts)
-    padding = mx.concatenate(
-        [mx.broadcast_to(part, (B, *part.shape[1:])) for part in parts], axis=-1
-    )[:, 0]
+        seen = visible(run, T, mask if run is runs[-1] else None)
+        seen = mx.array(True) if seen is None else seen
+        parts.append(mx.broadcast_to(seen, (B, 1, 1, T, run.length)))
+    real = mx.concatenate(parts, axis=-1)[:, 0]
     if not isinstance(mask, mx.array):
-        return padding
+        return real
     if mask.dtype == mx.bool_:
-        return mask & padding
-    return mx.where(padding, mask, NEVER)
+        return mask & real
+    return mx.where(real, mask, mx.finfo(mask.dtype).min)
 
 
 def state(q: mx.array, run: Run, *, scale: float, mask: mx.array | str | None) -> State:
@@ -196,7 +189,12 @@ def _by_values(weights: mx.array, run: Run) -> mx.array:
 
 
 def _stays_packed(x: mx.array, rows: int) -> bool:
-    return mx.default_device() != mx.cpu or x.shape[2] <= rows
+    return not on_cpu() or x.shape[2] <= rows
+
+
+def on_cpu() -> bool:
+    """Whether arrays are computed on a CPU."""
+    return bool(mx.default_device() == mx.cpu)
 
 
 def _packed_product(

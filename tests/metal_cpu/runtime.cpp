@@ -218,12 +218,12 @@ static void note(bool ok, const char* kind, void* pc, const Buf* b, size_t off,
   fflush(stdout);
   if (++race_count >= 4) _exit(3);
 }
-static inline bool conflict(uint32_t t, uint32_t e, uint32_t s, uint32_t ot, uint32_t oe,
-                            uint32_t os) {
-  if (!ot || ot == t) return false;
-  if (oe != e) return false;  // a threadgroup_barrier between
-  return (ot - 1) / 32 != (t - 1) / 32 ||
-         os == s;  // same simdgroup: needs simdgroup_barrier
+static inline bool conflict(uint32_t t, uint32_t e, uint32_t s, uint32_t other_t,
+                            uint32_t other_e, uint32_t other_s) {
+  if (!other_t || other_t == t) return false;
+  if (other_e != e) return false;  // a threadgroup_barrier between
+  return (other_t - 1) / 32 != (t - 1) / 32 ||
+         other_s == s;  // same simdgroup: needs simdgroup_barrier
 }
 static void access(void* a, size_t n, bool wr, void* pc, bool atom = false) {
   char* p = (char*)a;
@@ -562,14 +562,14 @@ int main(int argc, char** argv) {
   char* stacks = (char*)mmap(nullptr, kStack * maxn, PROT_READ | PROT_WRITE,
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   uint64_t ngrp = (uint64_t)NG.x * NG.y * NG.z;
-  std::vector<uint64_t> gord(ngrp);
-  for (uint64_t i = 0; i < ngrp; i++) gord[i] = i;
-  if (sched == 1) std::reverse(gord.begin(), gord.end());
+  std::vector<uint64_t> group_order(ngrp);
+  for (uint64_t i = 0; i < ngrp; i++) group_order[i] = i;
+  if (sched == 1) std::reverse(group_order.begin(), group_order.end());
   if (sched > 1) {
     std::mt19937 g(sched);
-    std::shuffle(gord.begin(), gord.end(), g);
+    std::shuffle(group_order.begin(), group_order.end(), g);
   }
-  for (uint64_t gi : gord) {
+  for (uint64_t gi : group_order) {
     U3 g{(uint32_t)(gi % NG.x), (uint32_t)(gi / NG.x % NG.y),
          (uint32_t)(gi / NG.x / NG.y)};
     U3 t{std::min(T.x, G.x - g.x * T.x), std::min(T.y, G.y - g.y * T.y),

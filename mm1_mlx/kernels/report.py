@@ -1,0 +1,69 @@
+"""What attends on this device, and why: the rows that ``mm1`` prints of the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mm1_mlx.kernels.choice import SWITCH, Variant, current, has_metal, switch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel on this device."""
+
+    kernel: str
+    device: str
+    check: str
+    """Whether it agrees with plain operations here."""
+    seconds: float | None
+    """Of a step at ``choice.TIMED_KEYS`` keys; None where it was not timed."""
+    other_seconds: float | None
+    """Of what runs otherwise."""
+    chosen: bool
+    why: str
+
+    @property
+    def runs(self) -> str:
+        """What runs, and why."""
+        return f"{'the kernel' if self.chosen else 'plain operations'}: {self.why}"
+
+
+def kernel_report(
+    dtype: mx.Dtype = mx.float16, head_dims: Sequence[int] = (64, 128)
+) -> list[Row]:
+    """A row for every kind of keys that there is a kernel for.
+
+    On a GPU the kernels are checked and, unless they were before, timed.
+
+    Raises:
+        ConfigError: ``MM1_KERNELS`` is neither "on" nor "off".
+    """
+    value, kernels = switch(), current()
+    rows = []
+    for D in head_dims:
+        for bits in (8, 4, 0):
+            variant = Variant(bits, 64 if bits else 0, dtype, D)
+            name = variant.name if bits else f"shared prefix, {variant.name}"
+            if kernels is None:
+                why = f"{SWITCH}=off" if value == "off" else "no Metal here"
+                device = str(mx.default_device()) if not has_metal() else "GPU"
+                rows.append(Row(name, device, "not run", None, None, False, why))
+                continue
+            verdict = kernels.verdict(variant)
+            wrong = verdict.seconds is None and not verdict.use
+            check = "failed" if wrong else f"agrees to {verdict.error:.1e}"
+            rows.append(
+                Row(
+                    name,
+                    kernels.device,
+                    check,
+                    verdict.seconds,
+                    verdict.plain_seconds,
+                    verdict.use,
+                    verdict.reason,
+                )
+            )
+    return rows
