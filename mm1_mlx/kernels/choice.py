@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import functools
 import os
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +33,7 @@ TOLERANCES = {mx.float32: 1e-4, mx.float16: 2e-3, mx.bfloat16: 2e-2}
 # What is timed: a decoding step of a long chat, or of a batch behind a shared prefix.
 TIMED_KEYS, TIMED_HEADS, TIMED_KV_HEADS = 4096, 32, 8
 TIMED_BATCH, TIMED_SUFFIX = 8, 256
-TIMED_CALLS = 7
+TIMED_CALLS = 7  # of which the median counts
 
 
 @dataclass(frozen=True)
@@ -165,6 +163,9 @@ class Kernels:
 
     def _seconds(self, variant: Variant) -> tuple[float, float]:
         """Of the kernels and of their alternative, measured now or before."""
+        # Not at the top: it takes 30 ms, which every start of mm1 would wait for.
+        from importlib.metadata import version
+
         key = f"{self.device}, mlx {version('mlx')}, kernels {metal.digest()}"
         kept = _read(self._store)
         known = kept.get(key, {}).get(variant.name)
@@ -200,7 +201,8 @@ class Kernels:
                 start = self._clock()
                 mx.eval(call())
                 seconds.append(self._clock() - start)
-        return statistics.median(times[0]), statistics.median(times[1])
+        kernel, other = (sorted(seconds)[TIMED_CALLS // 2] for seconds in times)
+        return kernel, other
 
 
 def current() -> Kernels | None:
