@@ -15,12 +15,14 @@ from typing import Any
 from mlx_lm.generate import BatchGenerator
 
 from mm1_mlx.answer import Answer, Piece, Settings, join
+from mm1_mlx.caches.shared import Prefix
 from mm1_mlx.engine import Engine, Request
 from mm1_mlx.errors import MM1Error
 from mm1_mlx.image import ImageSource
+from mm1_mlx.memory.named import Prefix as NamedPrefix
 from mm1_mlx.memory.prefixes import KVPrecision, pack
 from mm1_mlx.messages import Message
-from mm1_mlx.prefill import Cancelled
+from mm1_mlx.prefill import Cancelled, Shared
 from mm1_mlx.runtime import Runtime, wired
 
 # Rows decoded together: on a GPU as fast as one, while weights are what is read.
@@ -47,8 +49,9 @@ class Batch:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        # One for every precision of keys and values: a batch's caches are of one kind.
-        self._groups: dict[KVPrecision, _Group] = {}
+        # A batch's caches are of one precision, and begin with one prefix or with none.
+        self._groups: dict[tuple[KVPrecision, int | None], _Group] = {}
+        self._shared: list[tuple[_Examples, Shared]] = []
 
     def __len__(self) -> int:
         return sum(len(group.rows) for group in self._groups.values())
@@ -69,9 +72,9 @@ class Batch:
         Raises:
             PromptError: prompt, pictures, settings and model do not fit together.
         """
-        settings = ask.settings
+        start, shared = time.perf_counter(), self._share(ask.settings)
         request = self._engine.open(
-            ask.prompt, ask.images, settings, time.perf_counter(), alone=False
+            ask.prompt, ask.images, ask.settings, start, alone=False, shared=shared
         )
         try:
             first = request.first()
@@ -85,10 +88,14 @@ class Batch:
         sampler: Any = None if request.sampler.greedy else request.sampler
         # Packed from its first token on: rows cannot change their kind later.
         precision = replace(request.context.precision, start=0)
-        pack(request.context.cache, precision)
-        if precision not in self._groups:
-            self._groups[precision] = _Group(BatchGenerator(self._engine.model))
-        group = self._groups[precision]
+        request.context.precision = precision
+        if not request.context.shared:
+            pack(request.context.cache, precision)
+        prefix = id(shared) if request.context.shared else None
+        kind = precision, prefix
+        if kind not in self._groups:
+            self._groups[kind] = _Group(BatchGenerator(self._engine.model))
+        group = self._groups[kind]
         (row,) = group.generator.insert(
             [[first]],
             max_tokens=[_ENDLESS],
@@ -99,9 +106,50 @@ class Batch:
         group.rows[row] = number, request
         return pieces
 
+    def _share(self, settings: Settings) -> Shared | None:
+        """The prefix that all answers with the same examples begin with, read once."""
+        if not settings.shots and settings.prefix is None:
+            return None
+        precision = KVPrecision(settings.kv_bits, settings.kv_group_size)
+        examples = _Examples(
+            settings.prefix,
+            tuple(settings.shots),
+            settings.shot_style,
+            settings.tiled,
+            precision,
+        )
+        for known, shared in self._shared:
+            if known == examples:
+                return shared
+        context = self._engine.read_prefix(
+            examples.prefix(self._engine), precision, tiled=settings.tiled
+        )
+        pack(context.cache, precision)
+        shared = Shared(
+            context.prompt.positions, [Prefix(layer) for layer in context.cache]
+        )
+        self._shared.append((examples, shared))
+        return shared
+
     def step(self) -> list[tuple[int, Piece]]:
         """The next pieces of all answers under way, with the numbers of these."""
         return [came for group in self._groups.values() for came in group.step()]
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """What stands before a question, as far as the settings say it."""
+
+    name: str | None
+    shots: tuple[Any, ...]
+    style: str
+    tiled: int | None
+    precision: KVPrecision
+
+    def prefix(self, engine: Engine) -> NamedPrefix:
+        if self.name is not None:
+            return engine.named.find(self.name)
+        return NamedPrefix("", shots=self.shots, shot_style=self.style)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from mm1_mlx.memory.named import NamedPrefixes, Prefix
 from mm1_mlx.memory.prefixes import KVPrecision, PrefixCache, common
 from mm1_mlx.messages import Message
 from mm1_mlx.models import MM1
-from mm1_mlx.prefill import Cancelled, Context, prefill, prepare
+from mm1_mlx.prefill import Cancelled, Context, Shared, prefill, prepare
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.sampling import Sampler
 from mm1_mlx.shots import choose_style, stops_of, with_shots
@@ -51,6 +51,7 @@ class Engine:
         start: float,
         *,
         alone: bool = True,
+        shared: Shared | None = None,
     ) -> Request:
         """The answer to a prompt, begun but for its first token.
 
@@ -60,6 +61,7 @@ class Engine:
             settings: how to answer.
             start: when it was asked for, by ``time.perf_counter``.
             alone: whether no other answer is decoded with it, so that guessing pays.
+            shared: a prefix whose cache others use too; taken if the prompt begins so.
 
         Raises:
             PromptError: prompt, pictures, settings and model do not fit together.
@@ -70,7 +72,9 @@ class Engine:
         )
         built, settings = self._build(prompt, images, settings, precision)
         room = self._room(built, settings)
-        context = prepare(self.model, built, self.features, self.prefixes, precision)
+        context = prepare(
+            self.model, built, self.features, self.prefixes, precision, shared
+        )
         drafter = None
         if alone:
             drafter = self._drafter(prompt, images, settings, len(built.tokens))
@@ -101,7 +105,24 @@ class Engine:
         Raises:
             PromptError: nothing of it stands before every question.
         """
-        settings, precision = Settings(), KVPrecision()
+        context = self.read_prefix(prefix, KVPrecision(), progress=progress)
+        self.named.save(prefix, context.prompt, context.cache, model)
+        return len(context.prompt.tokens)
+
+    def read_prefix(
+        self,
+        prefix: Prefix,
+        precision: KVPrecision,
+        *,
+        tiled: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Context:
+        """A prefix in a cache: the positions that stand before every question.
+
+        Raises:
+            PromptError: there are none.
+        """
+        settings = Settings(tiled=tiled)
         one, other = (
             self._ask(prefix.before(question, (), settings))[0]
             for question in ("A", "b?")
@@ -114,8 +135,7 @@ class Engine:
         prompt = one.until(count)
         context = prepare(self.model, prompt, self.features, self.prefixes, precision)
         prefill(self.model, context, progress=progress)
-        self.named.save(prefix, prompt, context.cache, model)
-        return count
+        return context
 
     def _build(
         self,
@@ -293,6 +313,8 @@ class Request:
         Args:
             cache: the cache that holds them, where it is not the context's own.
         """
+        if self.context.shared:
+            return  # Others hold most of it.
         cache = cache or self.context.cache
         known = (*self.context.prompt.positions, *self.drawn)
         lengths = {layer.offset for layer in cache}

@@ -12,8 +12,15 @@ from typing import Any
 
 import mlx.core as mx
 
+from mm1_mlx.caches.shared import Prefix, SharedPrefixKVCache
 from mm1_mlx.memory.features import FeatureCache
-from mm1_mlx.memory.prefixes import KVPrecision, PrefixCache, pack
+from mm1_mlx.memory.prefixes import (
+    KVPrecision,
+    Position,
+    PrefixCache,
+    common,
+    pack,
+)
 from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Prompt
 
@@ -35,6 +42,7 @@ class Context:
         precision: how it holds keys and values.
         reused: how many positions were in it already.
         embeddings: of the other positions, [T, D].
+        shared: whether the cache begins with a prefix that others hold.
     """
 
     prompt: Prompt
@@ -42,6 +50,19 @@ class Context:
     precision: KVPrecision
     reused: int
     embeddings: mx.array
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A prefix that several prompts begin with, kept once for all of them."""
+
+    positions: tuple[Position, ...]
+    layers: list[Prefix]
+
+    def begins(self, positions: tuple[Position, ...]) -> bool:
+        """Whether a prompt begins with it, and goes on."""
+        return len(positions) > len(self.positions) == common(self.positions, positions)
 
 
 def prepare(
@@ -50,16 +71,22 @@ def prepare(
     features: FeatureCache,
     prefixes: PrefixCache,
     precision: KVPrecision,
+    shared: Shared | None = None,
 ) -> Context:
     """The prompt with the longest beginning that is known, and embeddings of the rest."""
-    cache, reused = prefixes.take(prompt.positions, precision)
+    cache: list[Any] | None
+    shares = shared is not None and shared.begins(prompt.positions)
+    if shared is not None and shares:
+        cache = [SharedPrefixKVCache(layer) for layer in shared.layers]
+        reused = len(shared.positions)
+    else:
+        cache, reused = prefixes.take(prompt.positions, precision)
     if cache is None:
         # What is kept for others makes room before new memory is taken.
         prefixes.make_room()
         cache = model.make_cache()
-    return Context(
-        prompt, cache, precision, reused, embed(model, prompt.after(reused), features)
-    )
+    embeddings = embed(model, prompt.after(reused), features)
+    return Context(prompt, cache, precision, reused, embeddings, shares)
 
 
 def embed(model: MM1, prompt: Prompt, features: FeatureCache) -> mx.array:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
 
 from mm1_mlx.answer import Settings
+from mm1_mlx.caches.quantized import KVCache
 from mm1_mlx.errors import CheckpointError, PromptError
 from mm1_mlx.files import PLAIN_NAME, fsync, read_json, read_shard, safe_join
 from mm1_mlx.folders import cache_folder

@@ -6,16 +6,30 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from mm1_mlx.kernels.exponential import LOG2_E, erf, exp2
+
 
 def sigmoid(x: mx.array) -> mx.array:
-    """1 / (1 + exp(-x)).
-
-    mlx's CPU backend computes a power of two three times as fast as an exponential.
-    """
-    if mx.default_device() == mx.cpu and x.dtype == mx.float32:
-        # Below -80 the power overflows and its gradient is not a number.
-        return 1 / (1 + mx.power(2.0, -math.log2(math.e) * mx.maximum(x, -80.0)))
+    """1 / (1 + exp(-x))."""
+    if _on_cpu(x):
+        # Below, the power would leave float32.
+        return 1 / (exp2(mx.maximum(x, -80.0) * -LOG2_E) + 1)
     return mx.sigmoid(x)
+
+
+def gelu(x: mx.array) -> mx.array:
+    """X times the normal distribution's probability below x."""
+    if _on_cpu(x):
+        return x * (erf(x * 0.5**0.5) + 1) * 0.5
+    return nn.gelu(x)
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    """``gelu`` with that probability approximated by a hyperbolic tangent."""
+    if _on_cpu(x):
+        # (1 + tanh(y)) / 2 is the sigmoid of 2y.
+        return x * sigmoid((8 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x))
+    return nn.gelu_approx(x)
 
 
 def silu(x: mx.array) -> mx.array:
@@ -29,8 +43,13 @@ def quick_gelu(x: mx.array) -> mx.array:
 
 
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "gelu": nn.gelu,
-    "gelu_tanh": nn.gelu_approx,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
     "quick_gelu": quick_gelu,
     "silu": silu,
 }
+
+
+def _on_cpu(x: mx.array) -> bool:
+    """Whether mlx would compute one exponential at a time."""
+    return mx.default_device() == mx.cpu and x.dtype == mx.float32

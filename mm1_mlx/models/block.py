@@ -7,6 +7,7 @@ import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mm1_mlx.config import VisionConfig, VisionMoEConfig
+from mm1_mlx.kernels import attend
 from mm1_mlx.models.activation import ACTIVATIONS
 
 
@@ -52,7 +53,7 @@ class Attention(nn.Module):
             proj(x).reshape(N, L, self.num_heads, -1).transpose(0, 2, 1, 3)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        x = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
+        x = attend(q, k, v, cache=None, scale=self.scale, mask=mask)
         return self.out_proj(x.transpose(0, 2, 1, 3).reshape(N, L, D))
 
 

@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import KVCache
 
+from mm1_mlx.caches.quantized import KVCache
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.layout import Picture, Span, group_tiles
