@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .common import Resolution, human_bytes, note, source_line
+from .packing import Bits, GroupSize, Mode, RecipeName, choose_recipe, note_uneven
 
 
 def convert(
@@ -46,6 +47,10 @@ def convert(
             help="turn layers of the language model into experts: experts=64,every=2",
         ),
     ] = None,
+    recipe: RecipeName = None,
+    bits: Bits = None,
+    group_size: GroupSize = None,
+    mode: Mode = None,
     dtype: Annotated[
         Literal["float16", "bfloat16", "float32"] | None,
         typer.Option(help="cast the weights (default: keep)", show_default=False),
@@ -76,6 +81,8 @@ def convert(
     for name in dict.fromkeys(sources):
         if name and name not in PRESETS:
             _announce(name)
+    packs = any(x is not None for x in (recipe, bits, group_size, mode))
+    packing = choose_recipe(recipe, bits, group_size, mode) if packs else None
     parts = {"vision": vision, "connector": connector, "decoder": decoder}
     report = run_conversion(
         whole,
@@ -84,6 +91,7 @@ def convert(
         base=base,
         resolution=resolution,
         upcycle=upcycle,
+        recipe=packing,
         dtype=dtype,
         overwrite=overwrite,
     )
@@ -98,6 +106,7 @@ def run_conversion(
     base: str | None = None,
     resolution: str | None = None,
     upcycle: str | None = None,
+    recipe: Any = None,
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> Any:
@@ -114,6 +123,7 @@ def run_conversion(
             base=base,
             resolution=resolution,
             upcycle=upcycle,
+            recipe=recipe,
             dtype=getattr(mx, dtype) if dtype else None,
             overwrite=overwrite,
             starting=_begin,
@@ -166,6 +176,7 @@ def _tell(report: Any) -> None:
         note(f"{part}: {name} ({kind})")
     for name, tensors in report.dropped.items():
         note(f"{name}: {len(tensors)} tensors not needed, e.g. {list(tensors[:3])}")
+    note_uneven(report.uneven)
     for part in report.needs_training:
         note(f"{part}: initialised, needs training")
     if report.config.decoder and not report.has_tokenizer:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
+
+from .common import note
 
 RecipeName = Annotated[
     str | None,
     typer.Option(
         "--recipe",
         help="4bit, 8bit, mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6, mxfp4, mxfp8 or "
-        "nvfp4 (default: 4bit)",
+        "nvfp4",
         show_default=False,
     ),
 ]
@@ -60,14 +64,23 @@ Head = Annotated[
 ]
 
 
+def note_uneven(uneven: Sequence[str]) -> None:
+    """Say which modules stay as they are."""
+    if uneven:
+        note(
+            f"{len(uneven)} modules stay as they are, no group size divides their width, "
+            f"e.g. {list(uneven[:3])}"
+        )
+
+
 def choose_recipe(
     recipe: str | None,
     bits: int | None,
     group_size: int | None,
     mode: str | None,
-    components: Mapping[str, str | None],
-) -> tuple[str, Any]:
-    """What to call the recipe that the flags describe, and the recipe.
+    components: Mapping[str, str | None] = MappingProxyType({}),
+) -> Any:
+    """The recipe that the flags describe.
 
     Raises:
         ConfigError: there is no such recipe or way, or two flags contradict each other.
@@ -95,4 +108,4 @@ def choose_recipe(
         if text is not None
     }
     named = [f"{c} {text}" for c, text in components.items() if text is not None]
-    return ", ".join([name, *named]), chosen.with_ways(changes)
+    return replace(chosen.with_ways(changes), name=", ".join([name, *named]))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import AsJson, human_bytes, note, print_json
+from .common import AsJson, human_bytes, print_json
 from .packing import (
     MLP,
     Attention,
@@ -22,6 +22,7 @@ from .packing import (
     Router,
     Vision,
     choose_recipe,
+    note_uneven,
 )
 
 Calibration = Annotated[
@@ -82,13 +83,12 @@ def quantize(
         "router": router,
         "head": head,
     }
-    name, chosen = choose_recipe(recipe, bits, group_size, mode, components)
+    chosen = choose_recipe(recipe, bits, group_size, mode, components)
     with _progress() as progress:
         report = package.quantize(
             find_model(model),
             user_path(str(out)),
             chosen,
-            name=name,
             learned=learned,
             calibration=user_path(str(calibration)) if calibration else None,
             count=count,
@@ -96,11 +96,7 @@ def quantize(
             overwrite=overwrite,
             progress=progress,
         )
-    if report.uneven:
-        note(
-            f"{len(report.uneven)} modules stay as they are, no group size divides "
-            f"their width, e.g. {list(report.uneven[:3])}"
-        )
+    note_uneven(report.uneven)
     if as_json:
         print_json(_facts(report))
     else:

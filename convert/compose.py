@@ -9,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mm1_mlx.config import MM1Config
+from mm1_mlx.quantize import Recipe
 from mm1_mlx.resolution import with_resolution
 from mm1_mlx.writer import CheckpointWriter, check_place
 
@@ -35,6 +36,7 @@ class Report:
             they are from, and a new router.
         dropped: source tensors that the model has no use for, by source.
         has_tokenizer: whether a source brought tokenizer files.
+        uneven: modules that are not packed, because no group size divides their width.
     """
 
     out: Path
@@ -43,6 +45,7 @@ class Report:
     needs_training: tuple[str, ...]
     dropped: dict[str, tuple[str, ...]]
     has_tokenizer: bool
+    uneven: tuple[str, ...]
 
 
 def convert(
@@ -55,6 +58,7 @@ def convert(
     base: str | None = None,
     resolution: str | None = None,
     upcycle: str | None = None,
+    recipe: Recipe | None = None,
     dtype: mx.Dtype | None = None,
     overwrite: bool = False,
     starting: Callable[[int], None] | None = None,
@@ -78,6 +82,7 @@ def convert(
             as the encoder's source has it.
         upcycle: which layers of a dense decoder become sparse, and of how many experts:
             ``experts=64,every=2``.
+        recipe: how weights that are not packed yet become so; None for not at all.
         dtype: what weights are cast to; None keeps each as it is.
         overwrite: whether an existing ``out`` is replaced.
         starting: called before the first tensor, with the bytes of initialised weights.
@@ -99,8 +104,9 @@ def convert(
         config = compose(origins, spec)
         if resolution is not None:
             config = with_resolution(config, resolution)
-        job = Job(config, origins, plan)
+        job = Job(config, origins, plan, recipe)
         files = job.tokenizer_files()
+        rounded = {"quantized": {"recipe": recipe.name}} if recipe else {}
         tensors = dict(job.tensors(dtype))
         sizes: Counter[str] = Counter()
         for name, tensor in tensors.items():
@@ -108,7 +114,7 @@ def convert(
         with CheckpointWriter(
             out,
             job.made,
-            job.lineage.to_dict(),
+            job.lineage.to_dict() | rounded,
             packed=job.packed,
             overwrite=overwrite,
             size=sizes.total(),
@@ -137,4 +143,5 @@ def _report(job: Job, out: Path, files: Collection[str]) -> Report:
         needs_training=job.lineage.needs_training,
         dropped={n: p.dropped for n, (_, p) in job.plans.items() if p.dropped},
         has_tokenizer=any(f.startswith(("tokenizer.", "vocab.")) for f in files),
+        uneven=job.uneven,
     )

@@ -12,6 +12,9 @@ import mlx.core as mx
 
 from mm1_mlx.checkpoint import cast_to, model_shapes
 from mm1_mlx.config import MM1Config, Packing, QuantizationConfig
+from mm1_mlx.quantize import Recipe
+from mm1_mlx.quantize.pack import pack_deferred
+from mm1_mlx.quantize.recipe import plan as plan_packing
 from mm1_mlx.shard import Deferred
 
 from .expected import check_tied, possible_shapes
@@ -33,6 +36,8 @@ class Job:
     config: MM1Config
     origins: Origins
     upcycle: Upcycle | None = None
+    # How weights that are not packed yet become so.
+    recipe: Recipe | None = None
     # The config of what is written.
     made: MM1Config = field(init=False)
     # The parts with weights, and those without.
@@ -42,6 +47,10 @@ class Job:
     lineage: Lineage = field(init=False)
     # The modules that are packed, and how.
     packed: dict[str, Packing] = field(init=False)
+    # Those of them that are rounded here.
+    rounded: dict[str, Packing] = field(init=False)
+    # Those that are not, because no group size divides their width.
+    uneven: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.made = self.upcycle.config(self.config) if self.upcycle else self.config
@@ -62,9 +71,16 @@ class Job:
         self.plans = {name: self._plan(origin) for name, origin in by_name.items()}
         if self.upcycle:
             self.upcycle.check_packed(self.packed)
+        self.rounded, self.uneven = {}, ()
+        if self.recipe:
+            chosen = plan_packing(self.recipe, self.made)
+            ways = chosen.packed.items()
+            self.rounded = {k: way for k, way in ways if k not in self.packed}
+            self.uneven = chosen.uneven
+        self.packed |= self.rounded
         if self.packed:
-            ways = QuantizationConfig.of_modules(self.packed)
-            self.made = replace(self.made, quantization=ways)
+            packing = QuantizationConfig.of_modules(self.packed)
+            self.made = replace(self.made, quantization=packing)
 
     def _plan(self, origin: Origin) -> tuple[Find, Plan]:
         """What the origin's tensors become, for the parts that it gives; and its reader."""
@@ -101,7 +117,7 @@ class Job:
         if self.upcycle:
             assert self.made.decoder is not None
             tensors = self.upcycle.tensors(tensors, self.made.decoder, SEED)
-        return tensors
+        return pack_deferred(tensors, self.rounded)
 
     def _dense_tensors(self) -> Iterator[tuple[str, Deferred]]:
         """From their sources, or initialised."""

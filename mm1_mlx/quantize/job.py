@@ -83,7 +83,6 @@ def quantize(
     out: Path,
     recipe: Recipe,
     *,
-    name: str = "",
     learned: bool = False,
     calibration: Path | None = None,
     count: int | None = None,
@@ -101,7 +100,6 @@ def quantize(
         path: the model's folder.
         out: the folder to write.
         recipe: how each component is packed.
-        name: what the manifest calls the recipe.
         learned: whether scales are learned (``distil.py``).
         calibration: prompts and pictures, None for those built in (``calibration.py``).
         count: how many of them, a quarter to measure by.
@@ -123,11 +121,6 @@ def quantize(
             "model that it was made from"
         )
     made = plan(recipe, config)
-    if not made.packed:
-        raise ConfigError(
-            f"{path} has nothing that the recipe packs; name a component and its bits, "
-            "e.g. --vision 8"
-        )
     answers = config.decoder is not None and config.prompt is not None
     if learned and not (
         answers
@@ -152,7 +145,7 @@ def quantize(
         replaced, rounded = job.learn(training, reference, epochs)
     source = {
         "quantized": {
-            "recipe": name,
+            "recipe": recipe.name,
             "learned": bool(replaced),
             "calibration": (calibration.name if calibration else "built in")
             if learned

@@ -7,6 +7,7 @@ and so do the routers. The mixed recipes are mlx-lm's: layers that lose more get
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -39,10 +40,12 @@ class Recipe:
         ways: by component.
         rules: the mixed recipe of mlx-lm that says which layers of a component have more
             bits, and how many.
+        name: what it is called.
     """
 
     ways: Mapping[Component, Packing]
     rules: Mapping[Component, str] = field(default_factory=dict)
+    name: str = ""
 
     def with_ways(self, changes: Mapping[Component, Packing | None]) -> Recipe:
         """The recipe with other ways for some components, None to keep one."""
@@ -50,6 +53,7 @@ class Recipe:
         return Recipe(
             {component: way for component, way in ways.items() if way},
             {c: rule for c, rule in self.rules.items() if c not in changes},
+            self.name,
         )
 
 
@@ -84,7 +88,7 @@ def find_recipe(name: str) -> Recipe:
     """
     if name not in RECIPES:
         raise ConfigError(f"recipe {name!r} is not one of {list(RECIPES)}")
-    return RECIPES[name]
+    return replace(RECIPES[name], name=name)
 
 
 def parse_way(text: str, where: str) -> Packing | None:
@@ -97,14 +101,14 @@ def parse_way(text: str, where: str) -> Packing | None:
         return None
     if text in MODES and text != "affine":
         return way_of(where, mode=text)
-    bits, _, group = text.partition("/")
-    if not bits.isdecimal() or not (group or "64").isdecimal():
+    found = re.fullmatch(r"(\d{1,9})(?:/(\d{1,9}))?", text, re.ASCII)
+    if not found:
         modes = [mode for mode in MODES if mode != "affine"]
         raise ConfigError(
             f"{where} {text!r} is not {KEEP!r}, bits such as '4' or '4/32', or one of "
             f"{modes}"
         )
-    return way_of(where, int(bits), int(group or 64))
+    return way_of(where, int(found[1]), int(found[2] or 64))
 
 
 def way_of(
@@ -119,9 +123,12 @@ def way_of(
         raise ConfigError(f"{where}: mode {mode!r} is not one of {list(MODES)}")
     groups, widths = MODES[mode]
     usual = (64, 4) if mode == "affine" else (groups[0], widths[0])
-    values = {"group_size": group or usual[0], "bits": bits or usual[1], "mode": mode}
+    group, bits = (
+        given if given is not None else default
+        for given, default in zip((group, bits), usual, strict=True)
+    )
     try:
-        return Packing.from_dict(values)
+        return Packing.from_dict({"group_size": group, "bits": bits, "mode": mode})
     except ConfigError as error:
         raise ConfigError(f"{where}: {str(error).removeprefix('Packing.')}") from None
 
@@ -160,6 +167,9 @@ def plan(recipe: Recipe, config: MM1Config) -> Plan:
 
     Where a group does not divide a module's width, a smaller one of the same mode does
     its work, or else the module stays as it is.
+
+    Raises:
+        ConfigError: the recipe packs nothing of the model.
     """
     model = build_model(replace(config, quantization=None), ())
     rules: dict[str, Any] = {}
@@ -179,6 +189,11 @@ def plan(recipe: Recipe, config: MM1Config) -> Plan:
             uneven.append(path)
         else:
             packed[path] = fitting
+    if not packed:
+        raise ConfigError(
+            f"the model has nothing that recipe {recipe.name!r} packs; name a component "
+            "and its bits for 'mm1 quantize', e.g. --vision 8"
+        )
     return Plan(packed, tuple(uneven))
 
 

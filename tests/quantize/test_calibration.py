@@ -1,0 +1,94 @@
+"""Prompts to learn on and to measure by."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mm1_mlx.errors import PromptError
+from mm1_mlx.quantize.calibration import QUESTIONS, TEXTS, examples
+from mm1_mlx.quantize.pictures import draw_picture
+
+
+def save(folder, names):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        Image.new("RGB", (8, 8)).save(folder / name)
+    return folder
+
+
+def test_every_fourth_is_held_out_and_none_is_in_both():
+    train, held_out = examples(None, 64, sees=True)
+    assert (len(train), len(held_out)) == (48, 16)
+    pixels = [x.pictures[0].tobytes() for x in (*train, *held_out)]
+    assert len(set(pixels)) == 64
+    # Both ask everything.
+    assert {x.prompt for x in train} == {x.prompt for x in held_out} == set(QUESTIONS)
+
+
+def test_a_model_of_text_is_asked_without_pictures():
+    train, held_out = examples(None, 64, sees=False)
+    assert sorted(x.prompt for x in (*train, *held_out)) == sorted(TEXTS)
+    assert not any(x.pictures for x in train)
+
+
+def test_pictures_are_the_same_for_the_same_seed():
+    pixels = [np.asarray(draw_picture(seed)) for seed in (1, 1, 2)]
+    assert np.array_equal(pixels[0], pixels[1])
+    assert not np.array_equal(pixels[0], pixels[2])
+
+
+def test_a_folder_gives_its_pictures(tmp_path):
+    folder = save(tmp_path / "in", [f"{i}.png" for i in range(9)])
+    (folder / "notes.txt").write_text("no picture")
+    train, held_out = examples(folder, 8, sees=True)
+    assert [x.pictures[0].name for x in held_out] == ["3.png", "7.png"]
+    assert len(train) == 6
+
+
+def test_a_file_names_prompts_and_pictures(tmp_path):
+    lines = [{"prompt": f"{i}?", "images": ["a.png"] * (i % 3)} for i in range(4)]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    train, held_out = examples(path, 100, sees=True)
+    assert [x.prompt for x in train] == ["0?", "1?", "2?"]
+    assert train[2].pictures == (tmp_path / "a.png",) * 2
+    assert held_out[0].pictures == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no json",
+        "[1]",
+        "{}",
+        '{"images": []}',
+        '{"prompt": 1}',
+        '{"prompt": "a", "image": "b.png"}',
+        '{"prompt": "a", "images": "b.png"}',
+        '{"prompt": "a", "images": [1]}',
+        "[" * 100_000,
+    ],
+)
+def test_another_line_is_refused(line, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n' + line)
+    with pytest.raises(
+        PromptError, match=r"prompts.jsonl, line 2: .* is not an object"
+    ):
+        examples(path, 8, sees=True)
+
+
+def test_what_is_not_there_or_too_little_is_refused(tmp_path):
+    with pytest.raises(
+        PromptError, match=r"'.*nowhere' does not exist; give a folder of"
+    ):
+        examples(tmp_path / "nowhere", 8, sees=True)
+    with pytest.raises(
+        PromptError, match=r"has 0 example\(s\) .* at least 4 are needed"
+    ):
+        examples(tmp_path, 8, sees=True)
+    (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(PromptError, match=r"x.jsonl is no text; give JSON lines"):
+        examples(tmp_path / "x.jsonl", 8, sees=True)

@@ -1,0 +1,187 @@
+"""``quantize``: what it writes, what that costs, and what it refuses."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from mm1_mlx.checkpoint import (
+    load_config,
+    load_manifest,
+    load_model,
+    verify_digests,
+)
+from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.quantize import RECIPES, Recipe, find_recipe, parse_way, quantize
+from mm1_mlx.quantize.pack import pack_tensors
+from mm1_mlx.quantize.recipe import LAYERS, plan
+from mm1_mlx.runtime import generate, load
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+
+
+def uniform(word):
+    way = parse_way(word, "test")
+    return Recipe(dict.fromkeys((*LAYERS, "head"), way), name=word)
+
+
+def tensors_of(folder):
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        found |= mx.load(str(path))
+    return found
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_every_recipe_writes_what_mlx_rounds(name, kind, request, tmp_path):
+    source = request.getfixturevalue(kind)
+    recipe = find_recipe(name)
+    report = quantize(source, tmp_path / "out", recipe, measured=False)
+    packed = plan(recipe, load_config(source)).packed
+    expected = dict(pack_tensors(tensors_of(source).items(), packed))
+    written = tensors_of(tmp_path / "out")
+    assert set(written) == set(expected)
+    assert all(mx.array_equal(written[name], expected[name]) for name in expected)
+    assert verify_digests(tmp_path / "out") >= 3
+    # Loaded bit by bit, and each module packed in its own way.
+    model = load_model(tmp_path / "out")
+    tensors = model.tensors()
+    assert all(mx.array_equal(tensors[name], expected[name]) for name in expected)
+    ways = load_config(tmp_path / "out").quantization
+    assert {path: ways.way(path) for path in packed} == packed
+    before, after = (
+        sum(x.nbytes for x in found.values()) for found in (tensors_of(source), written)
+    )
+    rows = report.rows.values()
+    assert (sum(r.before for r in rows), sum(r.after for r in rows)) == (before, after)
+    assert report.cost is None
+
+
+def test_half_precision_stays_where_nothing_is_packed(write_model, tmp_path):
+    source = write_model(tmp_path / "half", mx.float16)
+    quantize(source, tmp_path / "out", find_recipe("4bit"), measured=False)
+    before, after = tensors_of(source), tensors_of(tmp_path / "out")
+    kept = set(before) & set(after) - {n for n in after if after[n].dtype == mx.uint32}
+    assert {name.partition(".")[0] for name in kept} == {
+        "vision",
+        "connector",
+        "decoder",
+    }
+    assert all(mx.array_equal(before[name], after[name]) for name in kept)
+    floats = {x.dtype for x in after.values()} - {mx.uint32}
+    assert floats == {mx.float16}
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_more_bits_cost_less(kind, request, tmp_path):
+    source = request.getfixturevalue(kind)
+    costs = {}
+    for word in ("8", "4", "2"):
+        recipe = uniform(word)
+        report = quantize(source, tmp_path / word, recipe, count=8)
+        costs[word] = report.cost
+    assert 0 < costs["8"].kl_mean < costs["4"].kl_mean < costs["2"].kl_mean
+    assert costs["8"].kl_mean <= costs["8"].kl_p99
+    assert costs["8"].top1 >= costs["2"].top1
+    assert costs["8"].positions == costs["2"].positions > 8
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("name", ["4bit", "mixed_3_6", "mxfp4", "mxfp8", "nvfp4"])
+def test_packed_models_answer(kind, name, request, tmp_path):
+    source = request.getfixturevalue(kind)
+    quantize(source, tmp_path / "out", find_recipe(name), measured=False)
+    with load(tmp_path / "out") as runtime:
+        picture = Image.fromarray(PICTURE)
+        first = generate(runtime, "What is this?", [picture], max_tokens=8)
+        again = generate(runtime, "What is this?", [picture], max_tokens=8)
+    assert len(first.tokens) == 8
+    assert first.tokens == again.tokens
+
+
+def test_the_manifest_says_what_was_done(dense, tmp_path):
+    recipe = find_recipe("4bit")
+    quantize(dense, tmp_path / "out", recipe, measured=False)
+    source = load_manifest(tmp_path / "out")["source"]
+    assert source == {
+        "format": "test",
+        "quantized": {"recipe": "4bit", "learned": False, "calibration": None},
+    }
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (
+        dense / "tokenizer.json"
+    ).read_bytes()
+
+
+def test_parity_of_other_weights_is_not_taken_over(write_model, tmp_path):
+    source = write_model(tmp_path / "in")
+    manifest = json.loads((source / "manifest.json").read_text())
+    (source / "parity.json").write_text("{}")
+    manifest["files"]["parity.json"] = {"bytes": 2, "sha256": ""}
+    manifest["source"]["parity_checked"] = True
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    quantize(source, tmp_path / "out", find_recipe("4bit"), measured=False)
+    assert "parity_checked" not in load_manifest(tmp_path / "out")["source"]
+    assert not (tmp_path / "out/parity.json").exists()
+
+
+def test_what_is_packed_already_is_refused(dense, tmp_path):
+    quantize(dense, tmp_path / "out", find_recipe("8bit"), measured=False)
+    with pytest.raises(
+        CheckpointError, match="out is packed already, 8-bit; quantize t"
+    ):
+        quantize(tmp_path / "out", tmp_path / "again", find_recipe("4bit"))
+    with pytest.raises(CheckpointError, match="already exists; choose another name or"):
+        quantize(dense, tmp_path / "out", find_recipe("4bit"))
+    quantize(
+        dense, tmp_path / "out", find_recipe("4bit"), measured=False, overwrite=True
+    )
+    assert load_config(tmp_path / "out").quantization.bits == 4
+
+
+def test_a_run_that_ends_early_leaves_nothing(dense, tmp_path):
+    def stop(task, done, total):
+        if task == "writing" and done == total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(
+            dense, tmp_path / "out", find_recipe("4bit"), measured=False, progress=stop
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_that_names_modules_that_are_not_packed_is_refused(dense, tmp_path):
+    quantize(dense, tmp_path / "out", find_recipe("mixed_3_6"), measured=False)
+    path = tmp_path / "out/config.json"
+    text = path.read_text().replace("layers.7.mlp.down", "layers.9.mlp.down")
+    path.write_text(text)
+    with pytest.raises(
+        CheckpointError, match=r"says how \['decoder.layers.9.mlp.down_pr"
+    ):
+        load_model(tmp_path / "out")
+
+
+def test_learned_scales_predict_better_than_rounded_ones(dense, tmp_path):
+    recipe = uniform("3")
+    report = quantize(dense, tmp_path / "out", recipe, learned=True, count=16, epochs=3)
+    assert report.cost.kl_mean < 0.95 * report.rounded.kl_mean
+    plain = quantize(dense, tmp_path / "plain", recipe, count=16)
+    assert plain.cost.kl_mean == pytest.approx(report.rounded.kl_mean, rel=1e-4)
+    learned, rounded = tensors_of(tmp_path / "out"), tensors_of(tmp_path / "plain")
+    for name, tensor in rounded.items():
+        moved = name.endswith((".scales", ".biases")) and "decoder." in name
+        if not moved:
+            # The integers, and all that is not packed.
+            assert mx.array_equal(learned[name], tensor)
+    assert load_manifest(tmp_path / "out")["source"]["quantized"]["learned"] is True
+
+
+@pytest.mark.parametrize("word", ["mxfp4", "mxfp8"])
+def test_what_has_no_scales_to_learn_is_refused(word, dense, tmp_path):
+    with pytest.raises(
+        ConfigError, match="no scales to learn: learning needs a decoder"
+    ):
+        quantize(dense, tmp_path / "out", uniform(word), learned=True)
