@@ -106,6 +106,12 @@ def pack(module: nn.Module, way: Packing) -> nn.Module:
     return cast(Any, module).to_quantized(**options)
 
 
+def named_leaves(model: nn.Module) -> list[tuple[str, Any]]:
+    """The modules that hold no others, by their paths."""
+    leaves = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    return cast(list[tuple[str, Any]], leaves)
+
+
 def product(layer: PackedLayer, x: mx.array, expert: int | None = None) -> mx.array:
     """X [..., D] times the packed weights [N, D], [..., N], without a bias.
 
@@ -115,23 +121,30 @@ def product(layer: PackedLayer, x: mx.array, expert: int | None = None) -> mx.ar
     y, kept, D = x.astype(mx.float32), _kept(layer), x.shape[-1]
     if kept is not None:
         return (y @ (kept if expert is None else kept[expert]).T).astype(x.dtype)
-    packed = [layer["weight"], layer["scales"], layer.get("biases")]
+    weight, scales, biases = layer["weight"], layer["scales"], layer.get("biases")
     if expert is not None:
-        packed = [None if part is None else part[expert] for part in packed]
-    way = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        weight, scales = weight[expert], scales[expert]
+        biases = None if biases is None else biases[expert]
+    way: dict[str, Any] = {
+        "group_size": layer.group_size,
+        "bits": layer.bits,
+        "mode": layer.mode,
+    }
     if x.size // D < MANY_ROWS[layer.mode, layer.bits]:
-        return mx.quantized_matmul(x, *packed, transpose=True, **way)
-    N, step = packed[1].shape[0], max(1, SLICE_WEIGHTS // D)
-    slices = [
-        [None if part is None else part[i : i + step] for part in packed]
-        for i in range(0, N, step)
-    ]
-    # One after the other: mlx would else unpack all layers ahead of their turn.
+        return mx.quantized_matmul(x, weight, scales, biases, transpose=True, **way)
     parts: list[mx.array] = []
-    for weight, scales, biases in slices:
-        before = parts[-1] if parts else y
-        weight = mx.depends([weight], [mx.stop_gradient(before)])[0]
-        dense = mx.dequantize(weight, scales, biases, **way, dtype=mx.float32)
+    step = max(1, SLICE_WEIGHTS // D)
+    for i in range(0, scales.shape[0], step):
+        rows = slice(i, i + step)
+        # One after the other: mlx would else unpack all layers ahead of their turn.
+        before = mx.stop_gradient(parts[-1] if parts else y)
+        dense = mx.dequantize(
+            mx.depends([weight[rows]], [before])[0],
+            scales[rows],
+            None if biases is None else biases[rows],
+            **way,
+            dtype=mx.float32,
+        )
         parts.append(y @ dense.T)
     return mx.concatenate(parts, axis=-1).astype(x.dtype)
 
@@ -141,8 +154,8 @@ def expert_products(layer: nn.Module) -> Callable[[int, mx.array], mx.array]:
     if isinstance(layer, QuantizedSwitchLinear):
         return lambda expert, x: product(layer, x, expert)
     # Split, not indexed: the gradient of an index is as large as all experts.
-    weights = mx.split(layer.weight, layer.num_experts)
-    return lambda expert, x: x @ weights[expert].squeeze(0).T
+    weights = [w.squeeze(0).T for w in mx.split(layer.weight, layer.num_experts)]
+    return lambda expert, x: mx.matmul(x, weights[expert])
 
 
 def keep_unpacked(model: nn.Module, limit: float | None = None) -> int:
@@ -153,8 +166,7 @@ def keep_unpacked(model: nn.Module, limit: float | None = None) -> int:
         memory.
     """
     kinds = (PackedLinear, PackedEmbedding, PackedSwitchLinear)
-    found = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
-    layers = [cast(Any, layer) for _, layer in found if isinstance(layer, kinds)]
+    layers = [layer for _, layer in named_leaves(model) if isinstance(layer, kinds)]
     size = 4 * sum(x.scales.size * x.group_size for x in layers)
     if limit is None:
         limit = KEPT_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

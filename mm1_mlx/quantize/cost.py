@@ -126,7 +126,7 @@ def predict(
 
 def _embed(
     model: MM1,
-    tokens: Sequence[int],
+    tokens: tuple[int, ...],
     prompt: Prompt,
     pictures: Sequence[mx.array],
 ) -> mx.array:

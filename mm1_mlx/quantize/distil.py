@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 from mm1_mlx.models import MM1
+from mm1_mlx.models.linear import named_leaves
 from mm1_mlx.quantize.cost import Reference, divergence, image_tokens, predict
 
 LEARNING_RATE = 1e-3
@@ -79,13 +79,9 @@ def distil(
 
 def _affine_layers(model: MM1) -> dict[str, Any]:
     """The decoder's packed layers whose scales are numbers, by path."""
-    leaves = cast(
-        list[tuple[str, Any]],
-        tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module),
-    )
     return {
         path: layer
-        for path, layer in leaves
+        for path, layer in named_leaves(model)
         if path.startswith("decoder.") and getattr(layer, "mode", None) == "affine"
     }
 

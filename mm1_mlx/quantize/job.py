@@ -227,7 +227,8 @@ class _Job:
             mx.eval(cast)
             weights.append((name, cast))
         model.load_weights(weights)
-        return model.eval()
+        model.eval()
+        return model
 
     def _tensors(self) -> Iterator[tuple[str, mx.array]]:
         """The unpacked model's, one after the other, lazily."""
@@ -238,7 +239,7 @@ class _Job:
     def write(
         self,
         out: Path,
-        source: Mapping[str, Any],
+        source: dict[str, Any],
         replaced: Mapping[str, mx.array],
         *,
         overwrite: bool,

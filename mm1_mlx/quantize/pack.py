@@ -80,6 +80,6 @@ def _round(tensor: Deferred, way: Packing) -> dict[str, mx.array]:
         rest = mx.contiguous(values[whole:])
         mx.eval(rest)
     return {
-        part: mx.concatenate(arrays).reshape(*rows, -1)
+        part: mx.concatenate(list(arrays)).reshape(*rows, -1)
         for part, arrays in zip(LEAVES, zip(*rounded, strict=True), strict=False)
     }

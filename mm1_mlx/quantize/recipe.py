@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.convert import mixed_quant_predicate_builder
 
 from mm1_mlx.checkpoint import build_model
 from mm1_mlx.config import MM1Config, Packing
 from mm1_mlx.config.quantization import MODES
 from mm1_mlx.errors import ConfigError
+from mm1_mlx.models.linear import named_leaves
 
 Component = Literal[
     "vision", "connector", "attention", "mlp", "experts", "router", "head"
@@ -175,8 +174,7 @@ def plan(recipe: Recipe, config: MM1Config) -> Plan:
     rules: dict[str, Any] = {}
     packed: dict[str, Packing] = {}
     uneven: list[str] = []
-    leaves = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
-    for path, module in leaves:
+    for path, module in named_leaves(model):
         component = component_of(path)
         way = recipe.ways.get(component)
         if way is None or not hasattr(module, "to_quantized"):
