@@ -20,6 +20,7 @@ from .common import (
     print_answer,
 )
 from .generate import summary
+from .speed import KVBits, KVStart, PromptLookup
 
 HELP = """\
 /image PATH [PATH ...]  put pictures before the next question
@@ -37,6 +38,9 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = None,
+    kv_bits: KVBits = None,
+    kv_start: KVStart = 4096,
+    prompt_lookup: PromptLookup = False,
     yes: Yes = False,
 ) -> None:
     """Talk with a model about pictures."""
@@ -45,6 +49,9 @@ def chat(
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
+        "kv_bits": kv_bits,
+        "kv_start": kv_start,
+        "prompt_lookup": prompt_lookup,
     }
     with open_runtime(model, yes, resolution) as runtime:
         note(f"{runtime.path.name}: /image PATH shows a picture, /help lists commands")

@@ -16,6 +16,7 @@ from .doctor import doctor
 from .embed import embed
 from .generate import generate
 from .inspect import inspect
+from .prefix import prefix
 from .quantize import quantize
 from .verify import verify
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for command in (generate, chat, convert, quantize, embed, inspect, verify, doctor):
     app.command()(command)
+app.add_typer(prefix)
 
 
 def _print_version(value: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,15 @@ from .regions import (
     find_boxes,
     place_regions,
     read_regions,
+)
+from .speed import (
+    DraftModel,
+    KVBits,
+    KVStart,
+    NumDraftTokens,
+    PrefixName,
+    PromptLookup,
+    speed_settings,
 )
 
 
@@ -92,6 +102,12 @@ def generate(
         list[str] | None,
         typer.Option(help="end before this text, several times", show_default=False),
     ] = None,
+    prefix: PrefixName = None,
+    kv_bits: KVBits = None,
+    kv_start: KVStart = 4096,
+    prompt_lookup: PromptLookup = False,
+    draft_model: DraftModel = None,
+    num_draft_tokens: NumDraftTokens = 4,
     as_json: AsJson = False,
     yes: Yes = False,
     verbose: Annotated[
@@ -106,7 +122,7 @@ def generate(
     if shot_style != "auto" and shots is None:
         raise typer.BadParameter("--shot-style needs --shots")
     regions = read_regions(box, point, mask)
-    if regions and not image and video is None and shots is None:
+    if regions and not (image or video or shots or prefix):
         raise typer.BadParameter(
             "--box, --point and --mask are places in a picture; give it by -i"
         )
@@ -130,13 +146,24 @@ def generate(
         "stop": stop or [],
         "tiled": tiled,
         "shot_style": shot_style,
+        "prefix": prefix,
     }
     if shots:
         from mm1_mlx.shots import read_shots
 
         settings["shots"] = read_shots(shots)
     messages = _messages(question, images, system, video, frames)
-    with open_runtime(model, yes, resolution) as runtime:
+    with ExitStack() as stack:
+        settings |= speed_settings(
+            stack,
+            kv_bits=kv_bits,
+            kv_start=kv_start,
+            prompt_lookup=prompt_lookup,
+            draft_model=draft_model,
+            num_draft_tokens=num_draft_tokens,
+            yes=yes,
+        )
+        runtime = stack.enter_context(open_runtime(model, yes, resolution))
         if as_json:
             text = _print_answer(runtime, messages, settings, think, shown)
         else:
@@ -228,8 +255,9 @@ def _print_stream(
 def summary(stats: Any) -> str:
     """Counts and speed of an answer, in a line."""
     times = stats.timings
+    cached = f", {stats.cached_tokens} known before" if stats.cached_tokens else ""
     return (
-        f"{stats.prompt_tokens} prompt tokens ({stats.image_tokens} of pictures), "
+        f"{stats.prompt_tokens} prompt tokens ({stats.image_tokens} of pictures{cached}), "
         f"first token after {times.first_token:.2f} s; "
         f"{stats.generated_tokens} tokens at {times.decode_rate:.0f} per second"
     )

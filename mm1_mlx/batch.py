@@ -110,7 +110,9 @@ class Batch:
         """The prefix that all answers with the same examples begin with, read once."""
         if not settings.shots and settings.prefix is None:
             return None
-        precision = KVPrecision(settings.kv_bits, settings.kv_group_size)
+        precision = KVPrecision()
+        if settings.kv_bits is not None:
+            precision = KVPrecision(settings.kv_bits, settings.kv_group_size)
         examples = _Examples(
             settings.prefix,
             tuple(settings.shots),

@@ -67,9 +67,11 @@ class Engine:
             PromptError: prompt, pictures, settings and model do not fit together.
         """
         began = time.perf_counter()
-        precision = KVPrecision(
-            settings.kv_bits, settings.kv_group_size, settings.kv_start
-        )
+        precision = KVPrecision()
+        if settings.kv_bits is not None:
+            precision = KVPrecision(
+                settings.kv_bits, settings.kv_group_size, settings.kv_start
+            )
         built, settings = self._build(prompt, images, settings, precision)
         room = self._room(built, settings)
         context = prepare(

@@ -50,13 +50,12 @@ class PromptLookup:
     def propose(self, tokens: Sequence[int]) -> list[int]:
         """What followed the longest end of ``tokens`` that was seen before."""
         self._adapt(tokens)
+        self._index(tokens)
         found = None
         for size in range(min(self.longest, len(tokens) - 1), 0, -1):
             found = self._seen.get(tuple(tokens[-size:]))
             if found is not None:
                 break
-        # Only now: the end itself is no earlier place.
-        self._index(tokens)
         self._at = len(tokens)
         self._guessed = []
         if found is not None:
@@ -74,6 +73,7 @@ class PromptLookup:
             self._width = max(2, self._width // 2)
 
     def _index(self, tokens: Sequence[int]) -> None:
+        # The last token begins what is guessed: the end itself is no earlier place.
         for end in range(max(1, self._indexed), len(tokens)):
             for size in range(1, min(self.longest, end) + 1):
                 self._seen[tuple(tokens[end - size : end])] = end

@@ -1,0 +1,178 @@
+"""Answers decoded together are those that each would have been alone."""
+
+import threading
+
+import pytest
+
+from mm1_mlx import Ask, generate, generate_batch, load, stream_batch
+from mm1_mlx.answer import Settings
+from mm1_mlx.errors import PromptError
+from mm1_mlx.runtime import TINY
+from mm1_mlx.shots import Shot
+
+STAR = TINY / "red-star.png"
+FOUR = TINY / "four-shapes.png"
+QUESTIONS = [
+    ("What colour is the star?", [STAR]),
+    ("Describe the picture.", [FOUR]),
+    ("How many shapes are there?", [FOUR, STAR]),
+    ("What is this?", []),
+    ("Describe the picture.", [STAR]),
+]
+SHOTS = [
+    Shot((STAR,), "red", "What colour is the star?"),
+    Shot((FOUR,), "4", "How many shapes are there?"),
+]
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    with load() as runtime:
+        yield runtime
+
+
+def alone(runtime, **options):
+    """Each answer of a runtime that remembers nothing."""
+    answers = []
+    for question, images in QUESTIONS:
+        runtime.forget()
+        answers.append(generate(runtime, question, images, **options))
+    runtime.forget()
+    return answers
+
+
+def together(runtime, size=8, **options):
+    asks = [Ask(q, images, Settings(**options)) for q, images in QUESTIONS]
+    return generate_batch(runtime, asks, size=size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_tokens": 3},
+        {"temperature": 1.5, "seed": 11},
+        {"temperature": 1.0, "top_p": 0.9, "seed": 5},
+        {"stop": ["heart", "star"]},
+        {"kv_bits": 8, "kv_group_size": 32, "kv_start": 0},
+        {"shots": SHOTS},
+    ],
+    ids=["greedy", "short", "seed", "top_p", "stop", "packed", "shots"],
+)
+def test_rows_equal_single_answers(runtime, size, options):
+    singles, rows = alone(runtime, **options), together(runtime, size, **options)
+    assert len({answer.tokens for answer in singles}) > 2
+    for single, row in zip(singles, rows, strict=True):
+        assert (row.text, row.tokens) == (single.text, single.tokens)
+        assert row.finish_reason == single.finish_reason
+        assert row.prompt_tokens == single.prompt_tokens
+
+
+def test_rows_of_several_precisions_go_together(runtime):
+    packed = {"kv_bits": 8, "kv_group_size": 32, "kv_start": 0}
+    options = [{}, packed, {}, packed, {"temperature": 1.0, "seed": 2}]
+    asks = [
+        Ask(q, images, Settings(**own))
+        for (q, images), own in zip(QUESTIONS, options, strict=True)
+    ]
+    rows = generate_batch(runtime, asks)
+    for (question, images), own, row in zip(QUESTIONS, options, rows, strict=True):
+        runtime.forget()
+        assert generate(runtime, question, images, **own).tokens == row.tokens
+
+
+def test_examples_are_read_once(runtime, monkeypatch):
+    runtime.forget()
+    rows = []
+    hidden = runtime.model.decoder.hidden
+
+    def count(tokens, *args):
+        rows.append(tokens.shape[1])
+        return hidden(tokens, *args)
+
+    monkeypatch.setitem(runtime.model.decoder.__dict__, "hidden", count)
+    answers = together(runtime, shots=SHOTS)
+    cached = {answer.cached_tokens for answer in answers}
+    assert len(cached) == 1
+    (shared,) = cached
+    assert shared > 2 * 16
+    prompts = sum(n for n in rows if n > 1)
+    assert prompts == shared + sum(a.prompt_tokens - shared for a in answers)
+
+
+def test_a_bad_question_stops_no_other(runtime):
+    asks = [
+        Ask("What colour is the star?", [STAR]),
+        Ask("What?", ["missing.png"]),
+        Ask("Describe.", [STAR], Settings(prefix="unknown")),
+        Ask("How many shapes are there?", [FOUR]),
+    ]
+    first, second, third, fourth = generate_batch(runtime, asks)
+    assert isinstance(second, PromptError)
+    assert "missing.png" in str(second)
+    assert isinstance(third, PromptError)
+    assert (first.text, fourth.text) == ("red", "4")
+
+
+def test_pieces_come_while_others_are_under_way(runtime):
+    asks = [Ask("Describe the picture.", [FOUR]), Ask("What colour?", [STAR])]
+    order = [number for number, _ in stream_batch(runtime, asks)]
+    assert order[:1] == [0]
+    # The short answer ends before the long one does.
+    last = {number: i for i, number in enumerate(order)}
+    assert last[1] < last[0]
+
+
+def test_questions_are_taken_as_answers_end(runtime):
+    taken = []
+
+    def asks():
+        for i, (question, images) in enumerate(QUESTIONS):
+            taken.append(i)
+            yield Ask(question, images, Settings(max_tokens=4))
+
+    for number, _ in stream_batch(runtime, asks(), size=2):
+        assert len(taken) <= number + 3
+    assert len(taken) == len(QUESTIONS)
+
+
+def test_one_row_may_be_cancelled(runtime):
+    cancel = threading.Event()
+    asks = [
+        Ask("Describe the picture.", [FOUR], Settings(cancel=cancel)),
+        Ask("Describe the picture.", [FOUR]),
+    ]
+    ended = {}
+    for number, piece in stream_batch(runtime, asks):
+        cancel.set()
+        if piece.finish_reason:
+            ended[number] = piece.finish_reason
+    assert ended == {0: "cancelled", 1: "stop"}
+
+
+def test_a_listener_who_leaves_frees_the_runtime(runtime):
+    asks = [Ask("Describe the picture.", [FOUR])] * 3
+    pieces = stream_batch(runtime, asks)
+    next(pieces)
+    pieces.close()
+    assert generate(runtime, "What colour is the star?", [STAR]).text == "red"
+
+
+def test_no_questions_are_no_answers(runtime):
+    assert generate_batch(runtime, []) == []
+
+
+def test_the_next_turn_of_a_row_computes_only_what_is_new(runtime):
+    runtime.forget()
+    (row,) = generate_batch(runtime, [Ask("Describe the picture.", [FOUR])])
+    turns = [
+        {"role": "user", "content": [
+            {"type": "image", "image": FOUR},
+            {"type": "text", "text": "Describe the picture."},
+        ]},
+        {"role": "assistant", "content": row.text},
+        {"role": "user", "content": "How many shapes are there?"},
+    ]  # fmt: skip
+    answer = generate(runtime, turns)
+    assert answer.cached_tokens > row.prompt_tokens
