@@ -41,10 +41,11 @@ def attend(
     if not hasattr(cache, "bits") and not hasattr(cache, "runs"):
         return fused.attend(q, k, v, scale=scale, mask=mask)
     runs = [run for run in runs_of(cache) if run.length]
-    if all(metal.fits(q, run, mask) for run in runs):
-        kernels = current()
-        if kernels and all(kernels.use(Variant.of(q, run)) for run in runs):
-            return kernels.attend(q, runs, scale=scale, causal=mask == "causal")
+    kernels = current()
+    if kernels and all(
+        metal.fits(q, run, mask) and kernels.use(Variant.of(q, run)) for run in runs
+    ):
+        return kernels.attend(q, runs, scale=scale, causal=mask == "causal")
     if _pays_to_join(q, runs):
         return fused.attend_joined(q, runs, scale=scale, mask=mask)
     return plain.attend(q, runs, scale=scale, mask=mask)

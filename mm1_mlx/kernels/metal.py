@@ -28,7 +28,7 @@ Factory = Callable[..., Callable[..., list[mx.array]]]
 
 FOLDER = Path(__file__).parent
 PARTIAL, MERGE = "qsdpa_partial", "qsdpa_merge"
-INPUTS = ["q", "k", "ks", "kb", "values", "vs", "vb", "bounds", "sizes", "scale"]
+INPUTS = ["q", "k", "ks", "kb", "values", "vs", "vb", "starts", "sizes", "scale"]
 
 HEAD_DIMS = (64, 128)
 BITS = (0, 4, 8)
@@ -111,7 +111,9 @@ def partial(
         planned, blocks = chunk, -(-run.length // chunk)
     tiles = -(-rows // R)
     queries = T if causal and not shared else 1
-    sizes = [run.capacity, planned, queries, H, rows, blocks, tiles]
+    # Made of numbers, not computed: nothing runs on the GPU but the kernels.
+    starts = mx.array([0] * batch) if run.starts is None else run.starts
+    sizes = [run.capacity, planned, queries, H, rows, blocks, run.length]
     keys, values = run.planes
     part = (batch, H, rows, blocks)
     o, m, l = _kernel(PARTIAL, factory)(  # noqa: E741
@@ -119,9 +121,9 @@ def partial(
             q,
             *keys,
             *values,
-            _bounds(run, batch),
-            mx.array(sizes, mx.int32),
-            mx.array(scale, mx.float32),
+            starts,
+            mx.array(sizes),
+            mx.array(scale),
         ],
         template=[
             ("T", q.dtype),
@@ -144,19 +146,12 @@ def partial(
     return State(o, m, l)
 
 
-def _bounds(run: Run, batch: int) -> mx.array:
-    """The first visible position of every row, and the one past the last, [B, 2]."""
-    last = mx.full((batch,), run.length, mx.int32)
-    first = mx.zeros_like(last) if run.starts is None else run.starts.astype(mx.int32)
-    return mx.stack([mx.minimum(first, last), last], axis=1)
-
-
 def merge(states: list[State], like: mx.array, *, factory: Factory) -> mx.array:
     """Attention in the shape [B, Hq, T, D] and precision of ``like``."""
     o, m, l = joined(states)  # noqa: E741
     B, Hq, T, D = like.shape
     (out,) = _kernel(MERGE, factory)(
-        inputs=[o, m, l, mx.array(o.shape[3], mx.int32)],
+        inputs=[o, m, l, mx.array(o.shape[3])],
         template=[("T", like.dtype), ("D", D)],
         grid=(D, B * Hq * T, 1),
         threadgroup=(D, 1, 1),

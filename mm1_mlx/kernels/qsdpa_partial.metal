@@ -10,6 +10,9 @@
 // Everything is accumulated in float. There are no infinities, so any math mode is safe.
 // BITS is 0 where keys and values are plain; then ks, kb, vs and vb are not read.
 
+    // Arrays that are indexed by a loop are registers only where it is unrolled.
+    #define UNROLL _Pragma("clang loop unroll(full)")
+
     constexpr int DL = D / 4;        // numbers of a key that a lane multiplies
     constexpr int VD = D / 32;       // columns of the values that a lane owns
     constexpr int QP = DL + 4;       // a quarter of a query row, padded against conflicts
@@ -32,7 +35,8 @@
     const int H = sizes[3];
     const int rows = sizes[4];       // of a key-value head
     const int blocks = sizes[5];
-    const int tiles = sizes[6];      // of R rows
+    const int last = sizes[6];       // one past the last key
+    const int tiles = (rows + R - 1) / R;
 
     // Tiles of one block are neighbours, so that what one has read is still near.
     const int block = int(threadgroup_position_in_grid.x) / tiles;
@@ -40,9 +44,7 @@
     const int h = int(threadgroup_position_in_grid.y);
     const int b = int(threadgroup_position_in_grid.z);
     const int live = min(R, rows - row0);
-    const int first = bounds[2 * b];
-    const int last = bounds[2 * b + 1];
-    const int begin = max(first, block * chunk);
+    const int begin = max(int(starts[b]), block * chunk);
     const int end = min(last, (block + 1) * chunk);
 
     const size_t head = size_t(b) * H + h;
@@ -58,6 +60,7 @@
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
     float qsum[R], m[R], l[R], o[R][VD];
+    UNROLL
     for (int r = 0; r < R; r++) {
         float sum = 0.0f;
         for (int d = 0; d < DL; d++) {
@@ -66,6 +69,7 @@
         qsum[r] = sum;
         m[r] = NEVER;
         l[r] = 0.0f;
+        UNROLL
         for (int d = 0; d < VD; d++) {
             o[r][d] = 0.0f;
         }
@@ -73,6 +77,7 @@
 
     for (int t = begin + sg * 32; t < end; t += SG * 32) {
         float s[R];
+        UNROLL
         for (int r = 0; r < R; r++) {
             s[r] = 0.0f;
         }
@@ -81,6 +86,7 @@
             const size_t key = key0 + min(t + step * 8 + quad, end - 1);
             const threadgroup float4* rows4 = (const threadgroup float4*)(qs + quarter * QP);
             float acc[R];
+            UNROLL
             for (int r = 0; r < R; r++) {
                 acc[r] = 0.0f;
             }
@@ -92,6 +98,7 @@
                 for (int i = 0; i < DL / 4; i++) {
                     const Four x = from[i];
                     const float4 c = float4(float(x[0]), float(x[1]), float(x[2]), float(x[3]));
+                    UNROLL
                     for (int r = 0; r < R; r++) {
                         acc[r] += dot(c, rows4[r * QP + i]);   // a row is QP float4
                     }
@@ -115,6 +122,7 @@
                                 float((x >> (2 * BITS)) & MASK),
                                 float((x >> (3 * BITS)) & MASK));
                             const int d4 = (i * WIDE + j) * CODES / 4 + e;
+                            UNROLL
                             for (int r = 0; r < R; r++) {
                                 acc[r] += dot(c, rows4[r * QP + d4]);
                             }
@@ -125,6 +133,7 @@
                 unit = float(ks[group]);
                 zero = float(kb[group]);
             }
+            UNROLL
             for (int r = 0; r < R; r++) {
                 float v = unit * acc[r] + zero * qsum[r];
                 v += simd_shuffle_xor(v, 1);
@@ -134,6 +143,7 @@
         }
         // From here a lane owns this key.
         const int mine = t + quarter * 8 + quad;
+        UNROLL
         for (int r = 0; r < R; r++) {
             const bool seen = mine < min(end, last - T_q + (row0 + r) % T_q + 1);
             const float v = seen ? s[r] : NEVER;
@@ -142,6 +152,7 @@
             s[r] = seen ? metal::fast::exp(v - largest) : 0.0f;
             l[r] = l[r] * shrink + s[r];
             m[r] = largest;
+            UNROLL
             for (int d = 0; d < VD; d++) {
                 o[r][d] *= shrink;
             }
@@ -153,6 +164,7 @@
             if constexpr (BITS == 0) {
                 typedef vec<T, VD> Own;
                 const Own x = *(const device Own*)(values + key * D + lane * VD);
+                UNROLL
                 for (int d = 0; d < VD; d++) {
                     v[d] = float(x[d]);
                 }
@@ -164,13 +176,16 @@
                 const int bit = lane * VD * BITS;
                 const device uint* from = (const device uint*)values;
                 const uint word = from[key * (D * BITS / 32) + bit / 32] >> (bit % 32);
+                UNROLL
                 for (int d = 0; d < VD; d++) {
                     v[d] = unit * float((word >> (d * BITS)) & MASK) + zero;
                 }
             }
             const ushort owner = ushort(j % 8 * 4 + j / 8);
+            UNROLL
             for (int r = 0; r < R; r++) {
                 const float weight = simd_shuffle(s[r], owner);
+                UNROLL
                 for (int d = 0; d < VD; d++) {
                     o[r][d] += weight * v[d];
                 }
@@ -178,12 +193,14 @@
         }
     }
 
+    UNROLL
     for (int r = 0; r < R; r++) {
         const float sum = simd_sum(l[r]);
         if (lane == 0) {
             red_m[sg * R + r] = m[r];
             red_l[sg * R + r] = sum;
         }
+        UNROLL
         for (int d = 0; d < VD; d++) {
             red_o[(sg * R + r) * D + lane * VD + d] = o[r][d];
         }

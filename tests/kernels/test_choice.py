@@ -35,13 +35,12 @@ def right(*, name, **_):
     """A factory whose kernels compute what they should, in plain operations."""
 
     def partial(*, inputs, template, output_shapes, output_dtypes, **_):  # noqa: ARG001
-        q, k, ks, kb, values, vs, vb, bounds, sizes, scale = inputs
+        q, k, ks, kb, values, vs, vb, starts, sizes, scale = inputs
         how = dict(template)
         bits, group = how["BITS"], how["GS"]
         B, H, rows, blocks, D = output_shapes[0]
         sides = ((k, ks, kb), (values, vs, vb)) if bits else (k, values)
-        last = bounds[0, 1].item()
-        run = Run(*sides, last, bounds[:, 0], bits, group)
+        run = Run(*sides, sizes[6].item(), starts, bits, group)
         T = sizes[2].item()
         q = q.reshape(B, H * rows // T, T, D)
         state = plain.state(q, run, scale=scale.item(), mask="causal")
@@ -178,7 +177,7 @@ def test_the_check_passes_the_kernels_themselves(variant, tmp_path):
     ("old", "new"),
     [
         ("% T_q + 1)", "% T_q)"),
-        ("max(first, block * chunk)", "block * chunk"),
+        ("max(int(starts[b]), block * chunk)", "block * chunk"),
         ("o += weight *", "o +="),
     ],
 )

@@ -79,7 +79,7 @@ PARTIAL = {
     "bias dropped": ("+ zero * qsum[r]", "", "numbers"),
     "value bias dropped": ("& MASK) + zero;", "& MASK);", "numbers"),
     "causal limit off by one": ("% T_q + 1)", "% T_q)", "numbers"),
-    "padding seen": ("max(first, block * chunk)", "block * chunk", "numbers"),
+    "padding seen": ("max(int(starts[b]), block * chunk)", "block * chunk", "numbers"),
     "not rescaled": ("o[r][d] *= shrink;", "o[r][d] *= 1.0f;", "numbers"),
     "sum not rescaled": ("l[r] * shrink + s[r]", "l[r] + s[r]", "numbers"),
     "weights of another key": ("j % 8 * 4 + j / 8", "j", "numbers"),
