@@ -49,10 +49,14 @@ def _versions() -> dict[str, str]:
 def _device(blas: str | None) -> dict[str, str]:
     import mlx.core as mx
 
+    from mm1_mlx.checkpoint import device_dtypes
+
     info = mx.device_info()
     facts = {"device": str(info.get("device_name", mx.default_device()))}
     if limit := info.get("max_recommended_working_set_size"):
         facts["GPU memory"] = f"{human_bytes(float(limit))} recommended at most"
+    kinds = [str(kind).removeprefix("mlx.core.") for kind in device_dtypes()]
+    facts["weights"] = f"in {' or '.join(kinds)}, stored ones in another type are cast"
     if sys.platform.startswith("linux"):
         facts["BLAS"] = blas or (
             "reference, 50 times slower than OpenBLAS; install it: "

@@ -66,7 +66,7 @@ def quantize(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Pack a model's weights into fewer bits and show the error that it costs."""
+    """Pack a model's weights, by default into 4 bits, and show what that costs."""
     from mm1_mlx.blas import preload_blas
 
     preload_blas()

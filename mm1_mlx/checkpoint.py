@@ -8,9 +8,10 @@ run leaves nothing that loads. Attribute path = tensor name; no name is translat
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"
 
+# Of a machine's memory, what a CPU's unpacked weights may take.
+UNPACKED_SHARE = 0.5
 # A type, a function of the stored one, or None for the stored one.
 Precision = mx.Dtype | Callable[[mx.Dtype], mx.Dtype] | None
 
@@ -247,13 +250,7 @@ def load_model(path: Path, dtype: Precision = None) -> MM1:
     """
     config = load_config(path)
     files = load_manifest(path)["files"]
-    weights: dict[str, mx.array] = {}
-    for name in sorted(files):
-        if name.endswith(".safetensors"):
-            shard = read_shard(safe_join(path, name))
-            if twice := sorted(set(weights) & set(shard)):
-                raise CheckpointError(f"{path}: {twice[:5]} stand in two shards")
-            weights.update(shard)
+    weights = _read_weights(path, files)
     packed = [k.removesuffix(".scales") for k in weights if k.endswith(".scales")]
     model = build_model(config, packed if config.quantization else ())
     expected = model.tensors()
@@ -270,13 +267,30 @@ def load_model(path: Path, dtype: Precision = None) -> MM1:
     if dtype is not None:
         if not isinstance(dtype, mx.Dtype):
             dtype = dtype(_stored(weights))
-        weights = {k: cast_to(dtype, v) for k, v in weights.items()}
+        for name in weights:
+            weights[name] = cast_to(dtype, weights[name])
     model.load_weights(list(weights.items()))
     model.eval()
-    keep_unpacked(model)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    keep_unpacked(model, UNPACKED_SHARE * memory)
     # Constants too: another thread could not evaluate them on this one's stream.
     mx.eval(model.state)
     return model
+
+
+def _read_weights(path: Path, files: Iterable[str]) -> dict[str, mx.array]:
+    """The tensors of all shards, lazily.
+
+    Nobody else holds them: what was cast is freed at once.
+    """
+    weights: dict[str, mx.array] = {}
+    for name in sorted(files):
+        if name.endswith(".safetensors"):
+            shard = read_shard(safe_join(path, name))
+            if twice := sorted(set(weights) & set(shard)):
+                raise CheckpointError(f"{path}: {twice[:5]} stand in two shards")
+            weights.update(shard)
+    return weights
 
 
 def _stored(weights: Mapping[str, mx.array]) -> mx.Dtype:

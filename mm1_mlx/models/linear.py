@@ -6,11 +6,8 @@ slice at a time, and few rows, as of a token that is decoded, do not. Where memo
 ``keep_unpacked`` unpacks them once and for all. Paths of tensors stay those of mlx.
 """
 
-from __future__ import annotations
-
-import os
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -34,8 +31,6 @@ MANY_ROWS = {
 }
 # Unpacked at a time: 64 MB.
 SLICE_WEIGHTS = 1 << 24
-# Of the machine's memory, what unpacked weights may take.
-KEPT_SHARE = 0.5
 
 
 class PackedLayer(Protocol):
@@ -69,7 +64,7 @@ class PackedSwitchLinear(QuantizedSwitchLinear):
     """``QuantizedSwitchLinear`` for a CPU; ``moe.py`` computes many rows by itself."""
 
     @classmethod
-    def from_switch(cls, layer: SwitchLinear, **way: Any) -> PackedSwitchLinear:
+    def from_switch(cls, layer: SwitchLinear, **way: Any) -> Self:
         """The packed layer of an unpacked one."""
         E, H, D = layer.weight.shape
         packed = cls(D, H, E, False, **way)
@@ -158,18 +153,15 @@ def expert_products(layer: nn.Module) -> Callable[[int, mx.array], mx.array]:
     return lambda expert, x: mx.matmul(x, weights[expert])
 
 
-def keep_unpacked(model: nn.Module, limit: float | None = None) -> int:
+def keep_unpacked(model: nn.Module, limit: float) -> int:
     """Keep the float32 weights of a CPU's packed layers beside them, if all have room.
 
     Returns:
-        Bytes that they take: 0 if more than ``limit``, by default half of the machine's
-        memory.
+        Bytes that they take, 0 if they would take more than ``limit``.
     """
     kinds = (PackedLinear, PackedEmbedding, PackedSwitchLinear)
     layers = [layer for _, layer in named_leaves(model) if isinstance(layer, kinds)]
     size = 4 * sum(x.scales.size * x.group_size for x in layers)
-    if limit is None:
-        limit = KEPT_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not layers or size > limit:
         return 0
     for layer in layers:

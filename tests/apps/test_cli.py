@@ -23,7 +23,17 @@ STAR = str(TINY / "red-star.png")
 FOUR = str(TINY / "four-shapes.png")
 HELP = Path(__file__).with_name("help")
 COMMANDS = (
-    *("", "generate", "chat", "convert", "embed", "inspect", "verify", "doctor"),
+    *(
+        "",
+        "generate",
+        "chat",
+        "convert",
+        "quantize",
+        "embed",
+        "inspect",
+        "verify",
+        "doctor",
+    ),
 )
 
 

@@ -20,6 +20,7 @@ from mm1_mlx.models.linear import (
     product,
 )
 
+LIMIT = 1_000_000
 WAYS = [
     Packing(group_size=groups[0], bits=bits, mode=mode)
     for mode, (groups, widths) in MODES.items()
@@ -59,7 +60,7 @@ def test_a_packed_layer_computes_what_mlx_does(way, count, assert_close):
 @each_way
 def test_a_kept_layer_computes_what_mlx_does(way, assert_close):
     layer, x = packed_linear(way), rows(5)
-    assert keep_unpacked(nn.Sequential(layer)) == 4 * 64 * 96
+    assert keep_unpacked(nn.Sequential(layer), LIMIT) == 4 * 64 * 96
     assert_close(layer(x), plain(layer, x) + layer.bias, "op")
     assert (
         {"weight", "scales"}
@@ -92,16 +93,16 @@ def test_few_rows_are_not_unpacked(monkeypatch):
 
 def test_what_is_kept_ends_where_other_weights_are_loaded(assert_close):
     layer, other, x = packed_linear(WAYS[2]), packed_linear(WAYS[2], seed=1), rows(9)
-    keep_unpacked(nn.Sequential(layer))
+    keep_unpacked(nn.Sequential(layer), LIMIT)
     layer.load_weights(list(other.parameters().items()))
     assert_close(layer(x), other(x), "op")
 
 
 def test_nothing_is_kept_beyond_the_limit():
     layer = packed_linear(WAYS[2])
-    assert keep_unpacked(nn.Sequential(layer), limit=4 * 64 * 96 - 1) == 0
+    assert keep_unpacked(nn.Sequential(layer), 4 * 64 * 96 - 1) == 0
     assert "_unpacked" not in layer
-    assert keep_unpacked(nn.Sequential(nn.Linear(8, 8))) == 0
+    assert keep_unpacked(nn.Sequential(nn.Linear(8, 8)), LIMIT) == 0
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
@@ -109,7 +110,7 @@ def test_nothing_is_kept_beyond_the_limit():
 def test_half_precision_comes_out_as_it_went_in(dtype, keep, assert_close):
     layer, x = packed_linear(WAYS[2]), rows(9)
     if keep:
-        keep_unpacked(nn.Sequential(layer))
+        keep_unpacked(nn.Sequential(layer), LIMIT)
     kind = "float16" if dtype == mx.float16 else "bfloat16"
     expected = plain(layer, x)
     result = product(layer, x.astype(dtype))
@@ -142,7 +143,7 @@ def test_packed_experts_compute_what_mlx_lm_s_do(way, keep, assert_close):
     assert type(layer) is PackedSwitchLinear
     assert type(theirs) is QuantizedSwitchLinear
     if keep:
-        assert keep_unpacked(nn.Sequential(layer)) == 4 * 4 * 32 * 64
+        assert keep_unpacked(nn.Sequential(layer), LIMIT) == 4 * 4 * 32 * 64
     x, chosen = rows(3)[0][:, None], mx.array([[2, 0], [1, 1], [3, 2]])
     assert_close(layer(x[:, None], chosen), theirs(x[:, None], chosen), "op")
 
@@ -153,7 +154,7 @@ def test_packed_experts_compute_what_mlx_lm_s_do(way, keep, assert_close):
 def test_one_expert_s_rows_go_through_its_weights(way, keep, count, assert_close):
     _, layer = packed_experts(way)
     if keep:
-        keep_unpacked(nn.Sequential(layer))
+        keep_unpacked(nn.Sequential(layer), LIMIT)
     x = rows(count)[0]
     dense = mx.dequantize(
         layer.weight, layer.scales, layer.get("biases"), **way.to_dict(),
@@ -169,7 +170,7 @@ def test_one_expert_s_rows_go_through_its_weights(way, keep, count, assert_close
 def test_gradients_pass_through_packed_layers(count, keep, assert_close):
     layer, x = packed_linear(WAYS[2]), rows(count)
     if keep:
-        keep_unpacked(nn.Sequential(layer))
+        keep_unpacked(nn.Sequential(layer), LIMIT)
     goal = mx.random.normal((1, count, 96))
     ours = mx.grad(lambda x: (layer(x) * goal).sum())(x)
     theirs = mx.grad(lambda x: (plain(layer, x) * goal).sum())(x)
@@ -178,7 +179,7 @@ def test_gradients_pass_through_packed_layers(count, keep, assert_close):
 
 def test_gradients_reach_scales_even_where_weights_are_kept(assert_close):
     layer, x = packed_linear(WAYS[2]), rows(40)
-    keep_unpacked(nn.Sequential(layer))
+    keep_unpacked(nn.Sequential(layer), LIMIT)
     scales, goal = layer.scales, mx.random.normal((1, 40, 96))
 
     def loss(scales, forward):
@@ -197,4 +198,4 @@ def test_on_a_gpu_the_layers_are_mlx_s_own(monkeypatch):
     monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
     packed = [pack(layer, WAYS[2]) for layer in layers]
     assert tuple(type(layer) for layer in packed) == kinds
-    assert keep_unpacked(nn.Sequential(*packed)) == 0
+    assert keep_unpacked(nn.Sequential(*packed), LIMIT) == 0
