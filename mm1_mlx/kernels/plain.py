@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from mm1_mlx.kernels.exponential import LOG2_E, exp2
 from mm1_mlx.kernels.run import Packed, Run
 
 # A score below all others; no infinity, so that nothing is ever infinity - infinity.
@@ -104,7 +105,7 @@ def state(q: mx.array, run: Run, *, scale: float, mask: mx.array | str | None) -
     scores = _unfold(scores, run, B).reshape(B, H, G, T, run.length)
     scores = _masked(scores, visible(run, T, mask), mask)
     m = mx.maximum(scores.max(axis=-1, keepdims=True), NEVER)
-    weights = mx.where(scores > NEVER, mx.exp(scores - m), 0)
+    weights = mx.where(scores > NEVER, _exp(scores - m), 0)
     total = weights.sum(axis=-1)
     folded = _fold(weights.reshape(B, H, G * T, run.length), run)
     o = _unfold(_by_values(folded, run), run, B)
@@ -115,7 +116,7 @@ def state(q: mx.array, run: Run, *, scale: float, mask: mx.array | str | None) -
 def merge(states: list[State], like: mx.array) -> mx.array:
     """Attention in the shape [B, Hq, T, D] and precision of ``like``; 0 without keys."""
     o, m, l = joined(states)  # noqa: E741
-    weights = mx.exp(m - m.max(axis=-1, keepdims=True))
+    weights = _exp(m - m.max(axis=-1, keepdims=True))
     total = (weights * l).sum(axis=-1)[..., None]
     o = (weights[..., None] * o).sum(axis=-2)
     # A row without keys has o = 0, and 0 / 1 is what it attends to.
@@ -186,6 +187,11 @@ def _by_values(weights: mx.array, run: Run) -> mx.array:
     if run.bits and _stays_packed(weights, CPU_PACKED_VALUES_ROWS):
         return _packed_product(weights, run.used(run.values), run, transpose=False)
     return weights @ run.unpacked(run.values, mx.float32)
+
+
+def _exp(x: mx.array) -> mx.array:
+    """The exponential of float32 numbers, none above 0."""
+    return exp2(x * LOG2_E) if on_cpu() else mx.exp(x)
 
 
 def _stays_packed(x: mx.array, rows: int) -> bool:
