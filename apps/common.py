@@ -76,13 +76,19 @@ def guarded(command: Callable[[], None]) -> None:
 
 def stop(message: str) -> None:
     """Print ``error: message`` and exit with status 1."""
-    note(f"error: {' '.join(message.split())}")
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 
 
 def note(message: str) -> None:
-    """A line for people, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """A line for people, on stderr; of processes that answer together the first's."""
+    if _rank() == 0:
+        print(message, file=sys.stderr, flush=True)
+
+
+def _rank() -> int:
+    rank = os.environ.get("MLX_RANK", "0")
+    return int(rank) if rank.isdecimal() else 0
 
 
 def print_answer(text: str) -> None:
@@ -121,7 +127,22 @@ def open_runtime(model: str | None, yes: bool, resolution: str | None = None) ->
 
     from .cached import resolve
 
-    return load(resolve(model, yes), resolution=resolution)
+    return load(resolve(model, yes), resolution=resolution, group=_group())
+
+
+def _group() -> Any:
+    """The processes of ``mlx.launch`` that this one belongs to, else None.
+
+    They answer together; the first of them prints.
+    """
+    if "MLX_RANK" not in os.environ:
+        return None
+    import mlx.core as mx
+
+    group = mx.distributed.init()
+    if group.rank():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return group if group.size() > 1 else None
 
 
 def source_line(info: Any) -> str:

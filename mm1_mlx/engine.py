@@ -6,6 +6,7 @@ runs on the thread that owns the model.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,10 @@ from mm1_mlx.transcript import Transcript
 
 @dataclass
 class Engine:
-    """A model, its tokenizer, and what is kept from answer to answer."""
+    """A model, its tokenizer, and what is kept from answer to answer.
+
+    Where a ``group`` of processes shares the model, all of them are asked the same.
+    """
 
     model: MM1
     tokenizer: Tokenizer
@@ -42,6 +46,7 @@ class Engine:
     features: FeatureCache
     prefixes: PrefixCache
     named: NamedPrefixes
+    group: mx.distributed.Group | None = None
 
     def open(
         self,
@@ -82,7 +87,7 @@ class Engine:
             drafter = self._drafter(prompt, images, settings, len(built.tokens))
         return Request(
             engine=self,
-            settings=settings,
+            settings=self._agreed(settings),
             context=context,
             max_tokens=room,
             drafter=drafter,
@@ -107,6 +112,10 @@ class Engine:
         Raises:
             PromptError: nothing of it stands before every question.
         """
+        if self.group is not None:
+            raise PromptError(
+                "a prefix is saved by one process; save it without mlx.launch"
+            )
         context = self.read_prefix(prefix, KVPrecision(), progress=progress)
         self.named.save(prefix, context.prompt, context.cache, model)
         return len(context.prompt.tokens)
@@ -171,6 +180,14 @@ class Engine:
             prompt, images, self.config, self.tokenizer, tiled=settings.tiled
         )
         return built, settings
+
+    def _agreed(self, settings: Settings) -> Settings:
+        """The settings with a seed that all processes draw by."""
+        if self.group is None or settings.seed is not None:
+            return settings
+        own = secrets.randbits(31) if self.group.rank() == 0 else 0
+        seed = mx.distributed.all_sum(mx.array(own), group=self.group)
+        return replace(settings, seed=int(seed))
 
     def _room(self, prompt: Prompt, settings: Settings) -> int:
         """How many tokens may be generated before the context is full."""

@@ -134,6 +134,7 @@ def load(
     *,
     resolution: str | None = None,
     features: str | Path | None = None,
+    group: mx.distributed.Group | None = None,
 ) -> Runtime:
     """A model ready to answer.
 
@@ -145,6 +146,8 @@ def load(
         resolution: a mode of ``resolution.py`` in place of the model's own.
         features: a folder where pictures' image tokens are kept for other processes; by
             default ``$MM1_FEATURES``, else in memory only.
+        group: the processes of ``mlx.launch`` that share the model; each is asked the
+            same and gives the same answers.
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
@@ -159,6 +162,7 @@ def load(
             dtype or device_dtype,
             resolution,
             _feature_folder(features),
+            group,
             worker,
         ).result()
     except BaseException:
@@ -201,6 +205,7 @@ def _load(
     dtype: Precision,
     resolution: str | None,
     features: Path | None,
+    group: mx.distributed.Group | None,
     worker: Worker,
 ) -> Runtime:
     config = load_config(path)
@@ -211,9 +216,16 @@ def _load(
         config = with_resolution(config, resolution)
     model = load_model(path, dtype)
     model.config = config
+    if group is not None:
+        model.shard(group)
+        mx.eval(model.state)
     tokenizer = load_tokenizer(path, prompt, regions=config.region is not None)
     kind = model.decoder.norm.weight.dtype
-    model_print = fingerprint(read_manifest(path)["files"], config.to_dict(), kind)
+    size = group.size() if group else 1
+    # A part of the heads is no cache for another number of processes.
+    model_print = fingerprint(
+        read_manifest(path)["files"], [config.to_dict(), size], kind
+    )
     prefixes = PrefixCache(PREFIX_BYTES)
     engine = Engine(
         model=model,
@@ -222,6 +234,7 @@ def _load(
         features=FeatureCache(model.encode, model_print, features),
         prefixes=prefixes,
         named=NamedPrefixes(model_print, prefixes),
+        group=group,
     )
     return Runtime(engine, path, worker)
 

@@ -3,8 +3,10 @@
 # OpenBLAS must be loaded before anything imports mlx.
 # ruff: noqa: E402
 
+import json
 import math
 import os
+import socket
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("MM1_MODEL", None)
@@ -241,3 +243,15 @@ def tokenizer(byte_folder, plain_prompt):
 @pytest.fixture
 def any_tokenizer(any_folder, plain_prompt):
     return load_tokenizer(any_folder, plain_prompt())
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    """The file of a ring of two on this machine."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    path = tmp_path / "hosts.json"
+    path.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+    return str(path)

@@ -16,6 +16,7 @@ from mm1_mlx.caches.quantized import KVCache
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.layout import Picture, Span, group_tiles
+from mm1_mlx.models import parallel
 from mm1_mlx.models.arrange import arrange
 from mm1_mlx.models.connector import build_connector
 from mm1_mlx.models.decoder import Decoder
@@ -64,6 +65,10 @@ class MM1(nn.Module):
     def make_cache(self) -> list[Any]:
         """An empty key-value cache per decoder block."""
         return [KVCache() for _ in self.layers]
+
+    def shard(self, group: mx.distributed.Group | None = None) -> None:
+        """Keep this process's part of the decoder's layers; ``parallel.py``."""
+        parallel.shard(self.decoder, group or mx.distributed.init())
 
     def encode(self, pictures: Sequence[Picture]) -> list[mx.array]:
         """Image tokens [T_i, D] of every picture, those of its regions last."""

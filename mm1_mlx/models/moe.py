@@ -31,6 +31,8 @@ class SparseMLP(nn.Module):
         D, E = config.hidden_size, self.moe.num_experts
         self.gate = nn.Linear(D, E, bias=False)
         self.switch_mlp = SwitchGLU(D, config.sizes(layer).intermediate_size, E)
+        # Of the processes that each hold a part of every expert, if several do.
+        self.group: mx.distributed.Group | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.routed(x)[0]
@@ -46,7 +48,10 @@ class SparseMLP(nn.Module):
         logits = self.gate(x.astype(mx.float32))
         experts, weights = choose(logits, self.moe, real)
         outputs = self._outputs(x, experts) * weights[..., None].astype(x.dtype)
-        return outputs.sum(axis=-2), logits
+        output = outputs.sum(axis=-2)
+        if self.group is not None:
+            output = mx.distributed.all_sum(output, group=self.group)
+        return output, logits
 
     def _outputs(self, x: mx.array, experts: mx.array) -> mx.array:
         """What the chosen experts [B, T, k] make of their tokens, [B, T, k, D]."""

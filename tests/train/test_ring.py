@@ -1,13 +1,10 @@
 """Processes that share a step's micro-batches train as one process does."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
 
 import mlx.core as mx
-import pytest
 
 SCRIPT = """
 import sys
@@ -38,18 +35,6 @@ def train(folder, environment):
     return subprocess.Popen(
         command, env=os.environ | environment, stderr=subprocess.PIPE, text=True
     )
-
-
-@pytest.fixture
-def hosts(tmp_path):
-    """The file of a ring of two on this machine."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    path = tmp_path / "hosts.json"
-    path.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
-    return str(path)
 
 
 def test_two_processes_equal_one(tmp_path, hosts, tolerances):
