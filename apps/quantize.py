@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import AsJson, human_bytes, print_json
+from .common import AsJson, human_bytes, note, print_json
 from .packing import (
     MLP,
     Attention,
@@ -97,6 +97,8 @@ def quantize(
             progress=progress,
         )
     note_uneven(report.uneven)
+    if learned and not report.learned:
+        note("learned scales cost more than rounded ones, which were kept")
     if as_json:
         print_json(_facts(report))
     else:
@@ -117,6 +119,7 @@ def _facts(report: Any) -> dict[str, Any]:
             for name, row in report.rows.items()
         },
         "uneven": list(report.uneven),
+        "learned": report.learned,
         "cost": report.cost and report.cost.to_dict(),
         "cost_of_rounding": report.rounded and report.rounded.to_dict(),
     }

@@ -68,7 +68,8 @@ class Report:
         rows: by component.
         uneven: modules whose width no group size divides; they stay as they are.
         cost: what it costs, None if that was not measured.
-        rounded: what it would cost without learned scales, None if none were learned.
+        rounded: what it would cost without learned scales, None if none were asked for.
+        learned: whether scales were learned; not where they cost more than rounded ones.
     """
 
     out: Path
@@ -76,6 +77,7 @@ class Report:
     uneven: tuple[str, ...]
     cost: Cost | None
     rounded: Cost | None
+    learned: bool
 
 
 def quantize(
@@ -157,7 +159,7 @@ def quantize(
     if reference:
         said = job.counter("measuring", len(reference.samples))
         cost = measure(load_model(out, device_dtype), reference, said)
-    return Report(out, rows, made.uneven, cost, rounded)
+    return Report(out, rows, made.uneven, cost, rounded, bool(replaced))
 
 
 @dataclass(frozen=True)

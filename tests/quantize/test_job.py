@@ -179,6 +179,35 @@ def test_learned_scales_predict_better_than_rounded_ones(dense, tmp_path):
     assert load_manifest(tmp_path / "out")["source"]["quantized"]["learned"] is True
 
 
+def test_scales_that_help_nothing_are_not_kept(dense, tmp_path):
+    # So close already that a step of learning leads away.
+    recipe = uniform("8")
+    report = quantize(dense, tmp_path / "out", recipe, learned=True, count=8, epochs=1)
+    quantize(dense, tmp_path / "plain", recipe, measured=False)
+    assert not report.learned
+    assert report.cost.kl_mean == pytest.approx(report.rounded.kl_mean, rel=1e-3)
+    assert load_manifest(tmp_path / "out")["source"]["quantized"]["learned"] is False
+    ours, plain = tensors_of(tmp_path / "out"), tensors_of(tmp_path / "plain")
+    assert all(mx.array_equal(ours[name], plain[name]) for name in plain)
+
+
+def test_prompts_of_the_user_are_learned_from(dense, tmp_path):
+    for i in range(4):
+        Image.fromarray(PICTURE + np.uint8(i)).save(tmp_path / f"{i}.png")
+    lines = [
+        {"prompt": f"And {i}?", "images": [f"{i}.png"] * (1 + i % 2)} for i in range(4)
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    report = quantize(
+        dense, tmp_path / "out", uniform("2"), learned=True, calibration=path, epochs=2
+    )
+    # A quarter of four measures.
+    assert 0 < report.cost.positions <= 16
+    done = load_manifest(tmp_path / "out")["source"]["quantized"]
+    assert done["calibration"] == "mine.jsonl"
+
+
 @pytest.mark.parametrize("word", ["mxfp4", "mxfp8"])
 def test_what_has_no_scales_to_learn_is_refused(word, dense, tmp_path):
     with pytest.raises(
