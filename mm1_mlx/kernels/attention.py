@@ -1,10 +1,14 @@
 """Queries [B, Hq, T, D] and a cache's keys and values to attention [B, Hq, T, D].
 
-plain cache                                 mlx's fused attention
-packed or shared, T > 8                     unpacked and joined, then mlx's
-packed or shared, T <= 8, a Metal GPU       the Metal kernels, where they agree with
-plain.py there and are faster (choice.py)
-packed or shared, T <= 8, otherwise         plain.py
+What runs, for T queries a sequence:
+
+    plain cache                     mlx's attention, on a CPU ours in blocks (fused.py)
+    packed or shared keys
+      T <= 8 on a Metal GPU         the kernels (metal.py), where they agree with plain.py
+                                    and were faster (choice.py)
+      T > 8                         made plain and joined, then as above; on a CPU what a
+                                    batch shares is not copied: plain.py
+      otherwise                     plain.py; on a GPU plain keys are joined
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ Everything is computed in float32. Source: the merge of FlashAttention's blocks
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -26,6 +27,9 @@ NEVER = -1e30
 # time: unpacked once, BLAS is faster from these many rows on (measured, 1k-4k keys).
 CPU_PACKED_KEYS_ROWS = 1
 CPU_PACKED_VALUES_ROWS = 8
+
+# Scores computed at once on a CPU, whose passes over them then find them in its cache.
+CPU_SCORES = 1 << 20
 
 
 class State(NamedTuple):
@@ -99,18 +103,39 @@ def state(q: mx.array, run: Run, *, scale: float, mask: mx.array | str | None) -
     """
     B, Hq, T, D = q.shape
     H = run.num_kv_heads
-    G = Hq // H
-    x = q.astype(mx.float32).reshape(B, H, G * T, D) * scale
-    scores = _by_keys(_fold(x, run), run)
-    scores = _unfold(scores, run, B).reshape(B, H, G, T, run.length)
-    scores = _masked(scores, visible(run, T, mask), mask)
-    m = mx.maximum(scores.max(axis=-1, keepdims=True), NEVER)
-    weights = mx.where(scores > NEVER, _exp(scores - m), 0)
-    total = weights.sum(axis=-1)
-    folded = _fold(weights.reshape(B, H, G * T, run.length), run)
-    o = _unfold(_by_values(folded, run), run, B)
-    one = (B, H, G * T, 1)
-    return State(o[:, :, :, None], m.reshape(one), total.reshape(one))
+    seen = visible(run, T, mask)
+    all_count = seen is None and not isinstance(mask, mx.array)
+
+    def hide(scores: mx.array) -> mx.array:
+        scores = _unfold(scores, run, B).reshape(B, H, Hq // H, T, run.length)
+        scores = _masked(scores, seen, mask)
+        return _fold(scores.reshape(B, H, -1, run.length), run)
+
+    x = q.astype(mx.float32).reshape(B, H, -1, D) * scale
+    parts = _over_rows(_fold(x, run), run, None if all_count else hide)
+    return State(*(_unfold(part, run, B)[:, :, :, None] for part in parts))
+
+
+def _over_rows(
+    x: mx.array, run: Run, hide: Callable[[mx.array], mx.array] | None
+) -> tuple[mx.array, mx.array, mx.array]:
+    """A state's o, m and l, without its parts, of rows [B, Hkv, R, D]."""
+    B, H, R, _ = x.shape
+    by_keys, by_values = _by_keys(run, R), _by_values(run, R)
+    most = R if hide or not on_cpu() else max(1, CPU_SCORES // (B * H * run.length))
+    parts = []
+    for start in range(0, R, most):
+        scores = by_keys(x[:, :, start : start + most])
+        scores = hide(scores) if hide else scores
+        m = mx.maximum(scores.max(axis=-1, keepdims=True), NEVER)
+        weights = _exp(scores - m)
+        weights = mx.where(scores > NEVER, weights, 0) if hide else weights
+        parts.append((by_values(weights), m[..., 0], weights.sum(axis=-1)))
+    o, m, l = (  # noqa: E741
+        mx.concatenate(list(rows), axis=2) if len(parts) > 1 else rows[0]
+        for rows in zip(*parts, strict=True)
+    )
+    return o, m, l
 
 
 def merge(states: list[State], like: mx.array) -> mx.array:
@@ -163,30 +188,32 @@ def _fold(x: mx.array, run: Run) -> mx.array:
     """Rows [B, Hkv, R, ...]; all the batch's as one where it shares the run."""
     if run.rows == x.shape[0]:
         return x
-    B, H, R, D = x.shape
-    return x.swapaxes(0, 1).reshape(1, H, B * R, D)
+    B, H, R, *rest = x.shape
+    return x.swapaxes(0, 1).reshape(1, H, B * R, *rest)
 
 
 def _unfold(x: mx.array, run: Run, B: int) -> mx.array:
     """What ``_fold`` was given."""
     if run.rows == B:
         return x
-    _, H, R, D = x.shape
-    return x.reshape(H, B, R // B, D).swapaxes(0, 1)
+    _, H, R, *rest = x.shape
+    return x.reshape(H, B, R // B, *rest).swapaxes(0, 1)
 
 
-def _by_keys(q: mx.array, run: Run) -> mx.array:
-    """Scores [B, Hkv, R, N] of rows [B, Hkv, R, D]."""
-    if run.bits and _stays_packed(q, CPU_PACKED_KEYS_ROWS):
-        return _packed_product(q, run.used(run.keys), run, transpose=True)
-    return q @ run.unpacked(run.keys, mx.float32).swapaxes(-1, -2)
+def _by_keys(run: Run, rows: int) -> Callable[[mx.array], mx.array]:
+    """Scores [B, Hkv, R, N] of rows [B, Hkv, R, D], of which there are so many."""
+    if run.bits and _stays_packed(rows, CPU_PACKED_KEYS_ROWS):
+        return lambda x: _packed_product(x, run.used(run.keys), run, transpose=True)
+    keys = run.unpacked(run.keys, mx.float32).swapaxes(-1, -2)
+    return lambda x: x @ keys
 
 
-def _by_values(weights: mx.array, run: Run) -> mx.array:
+def _by_values(run: Run, rows: int) -> Callable[[mx.array], mx.array]:
     """Sums [B, Hkv, R, D] of the values, weighted [B, Hkv, R, N]."""
-    if run.bits and _stays_packed(weights, CPU_PACKED_VALUES_ROWS):
-        return _packed_product(weights, run.used(run.values), run, transpose=False)
-    return weights @ run.unpacked(run.values, mx.float32)
+    if run.bits and _stays_packed(rows, CPU_PACKED_VALUES_ROWS):
+        return lambda x: _packed_product(x, run.used(run.values), run, transpose=False)
+    values = run.unpacked(run.values, mx.float32)
+    return lambda x: x @ values
 
 
 def _exp(x: mx.array) -> mx.array:
@@ -194,8 +221,8 @@ def _exp(x: mx.array) -> mx.array:
     return exp2(x * LOG2_E) if on_cpu() else mx.exp(x)
 
 
-def _stays_packed(x: mx.array, rows: int) -> bool:
-    return not on_cpu() or x.shape[2] <= rows
+def _stays_packed(rows: int, most: int) -> bool:
+    return not on_cpu() or rows <= most
 
 
 def on_cpu() -> bool:

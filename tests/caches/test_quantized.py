@@ -132,6 +132,19 @@ def test_extract_undoes_merge():
         assert same(again.extract(i), singles[i])
 
 
+def test_buffers_grow_like_those_of_single_caches():
+    batch = filled([0, 0], T=250)
+    singles = [batch.extract(i) for i in range(2)]
+    for T in (5, 1, 300):
+        k, v = rows(2, T, seed=T)
+        batch.update_and_fetch(k, v)
+        for i, single in enumerate(singles):
+            single.update_and_fetch(k[i : i + 1], v[i : i + 1])
+    for i, single in enumerate(singles):
+        assert same(batch.extract(i), single)
+    assert batch.size() == 556
+
+
 def test_filter_keeps_rows_and_drops_common_padding():
     cache = filled([2, 0, 1])
     expected = cache.extract(2)

@@ -94,3 +94,23 @@ def test_scores_of_any_size_do_not_overflow():
     q = numbers((1, 1, 1, 32), F32, 0) * 1e4
     out = plain.attend(q, [run], scale=1, mask=None)
     assert mx.isfinite(out).all().item()
+
+
+def test_rows_are_computed_in_pieces_on_a_cpu(monkeypatch, assert_close):
+    runs = [
+        make_run(1, 2, 50, 32, dtype=F32),
+        make_run(3, 2, 20, 32, dtype=F32, starts=[0, 7, 16], seed=5),
+    ]
+    q = numbers((3, 4, 9, 32), F32, 0)
+    seen = []
+
+    def exp(x):
+        seen.append(x.shape)
+        return mx.exp(x)
+
+    monkeypatch.setattr(plain, "_exp", exp)
+    monkeypatch.setattr(plain, "CPU_SCORES", 2 * 50 * 7)
+    out = plain.attend(q, runs, scale=0.2, mask="causal")
+    assert_close(out, exact(q, runs, 0.2, causal=True), "op")
+    # Of 3 sequences' 2 * 9 rows a key-value head, 7 at once.
+    assert [shape[2] for shape in seen if shape[-1] == 50] == [7] * 7 + [5]
