@@ -12,6 +12,10 @@ from .common import AsJson, human_bytes, print_json
 
 # The smallest pictures that the paper's encoders take, in pixels.
 PAPER_SIZE = 224
+# By bits, the recipe that packs to them; 16 are not packed.
+RECIPES = {4: "4bit", 8: "8bit", 16: None}
+# What predictions are for: a question's tokens beside a picture, and a long chat.
+TEXT_TOKENS, CONTEXT = 56, 2048
 BITS = {"float32": 32.0, "float16": 16.0, "8-bit": 8.5, "4-bit": 4.5}
 
 
@@ -23,10 +27,15 @@ def inspect(
             "else mm1-tiny)"
         ),
     ] = None,
+    chips: Annotated[
+        bool, typer.Option("--chips", help="predict what each Mac can do with it")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's parts, parameters, image tokens and bytes."""
     facts = describe(model)
+    if chips:
+        facts |= predict(facts["config"])
     if as_json:
         print_json(facts)
         return
@@ -39,10 +48,13 @@ def inspect(
     for label, value in _rows(facts):
         table.add_row(label, Text(value))
     Console().print(table)
+    if chips:
+        print_chips(facts)
 
 
 def describe(model: str | None) -> dict[str, Any]:
     """Everything the command shows, as JSON values."""
+    from mm1_mlx.budget import idle
     from mm1_mlx.checkpoint import load_config, read_manifest
     from mm1_mlx.models import MM1
     from mm1_mlx.presets import PRESETS
@@ -57,23 +69,125 @@ def describe(model: str | None) -> dict[str, Any]:
         config, source = load_config(path), read_manifest(path).get("source")
         name = str(path)
     sizes: dict[str, int] = {}
-    idle = 0
+    inactive = 0
     # Built lazily: no weight is allocated.
     for key, tensor in MM1(config).tensors().items():
         part = key.partition(".")[0]
         sizes[part] = sizes.get(part, 0) + tensor.size
-        idle += _idle(key, tensor.size, config)
+        inactive += idle(key, tensor.size, config)
     total = sum(sizes.values())
     return {
         "name": name,
         "config": config.to_dict(),
-        "parameters": sizes | {"total": total, "active": total - idle},
+        "parameters": sizes | {"total": total, "active": total - inactive},
         "image_tokens": config.num_image_tokens if config.connector else None,
         "modes": _modes(config),
         "context": config.decoder.max_position_embeddings if config.decoder else None,
         "bytes": {name: int(total * bits / 8) for name, bits in BITS.items()},
         "source": source,
     }
+
+
+def predict(values: dict[str, Any]) -> dict[str, Any]:
+    """What bounds the model on every Mac, as JSON values.
+
+    Raises:
+        ConfigError: it has no decoder.
+    """
+    from mm1_mlx import limits
+    from mm1_mlx.budget import Answer, weight_bytes
+    from mm1_mlx.chips import CHIPS, MOE_SHARES, gpu_memory
+    from mm1_mlx.config import MM1Config
+    from mm1_mlx.errors import ConfigError
+    from mm1_mlx.layout import most_picture_tokens
+    from mm1_mlx.quantize.recipe import find_recipe, plan
+
+    config = MM1Config.from_dict(values)
+    if config.decoder is None:
+        raise ConfigError("the model has no decoder, so it writes no tokens to predict")
+    tiles = config.image.max_tiles if config.sees and config.image else 0
+    positions = TEXT_TOKENS + (most_picture_tokens(config) if tiles else 0)
+    answer = Answer(positions, max(CONTEXT - positions, 0), tiles)
+    room = sum(answer.bytes(config).values())
+    chips: list[dict[str, Any]] = [
+        {
+            "chip": chip.name,
+            "gpu_cores": chip.gpu_cores,
+            "bytes_per_second": chip.bandwidth,
+            "flops": chip.flops,
+            "projected": chip.projected,
+            "memory": list(chip.memory),
+            "prefill_share": chip.prefill_share,
+            "bits": {},
+        }
+        for chip in CHIPS
+    ]
+    needs = {}
+    for bits, recipe in RECIPES.items():
+        ways = plan(find_recipe(recipe), config).packed if recipe else {}
+        needs[bits] = sum(weight_bytes(config, ways).values()) + room
+        for chip, facts in zip(CHIPS, chips, strict=True):
+            moe = MOE_SHARES[bits] if config.decoder.moe else None
+            facts["bits"][bits] = {
+                "fits": [x for x in chip.memory if gpu_memory(x) >= needs[bits]],
+                "tokens_per_second": {
+                    context: limits.decode_rate(chip, config, ways, context)
+                    for context in (0, CONTEXT)
+                },
+                "first_token_seconds": limits.first_token_seconds(
+                    chip, config, positions, tiles, ways
+                ),
+                "decode_share": moe or chip.decode_share(bits),
+            }
+    prompt = {"tokens": positions, "tiles": tiles, "context": CONTEXT}
+    return {"chips": chips, "needs": needs, "prompt": prompt}
+
+
+def print_chips(facts: dict[str, Any]) -> None:
+    """The table of Macs."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("Mac")
+    for bits, need in facts["needs"].items():
+        table.add_column(f"{bits} bits\n{need / 1e9:,.1f} GB", justify="right")
+    table.add_column("first\ntoken", justify="right")
+    for chip in facts["chips"]:
+        seconds = chip["bits"][4]["first_token_seconds"]
+        mark = "*" if chip["projected"] else ""
+        cells = [_cell(limit) for limit in chip["bits"].values()]
+        name = f"{chip['chip']} ({chip['gpu_cores']})"
+        table.add_row(name, *cells, f"{seconds:.2f} s{mark}")
+    console = Console()
+    console.print(table)
+    prompt = facts["prompt"]
+    tiles = prompt["tiles"]
+    picture = f"a picture of {tiles} tile{'s' * (tiles > 1)}, " if tiles else ""
+    moe = facts["config"]["decoder"].get("moe")
+    peers = "mlx-lm with experts, on an M4 Max," if moe else "llama.cpp with a 7B model"
+    console.print(
+        f"Each: GB of memory it fits from; most tokens a second behind 0 and "
+        f"{prompt['context']:,} positions; share of that which {peers} reached. First "
+        f"token: at 4 bits, {picture}{prompt['tokens']:,} prompt tokens, at least. "
+        "? not measured, * rests on a projection.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _cell(limit: dict[str, Any]) -> str:
+    """One Mac's limits at one precision."""
+    if not limit["fits"]:
+        return "no"
+    rates = (
+        f"{rate:.0f}" if rate < 10_000 else f"{rate / 1000:.0f}k"
+        for rate in limit["tokens_per_second"].values()
+    )
+    share = limit["decode_share"]
+    reached = f"{share:4.0%}" if share else "   ?"
+    return f"{limit['fits'][0]} {'/'.join(rates)}{reached}"
 
 
 def _find(model: str | None) -> Path:
@@ -114,22 +228,6 @@ def _modes(config: Any) -> dict[str, int]:
             changed = with_resolution(config, mode)
             modes.setdefault(mode, most_picture_tokens(changed))
     return modes
-
-
-def _idle(name: str, size: int, config: Any) -> int:
-    """How much of a tensor a token, or an image, does not pass through."""
-    part = name.partition(".")[0]
-    moe = getattr(getattr(config, part), "moe", None)
-    if moe is None:
-        return 0
-    if part == "decoder":
-        experts = ".switch_mlp." in name
-        used = moe.experts_per_token
-    else:
-        layer = int(name.split(".")[2]) if name.startswith("vision.layers.") else -1
-        experts = layer >= 0 and config.vision.is_sparse(layer) and ".mlp.fc" in name
-        used = moe.experts_per_image
-    return size * (moe.num_experts - used) // moe.num_experts if experts else 0
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:

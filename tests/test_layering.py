@@ -11,13 +11,15 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports only from rows above its own; a package's modules from each other.
 ROWS = [
-    ["errors", "blas", "folders", "worker"],
+    ["errors", "blas", "chips", "folders", "worker"],
     ["section", "files", "answer"],
     ["hub", "kernels", "partial", "shard"],
     ["config"],
-    ["layout", "presets", "resize", "resolution", "templates"],
+    ["layout", "presets", "resize", "resolution", "templates", "work"],
     ["caches"],
     ["models", "tiling"],
+    ["budget"],
+    ["limits"],
     ["image", "checkpoint"],
     ["tokenizer", "video", "writer"],
     ["messages", "grounding"],

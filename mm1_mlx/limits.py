@@ -1,0 +1,68 @@
+"""The least time that a chip takes for a model's work: by its operations or its bytes.
+
+Decoding reads every weight that a token passes through, and the keys and values of all
+before it; a prompt and its pictures are bounded by the operations, or by the weights
+where they are few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mm1_mlx.budget import kv_bytes, token_bytes, weight_bytes
+from mm1_mlx.chips import Chip
+from mm1_mlx.config import MM1Config, Packing
+from mm1_mlx.work import decoder_flops, encode_flops
+
+Ways = Mapping[str, Packing]
+
+
+def decode_rate(
+    chip: Chip, config: MM1Config, ways: Ways | None = None, context: int = 0
+) -> float:
+    """Most tokens a second, one after another, behind so many positions.
+
+    Args:
+        chip: where.
+        config: the model's.
+        ways: how modules are packed, by path; others have 16 bits.
+        context: positions whose keys and values, of 16 bits, are read.
+    """
+    assert config.decoder is not None
+    read = token_bytes(config, ways) + kv_bytes(config.decoder, context)
+    return 1 / chip.seconds(decoder_flops(config.decoder, 1, context), read)
+
+
+def encode_seconds(chip: Chip, config: MM1Config, tiles: int = 1) -> float:
+    """Least time for pictures of so many tiles to become image tokens."""
+    sizes = weight_bytes(config)
+    read = sizes.get("vision", 0) + sizes.get("connector", 0)
+    return chip.seconds(encode_flops(config, tiles), read)
+
+
+def prefill_seconds(
+    chip: Chip, config: MM1Config, positions: int, ways: Ways | None = None
+) -> float:
+    """Least time for a prompt of so many positions, to its first token."""
+    decoder = config.decoder
+    assert decoder is not None
+    active, whole = token_bytes(config, ways), weight_bytes(config, ways)["decoder"]
+    if decoder.moe:
+        # Experts that no position chose are not read, were each choice free.
+        share = decoder.moe.experts_per_token / decoder.moe.num_experts
+        read = whole - (whole - active) * (1 - share) ** (positions - 1)
+    else:
+        read = active
+    return chip.seconds(decoder_flops(decoder, positions), read)
+
+
+def first_token_seconds(
+    chip: Chip,
+    config: MM1Config,
+    positions: int,
+    tiles: int = 1,
+    ways: Ways | None = None,
+) -> float:
+    """Least time from pictures and prompt to the first token."""
+    prefill = prefill_seconds(chip, config, positions, ways)
+    return encode_seconds(chip, config, tiles) + prefill
