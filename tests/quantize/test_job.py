@@ -14,6 +14,7 @@ from mm1_mlx.checkpoint import (
     verify_digests,
 )
 from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.models.linear import named_leaves
 from mm1_mlx.quantize import RECIPES, Recipe, find_recipe, parse_way, quantize
 from mm1_mlx.quantize.pack import pack_tensors
 from mm1_mlx.quantize.recipe import LAYERS, plan
@@ -100,6 +101,26 @@ def test_packed_models_answer(kind, name, request, tmp_path):
         again = generate(runtime, "What is this?", [picture], max_tokens=8)
     assert len(first.tokens) == 8
     assert first.tokens == again.tokens
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_without_memory_to_spare_weights_stay_packed(
+    kind, request, tmp_path, monkeypatch, assert_close
+):
+    source = request.getfixturevalue(kind)
+    quantize(source, tmp_path / "out", find_recipe("4bit"), measured=False)
+    kept = load_model(tmp_path / "out")
+    monkeypatch.setattr("os.sysconf", lambda _: 1)
+    packed = load_model(tmp_path / "out")
+    for model, keeps in ((kept, True), (packed, False)):
+        layers = [x for _, x in named_leaves(model) if "scales" in x]
+        assert {"_unpacked" in x for x in layers} == {keeps}
+    tokens = mx.array([[5, 9, 30, 2, 17, 40]])
+    assert_close(packed(tokens), kept(tokens))
+    cache, other = packed.make_cache(), kept.make_cache()
+    for token in tokens[0].tolist():
+        step = mx.array([[token]])
+        assert_close(packed(step, cache), kept(step, other))
 
 
 def test_the_manifest_says_what_was_done(dense, tmp_path):

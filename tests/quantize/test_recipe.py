@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import mlx.core as mx
 import pytest
 from mlx_lm.convert import QUANT_RECIPES, mixed_quant_predicate_builder
 
@@ -132,6 +133,16 @@ def test_what_mlx_has_not_is_refused():
         way_of("--mode", mode="int4")
     with pytest.raises(ConfigError, match="recipe '5bit' is not one of"):
         find_recipe("5bit")
+
+
+@pytest.mark.parametrize(
+    "word", ["2", "3", "4", "4/32", "8", "mxfp4", "mxfp8", "nvfp4"]
+)
+def test_bits_of_a_weight_are_what_the_disk_holds(word):
+    way = parse_way(word, "x")
+    weight = mx.ones((2, 128), mx.float16)
+    size = sum(part.nbytes for part in mx.quantize(weight, **way.to_dict()))
+    assert way.bits_per_weight == 8 * size / weight.size
 
 
 def test_the_config_is_mlx_lm_s_form():
