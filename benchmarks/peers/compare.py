@@ -1,0 +1,549 @@
+"""The same weights, the same machine, one run: this project beside its peers.
+
+    python -m benchmarks.peers.compare --mm1 PYTHON --vlm PYTHON [--torch PYTHON] OUT.json
+
+Every PYTHON is that of an environment that holds the peer and not torch, but for torch's
+own. Rounds are interleaved, the order within a round alternates, and what is said of a
+ratio is the median of the rounds' ratios and the lower bound of its 95% interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers import fixture
+
+HERE = Path(__file__).parent
+ROUNDS = 7
+TOKENS = 128
+QUESTION = "what is in this picture"
+COPY = "repeat ASSISTANT: " + " ".join(str(n) for n in range(300, 420))
+
+
+# Peers find their own packages, not those of this folder.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class Peer:
+    """A process that holds one runtime, from ``worker.py``."""
+
+    def __init__(self, python: str, script: str, model: Path) -> None:
+        self.process = subprocess.Popen(
+            [python, str(HERE / script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=ENVIRONMENT,
+        )
+        self("open", model_path=str(model))
+
+    def __call__(self, task: str, **options: Any) -> Any:
+        """What a task returns."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"task": task, **options}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args} ended at {task}")
+        return json.loads(line)
+
+    def close(self) -> int:
+        """End it; the most bytes it ever held."""
+        held = int(self("peak"))
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        return held
+
+
+@dataclass
+class Row:
+    """One comparison: what each measured, and ours against the peer."""
+
+    name: str
+    # "higher" or "lower": which is better.
+    better: str
+    unit: str
+    ours: list[float] = field(default_factory=list)
+    peer: list[float] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times as good as the peer, round by round."""
+        pairs = zip(self.ours, self.peer, strict=True)
+        return [a / b if self.better == "higher" else b / a for a, b in pairs]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as results hold it."""
+        ratios = self.ratios
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "ours": summary(self.ours),
+            "peer": summary(self.peer),
+            "ratio": round(median(ratios), 3),
+            "ratio_lower_95": round(lower_bound(ratios), 3),
+            "note": self.note,
+        }
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median and range, to four digits."""
+    made = {"median": median(values), "min": min(values), "max": max(values)}
+    return {name: float(f"{value:.4g}") for name, value in made.items()}
+
+
+def lower_bound(ratios: Sequence[float], draws: int = 4000) -> float:
+    """The 2.5% quantile of the median over resampled rounds (bootstrap)."""
+    source = random.Random(0)
+    medians = sorted(
+        median(source.choices(ratios, k=len(ratios))) for _ in range(draws)
+    )
+    return medians[int(0.025 * draws)]
+
+
+def interleave(
+    rounds: int, row: Row, ours: Callable[[int], float], peer: Callable[[int], float]
+) -> Row:
+    """Fill a row, round by round, each going first every other time; one round warms up."""
+    for i in range(-1, rounds):
+        pair = [(row.ours, ours), (row.peer, peer)]
+        for kept, measure in pair if i % 2 else reversed(pair):
+            value = measure(i)
+            if i >= 0:
+                kept.append(value)
+    return row
+
+
+class Bench:
+    """The models, the pictures, and the environments of a comparison."""
+
+    def __init__(self, folder: Path, pythons: dict[str, str], rounds: int) -> None:
+        self.folder = folder
+        self.pythons = pythons
+        self.rounds = rounds
+        self.hf = folder / "hf"
+        self.ours = folder / "ours"
+        self.pictures = self._pictures()
+
+    def prepare(self) -> None:
+        """Make the model, and convert and pack it for everybody."""
+        if not (self.hf / "config.json").is_file():
+            fixture.write(self.hf)
+        mm1, vlm = Path(self.pythons["mm1"]).parent, self.pythons["vlm"]
+        for source, out, options in (
+            (self.hf, self.ours, []),
+            (self.hf / "decoder", self.folder / "ours-decoder", []),
+        ):
+            self._convert(mm1, source, out, options)
+        quantized = self.folder / "lm-4bit"
+        if not quantized.is_dir():
+            _run(vlm, "-m", "mlx_lm", "convert", "--hf-path", self.hf / "decoder",
+                 "--mlx-path", quantized, "-q", "--dtype", "float32")  # fmt: skip
+        # The same packed numbers.
+        self._convert(mm1, quantized, self.folder / "ours-decoder-4bit", [])
+        quantized = self.folder / "vlm-4bit"
+        if not quantized.is_dir():
+            _run(vlm, "-m", "mlx_vlm", "convert", "--hf-path", self.hf,
+                 "--mlx-path", quantized, "-q", "--dtype", "float32")  # fmt: skip
+        self._convert(mm1, quantized, self.folder / "ours-4bit", [])
+
+    def _convert(self, mm1: Path, source: Path, out: Path, options: list[str]) -> None:
+        if not out.is_dir():
+            _run(mm1 / "mm1", "convert", source, out, *options)
+
+    def _pictures(self) -> list[str]:
+        """Different pictures of one photograph, on disk."""
+        from PIL import Image
+        from skimage.data import astronaut
+
+        made = []
+        for i in range(48):
+            path = self.folder / f"picture-{i}.png"
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.roll(astronaut(), 7 * i, axis=0)).save(path)
+            made.append(str(path))
+        return made
+
+    def peer(self, name: str, model: Path | str) -> Peer:
+        """A process of a peer with a model of ``folder``."""
+        return Peer(self.pythons[name], f"peer_{SCRIPTS[name]}.py", self.folder / model)
+
+
+SCRIPTS = {"mm1": "mm1", "vlm": "vlm", "lm": "lm", "torch": "torch"}
+
+
+def decode_against_lm(bench: Bench, bits: str) -> Row:
+    """Decoding of the decoder alone."""
+    suffix = f"-{bits}" if bits else ""
+    ours = bench.peer("mm1", f"ours-decoder{suffix}")
+    lm = bench.peer("lm", f"lm{suffix}" if bits else "hf/decoder")
+    row = Row(f"decode {bits or 'fp32'}, mlx-lm", "higher", "tokens/s")
+    prompt = "USER: 300 301 302 what is it ASSISTANT:"
+    said: dict[str, Any] = {}
+
+    def rate(name: str, peer: Peer, text: str) -> float:
+        result = peer("ask", prompt=text, tokens=TOKENS)
+        said[name] = result["tokens"]
+        return float(result["rate"])
+
+    interleave(
+        bench.rounds,
+        row,
+        lambda _: rate("ours", ours, "300 301 302 what is it"),
+        lambda _: rate("lm", lm, prompt),
+    )
+    row.note = f"{len(said['ours'])} and {len(said['lm'])} tokens"
+    ours.close()
+    lm.close()
+    return row
+
+
+def whole_model(bench: Bench, bits: str) -> list[Row]:
+    """Decoding, first token and second question beside mlx-vlm."""
+    suffix = f"-{bits}" if bits else ""
+    ours = bench.peer("mm1", f"ours{suffix}")
+    vlm = bench.peer("vlm", f"vlm{suffix}" if bits else "hf")
+    kind = bits or "fp32"
+    rows = []
+    picture = bench.pictures
+    both: dict[str, Any] = {}
+
+    def first(peer: Peer, i: int) -> float:
+        result = peer("ask", prompt=QUESTION, images=[picture[i + 1]], tokens=1)
+        return float(result["first"])
+
+    rows.append(
+        interleave(
+            bench.rounds,
+            Row(f"first token, one picture, {kind}, mlx-vlm", "lower", "s"),
+            lambda i: first(ours, i),
+            lambda i: first(vlm, i),
+        )
+    )
+
+    def rate(peer: Peer, name: str) -> float:
+        result = peer("ask", prompt=QUESTION, images=[picture[0]], tokens=TOKENS)
+        both[name] = result["tokens"]
+        return float(result["rate"])
+
+    rows.append(
+        interleave(
+            bench.rounds,
+            Row(f"decode {kind}, whole model, mlx-vlm", "higher", "tokens/s"),
+            lambda _: rate(ours, "ours"),
+            lambda _: rate(vlm, "vlm"),
+        )
+    )
+    same = both["ours"][:32] == both["vlm"][:32]
+    rows[-1].note = f"first 32 tokens {'equal' if same else 'differ'}"
+
+    def second(peer: Peer, i: int, **options: Any) -> float:
+        for question in (QUESTION, "describe it"):
+            result = peer(
+                "ask", prompt=question, images=[picture[i + 1]], tokens=1, **options
+            )
+            options.pop("fresh", None)
+            options |= {"fresh": False} if peer is ours else {}
+        return float(result["first"])
+
+    rows.append(
+        interleave(
+            bench.rounds,
+            Row(
+                f"second question, same picture, {kind}, mlx-vlm by hand", "lower", "s"
+            ),
+            lambda i: second(ours, i, fresh=True),
+            lambda i: second(vlm, i, keep=True),
+        )
+    )
+    mine, theirs = ours.close(), vlm.close()
+    rows.append(
+        Row(f"peak memory, {kind}, mlx-vlm", "lower", "bytes", [mine], [theirs])
+    )
+    return rows
+
+
+def against_itself(bench: Bench) -> list[Row]:
+    """What this project saves itself: guessing, remembering, batches."""
+    ours = bench.peer("mm1", "ours")
+    picture = bench.pictures
+    rows = []
+    said: dict[str, Any] = {}
+
+    def copy(lookup: bool) -> float:
+        result = ours(
+            "ask", prompt=COPY, images=[picture[0]], tokens=TOKENS,
+            prompt_lookup=lookup, fresh=False,
+        )  # fmt: skip
+        said[str(lookup)] = result["tokens"]
+        return float(result["rate"])
+
+    row = interleave(
+        bench.rounds,
+        Row("prompt lookup, copying, fp32, without", "higher", "tokens/s"),
+        lambda _: copy(True),
+        lambda _: copy(False),
+    )
+    row.note = f"tokens {'equal' if said['True'] == said['False'] else 'DIFFER'}"
+    rows.append(row)
+
+    def remembered(i: int, fresh: bool) -> float:
+        if not fresh:
+            ours("ask", prompt=QUESTION, images=[picture[i + 1]], tokens=1)
+        result = ours(
+            "ask", prompt="describe it", images=[picture[i + 1]], tokens=1, fresh=fresh
+        )
+        return float(result["first"])
+
+    rows.append(
+        interleave(
+            bench.rounds,
+            Row("second question, same picture, fp32, own first", "lower", "s"),
+            lambda i: remembered(i, False),
+            lambda i: remembered(i, True),
+        )
+    )
+    examples = [[path, "what is it", str(i)] for i, path in enumerate(picture[:8])]
+
+    def shown(i: int, fresh: bool) -> float:
+        result = ours(
+            "shots", examples=examples, prompt="what is it",
+            image=picture[10 + i], fresh=fresh,
+        )  # fmt: skip
+        return float(result["first"])
+
+    row = Row("query after 8 shots with pictures, fp32, own first", "lower", "s")
+    for i in range(min(5, bench.rounds)):
+        row.peer.append(shown(2 * i, True))
+        row.ours.append(shown(2 * i + 1, False))
+    rows.append(row)
+
+    prompts = [[f"{QUESTION} {i}", picture[i]] for i in range(8)]
+    row = Row("batch of 8 with pictures, fp32, eight single runs", "higher", "tokens/s")
+    equal = True
+    for _ in range(min(5, bench.rounds)):
+        together = ours("batch", prompts=prompts, tokens=TOKENS)
+        singles = [
+            ours("ask", prompt=prompt, images=[image], tokens=TOKENS)
+            for prompt, image in prompts
+        ]
+        row.ours.append(together["rate"])
+        row.peer.append(8 / sum(1 / single["rate"] for single in singles))
+        equal &= together["tokens"] == [single["tokens"] for single in singles]
+    row.note = f"tokens {'equal' if equal else 'DIFFER'}"
+    rows.append(row)
+    ours.close()
+    return rows
+
+
+def encoding(bench: Bench) -> list[Row]:
+    """Pictures per second of the encoder and the connector."""
+    rows = []
+    for name, model in (("vlm", "hf"), ("torch", "hf")):
+        if name not in bench.pythons:
+            continue
+        ours, peer = bench.peer("mm1", "ours"), bench.peer(name, model)
+        images = bench.pictures[:4]
+
+        def speed(process: Peer, images: list[str] = images) -> float:
+            return len(images) / float(process("encode", images=images))
+
+        rows.append(
+            interleave(
+                bench.rounds,
+                Row(f"encode, fp32, {name}", "higher", "pictures/s"),
+                lambda _, ours=ours: speed(ours),
+                lambda _, peer=peer: speed(peer),
+            )
+        )
+        ours.close()
+        peer.close()
+    return rows
+
+
+def spawned(bench: Bench) -> Row:
+    """From spawning the command to its first byte on stdout, and its peak memory."""
+    mm1 = Path(bench.pythons["mm1"]).parent / "mm1"
+    ours = [mm1, "generate", "-m", bench.ours, "-p", QUESTION, "--max-tokens", "8"]
+    vlm = [
+        bench.pythons["vlm"], "-c", SPAWNED_VLM, bench.hf, QUESTION,
+    ]  # fmt: skip
+
+    def first_byte(command: list[Any], i: int, flag: str) -> float:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [str(part) for part in [*command, flag, bench.pictures[i + 1]]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=ENVIRONMENT,
+        )
+        assert process.stdout is not None
+        process.stdout.read(1)
+        seconds = time.perf_counter() - start
+        process.stdout.read()
+        process.wait()
+        return seconds
+
+    return interleave(
+        bench.rounds,
+        Row("spawn to first byte, fp32, mlx-vlm", "lower", "s"),
+        lambda i: first_byte(ours, i, "-i"),
+        lambda i: first_byte(vlm, i, "--image"),
+    )
+
+
+# Its command, with OpenBLAS under it as under ours; what it prints before is not counted.
+SPAWNED_VLM = """
+import ctypes, sys
+try:
+    ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+except OSError:
+    pass
+from mlx_vlm import load, stream_generate
+from mlx_vlm.prompt_utils import apply_chat_template
+path, question, _, image = sys.argv[1:]
+model, processor = load(path)
+prompt = apply_chat_template(processor, model.config, question, num_images=1)
+for piece in stream_generate(
+    model, processor, prompt, image=[image], max_tokens=8, temperature=0.0
+):
+    print(piece.text, end="", flush=True)
+"""
+
+
+def _run(*command: Any) -> None:
+    subprocess.run(
+        [str(part) for part in command],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=ENVIRONMENT,
+    )
+
+
+def machine(pythons: dict[str, str]) -> dict[str, Any]:
+    """What the figures belong to."""
+    code = (
+        "import json; from importlib.metadata import version, PackageNotFoundError\n"
+        "def of(n):\n"
+        "    try: return version(n)\n"
+        "    except PackageNotFoundError: return None\n"
+        "names = ['mm1-mlx','mlx','mlx-lm','mlx-vlm','transformers','torch']\n"
+        "print(json.dumps({n: of(n) for n in names if of(n)}))"
+    )
+    versions = {
+        name: json.loads(subprocess.check_output([python, "-c", code], text=True))
+        for name, python in pythons.items()
+    }
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| what, beside whom | ours | theirs | times as good | at least (95%) | |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        unit = row["unit"]
+        ours, peer = (row[side]["median"] for side in ("ours", "peer"))
+        if unit == "bytes":
+            ours, peer, unit = ours / 1e6, peer / 1e6, "MB"
+        lines.append(
+            f"| {row['name']} | {ours:.4g} {unit} | {peer:.4g} {unit} | "
+            f"{row['ratio']:.2f} | {row['ratio_lower_95']:.2f} | {row['note']} |"
+        )
+    return "\n".join(lines)
+
+
+PARTS = ("decode", "vlm", "vlm-4bit", "self", "encode", "spawn")
+
+
+def main() -> None:
+    """Measure, print the table, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--mm1", required=True, help="python with mm1-mlx, without torch"
+    )
+    parser.add_argument("--vlm", required=True, help="python with mlx-vlm and mlx-lm")
+    parser.add_argument("--torch", help="python with torch and transformers")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--folder", type=Path, help="where models are kept")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    options = parser.parse_args()
+    pythons = {"mm1": options.mm1, "vlm": options.vlm, "lm": options.vlm}
+    if options.torch:
+        pythons["torch"] = options.torch
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="mm1-peers-"))
+    bench = Bench(folder, pythons, options.rounds)
+    bench.prepare()
+    rows: list[Row] = []
+    for part in options.only:
+        print(f"{part} ...", file=sys.stderr, flush=True)
+        if part == "decode":
+            rows += [decode_against_lm(bench, bits) for bits in ("", "4bit")]
+        elif part == "vlm":
+            rows += whole_model(bench, "")
+        elif part == "vlm-4bit":
+            rows += whole_model(bench, "4bit")
+        elif part == "self":
+            rows += against_itself(bench)
+        elif part == "encode":
+            rows += encoding(bench)
+        elif part == "spawn":
+            rows.append(spawned(bench))
+    made = [row.to_dict() for row in rows]
+    options.out.write_text(
+        json.dumps({"machine": machine(pythons), "rows": made}, indent=2) + "\n"
+    )
+    print(table(made))
+    if not options.folder:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""mm1_mlx, as ``compare.py`` asks it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import worker
+
+from mm1_mlx import Ask, load, stream, stream_batch
+from mm1_mlx.answer import Settings
+from mm1_mlx.shots import Shot
+
+runtime: Any = None
+
+
+def open_model(model_path: str) -> None:
+    """Load a model; what the one before kept is gone."""
+    global runtime
+    if runtime is not None:
+        runtime.close()
+    runtime = load(model_path)
+
+
+def ask(
+    prompt: str,
+    images: list[str] = [],  # noqa: B006
+    tokens: int = 1,
+    fresh: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """One answer."""
+    if fresh:
+        runtime.forget()
+    pieces = stream(runtime, prompt, images, max_tokens=tokens, **options)
+    return worker.timed(p.token for p in pieces if p.token is not None)
+
+
+def shots(
+    examples: list[list[str]], prompt: str, image: str, fresh: bool
+) -> dict[str, Any]:
+    """One answer behind solved examples: image, question, answer."""
+    held = [Shot((image,), answer, question) for image, question, answer in examples]
+    return ask(prompt, [image], fresh=fresh, shots=held, shot_style="chat")
+
+
+def encode(images: list[str]) -> float:
+    """Seconds to encode pictures, decoded and resized."""
+    import mlx.core as mx
+
+    from mm1_mlx.image import load_pictures
+
+    pictures = load_pictures(images, runtime.config.image)
+    start = time.perf_counter()
+    work = runtime._worker.submit(lambda: mx.eval(runtime.model.encode(pictures)))
+    work.result()
+    return time.perf_counter() - start
+
+
+def batch(prompts: list[list[str]], tokens: int) -> dict[str, Any]:
+    """All answers together: tokens per second once all prompts are read, and the tokens."""
+    runtime.forget()
+    settings = Settings(max_tokens=tokens)
+    asks = [Ask(prompt, [image], settings) for prompt, image in prompts]
+    said: list[list[int]] = [[] for _ in asks]
+    begun = 0.0
+    decoded = 0
+    for number, piece in stream_batch(runtime, asks, size=len(asks)):
+        if piece.token is None:
+            continue
+        said[number].append(piece.token)
+        if begun:
+            decoded += 1
+        elif all(said):
+            begun = time.perf_counter()
+    return {"rate": decoded / (time.perf_counter() - begun), "tokens": said}
+
+
+TASKS = {
+    "open": open_model,
+    "ask": ask,
+    "shots": shots,
+    "encode": encode,
+    "batch": batch,
+    "peak": worker.peak,
+}
+
+if __name__ == "__main__":
+    worker.serve(TASKS)

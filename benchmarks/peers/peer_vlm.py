@@ -1,0 +1,81 @@
+"""mlx-vlm, as ``compare.py`` asks it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import worker
+
+worker.preload()
+
+import mlx.core as mx  # noqa: E402
+from mlx_vlm import load, stream_generate  # noqa: E402
+from mlx_vlm.prompt_utils import apply_chat_template  # noqa: E402
+
+model: Any = None
+processor: Any = None
+state: Any = None
+
+
+def open_model(model_path: str) -> None:
+    """Load a model."""
+    global model, processor, state
+    model, processor = load(model_path)
+    mx.eval(model.parameters())
+    state = None
+
+
+def ask(
+    prompt: str,
+    images: list[str] = [],  # noqa: B006
+    tokens: int = 1,
+    keep: bool = False,
+) -> dict[str, Any]:
+    """One answer; with ``keep`` as a caller asks who keeps the prompt's cache by hand."""
+    global state
+    text = apply_chat_template(processor, model.config, prompt, num_images=len(images))
+    options: dict[str, Any] = {}
+    if keep:
+        from mlx_vlm.generate import PromptCacheState
+
+        state = state or PromptCacheState()
+        options["prompt_cache_state"] = state
+    pieces = stream_generate(
+        model, processor, text, image=images or None, max_tokens=tokens,
+        temperature=0.0, **options,
+    )  # fmt: skip
+    return worker.timed(int(piece.token) for piece in pieces)
+
+
+def encode(images: list[str]) -> float:
+    """Seconds to encode pictures, decoded and resized."""
+    from PIL import Image
+
+    pixels = mx.concatenate(
+        [
+            mx.array(
+                processor.image_processor(Image.open(path).convert("RGB"))[
+                    "pixel_values"
+                ][0]
+            )[None]
+            for path in images
+        ]
+    )
+    mx.eval(pixels)
+    start = time.perf_counter()
+    features = model.vision_tower(
+        pixels.transpose(0, 2, 3, 1), output_hidden_states=True
+    )[-1][model.vision_feature_layer]
+    mx.eval(model.multi_modal_projector(features[:, 1:]))
+    return time.perf_counter() - start
+
+
+TASKS = {"open": open_model, "ask": ask, "encode": encode, "peak": worker.peak}
+
+if __name__ == "__main__":
+    worker.serve(TASKS)

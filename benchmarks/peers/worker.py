@@ -1,0 +1,55 @@
+"""The other end of the comparison: a process that holds one runtime and does as told.
+
+Reads a JSON object a line, ``{"task": NAME, ...}``, and answers with one: what the task
+returned. It imports nothing of this project, so that it runs in a peer's environment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+Task = Callable[..., Any]
+
+
+def preload() -> None:
+    """Load OpenBLAS before mlx is imported, for every peer alike."""
+    with suppress(OSError):
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+
+
+def serve(tasks: dict[str, Task]) -> None:
+    """Do what is asked on stdin until it ends."""
+    # What a library prints must not be taken for an answer.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        order = json.loads(line)
+        result = tasks[order.pop("task")](**order)
+        print(json.dumps(result), file=answers, flush=True)
+
+
+def timed(tokens: Iterable[Any]) -> dict[str, Any]:
+    """Seconds to the first token, tokens per second after it, and the tokens."""
+    start = time.perf_counter()
+    times, seen = [], []
+    for token in tokens:
+        times.append(time.perf_counter())
+        seen.append(token)
+    rest = times[-1] - times[0]
+    return {
+        "first": times[0] - start,
+        "rate": (len(times) - 1) / rest if rest else 0.0,
+        "total": times[-1] - start,
+        "tokens": seen,
+    }
+
+
+def peak() -> int:
+    """The most bytes that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
