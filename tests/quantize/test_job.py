@@ -235,3 +235,14 @@ def test_what_has_no_scales_to_learn_is_refused(word, dense, tmp_path):
         ConfigError, match="no scales to learn: learning needs a decoder"
     ):
         quantize(dense, tmp_path / "out", uniform(word), learned=True)
+
+
+def test_experts_learn_too(sparse, tmp_path):
+    report = quantize(
+        sparse, tmp_path / "out", uniform("2"), learned=True, count=8, epochs=2
+    )
+    assert report.cost.kl_mean < report.rounded.kl_mean
+    quantize(sparse, tmp_path / "plain", uniform("2"), measured=False)
+    learned, rounded = tensors_of(tmp_path / "out"), tensors_of(tmp_path / "plain")
+    name = "decoder.layers.1.mlp.switch_mlp.down_proj.scales"
+    assert not mx.array_equal(learned[name], rounded[name])
