@@ -18,7 +18,7 @@ LLAMA_BYTES = {16: 13.48e9, 8: 7.16e9, 4: 3.82e9}
 LLAMA_FLOPS = 13.3e9
 # What a mixture of experts reached of its limit where a dense model reached all of its
 # share: mlx-lm with Qwen3-30B-A3B on an M4 Max, 39 to 43 % at 4 bits and 54 % at 8.
-MOE_SHARES = {16: 0.54, 8: 0.54, 4: 0.39}
+MOE_SHARES = {8: 0.54, 4: 0.39}
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ def test_the_smallest_mac_is_the_known_one(model, memory):
 def test_experts_have_their_own_share():
     macs = json.loads(inspect("mm1-7b-moe", "--json"))["chips"]
     assert {mac["bits"]["4"]["decode_share"] for mac in macs} == {0.39}
+    assert {mac["bits"]["16"]["decode_share"] for mac in macs} == {None}
 
 
 def test_an_encoder_alone_has_no_tokens_to_predict(tmp_path, make_config):

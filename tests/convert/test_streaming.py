@@ -168,6 +168,20 @@ def test_every_tensor_is_told_of_when_some_are_there_already(
     assert {x.name for x in tmp_path.iterdir()} == {"in", "out"}
 
 
+def test_a_process_of_the_same_number_goes_on(
+    tmp_path: Path, killed: Any, written: list[str]
+) -> None:
+    """In a container every run may have the number that the killed one had."""
+    llama = sources.llama(tmp_path / "in")
+    left, shards = killed(llama)
+    left.rename(tmp_path / f"out.mm1-partial-{os.getpid()}")
+    written.clear()
+    convert(str(llama), tmp_path / "out")
+    assert written
+    assert not shards & {*written}
+    assert {x.name for x in tmp_path.iterdir()} == {"in", "out"}
+
+
 def touch(source: Path, _: Path) -> dict[str, Any]:
     os.utime(source / "model.safetensors", ns=(1, 1))
     return {}
