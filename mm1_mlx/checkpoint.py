@@ -19,6 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
+from mm1_mlx.budget import check_load
 from mm1_mlx.config import MODEL_TYPE, MM1Config, QuantizationConfig
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import read_json, read_shard, safe_join, sha256
@@ -245,7 +246,8 @@ def load_model(path: Path, dtype: Precision = None) -> MM1:
     ``dtype`` may be a function of the type that is stored, such as ``device_dtype``.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or does not fit the config.
+        CheckpointError: a file is missing or damaged, or does not fit the config; or the
+            device has not the memory for it.
         ConfigError: config.json does not describe a model.
     """
     config = load_config(path)
@@ -269,6 +271,7 @@ def load_model(path: Path, dtype: Precision = None) -> MM1:
             dtype = dtype(_stored(weights))
         for name in weights:
             weights[name] = cast_to(dtype, weights[name])
+    check_load(weights, path)
     model.load_weights(list(weights.items()))
     model.eval()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -80,7 +80,7 @@ class Engine:
         built, settings = self._build(prompt, images, settings, precision)
         room = self._room(built, settings)
         context = prepare(
-            self.model, built, self.features, self.prefixes, precision, shared
+            self.model, built, self.features, self.prefixes, precision, room, shared
         )
         drafter = None
         if alone:
@@ -362,7 +362,7 @@ class Request:
         return replace(piece, stats=stats)
 
 
-def answer(request: Request) -> Iterator[Piece]:
+def answer(request: Request) -> Generator[Piece, None, None]:
     """The pieces of one answer; its cache is kept for the next."""
     try:
         for token in request.tokens():

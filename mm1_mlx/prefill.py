@@ -12,7 +12,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from mm1_mlx.budget import Answer as Needs
+from mm1_mlx.budget import check_answer
 from mm1_mlx.caches.shared import Prefix, SharedPrefixKVCache
+from mm1_mlx.errors import PromptError
+from mm1_mlx.layout import Picture
 from mm1_mlx.memory.features import FeatureCache
 from mm1_mlx.memory.prefixes import (
     KVPrecision,
@@ -71,9 +75,23 @@ def prepare(
     features: FeatureCache,
     prefixes: PrefixCache,
     precision: KVPrecision,
+    room: int = 0,
     shared: Shared | None = None,
 ) -> Context:
-    """The prompt with the longest beginning that is known, and embeddings of the rest."""
+    """The prompt with the longest beginning that is known, and embeddings of the rest.
+
+    Args:
+        model: encodes and embeds.
+        prompt: the whole prompt.
+        features: what is known of pictures.
+        prefixes: what is known of prompts.
+        precision: how the cache holds keys and values.
+        room: tokens of the longest answer, for which memory must be there too.
+        shared: a prefix whose cache others use too; taken if the prompt begins so.
+
+    Raises:
+        PromptError: the device has not the memory for it.
+    """
     cache: list[Any] | None
     shares = shared is not None and shared.begins(prompt.positions)
     if shared is not None and shares:
@@ -85,21 +103,47 @@ def prepare(
         # What is kept for others makes room before new memory is taken.
         prefixes.make_room()
         cache = model.make_cache()
-    embeddings = embed(model, prompt.after(reused), features)
+    rest = prompt.after(reused)
+    needs = Needs(
+        positions=len(prompt.tokens),
+        room=room,
+        tiles=features.count_new_tiles(_shown(rest)),
+        reused=reused,
+        itemsize=model.decoder.norm.weight.dtype.size,
+        kv_bits=precision.bits,
+        kv_group_size=precision.group_size,
+        kv_start=precision.start,
+    )
+    try:
+        check_answer(model.config, needs)
+    except PromptError:
+        # What is kept for others gives way first.
+        prefixes.clear()
+        mx.clear_cache()
+        check_answer(model.config, needs)
+    embeddings = embed(model, rest, features)
     return Context(prompt, cache, precision, reused, embeddings, shares)
 
 
 def embed(model: MM1, prompt: Prompt, features: FeatureCache) -> mx.array:
     """Embeddings [T, D] of a prompt; pictures without a span in it are not encoded."""
-    wanted = sorted({span.picture for span in prompt.spans})
-    found = features([prompt.pictures[i] for i in wanted])
+    found = features(_shown(prompt))
     tokens = mx.array(prompt.tokens)
-    by_number = dict(zip(wanted, found, strict=True))
+    by_number = dict(zip(_numbers(prompt), found, strict=True))
     nothing = mx.zeros((0, model.decoder.norm.weight.shape[0]))
     image_tokens = [by_number.get(i, nothing) for i in range(len(prompt.pictures))]
     embeddings = model.embed(tokens, image_tokens, prompt.spans)
     mx.eval(embeddings)
     return embeddings
+
+
+def _numbers(prompt: Prompt) -> list[int]:
+    """The pictures that have a span in the prompt."""
+    return sorted({span.picture for span in prompt.spans})
+
+
+def _shown(prompt: Prompt) -> list[Picture]:
+    return [prompt.pictures[i] for i in _numbers(prompt)]
 
 
 def prefill(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import mlx.core as mx
 
@@ -160,7 +160,7 @@ def speculate(
         guess = _known(drafter.propose(tokens)[: left - 1], vocabulary)
         logits = model(mx.array([[tokens[-1], *guess]]), cache=cache)[0]
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        drawn: list[int] = sampler(logprobs).tolist()
+        drawn = cast(list[int], sampler(logprobs).tolist())
         right = 0
         while right < len(guess) and guess[right] == drawn[right]:
             right += 1

@@ -10,7 +10,7 @@ import pytest
 from mlx_lm.tokenizer_utils import NaiveStreamingDetokenizer
 from PIL import Image
 
-from mm1_mlx import generate, load, stream
+from mm1_mlx import budget, generate, load, stream
 from mm1_mlx.answer import Settings
 from mm1_mlx.errors import CheckpointError, PromptError
 from mm1_mlx.runtime import TINY, find_model
@@ -319,3 +319,27 @@ def test_process_ends_quietly_without_close():
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
         )
         assert (run.returncode, run.stdout, run.stderr) == (0, "red\n", "")
+
+
+def test_an_answer_that_will_not_fit_is_refused_before_it_begins(runtime, monkeypatch):
+    runtime.forget()
+    monkeypatch.setattr(budget, "allowed", lambda: 100_000)
+    with pytest.raises(PromptError, match=r"needs .* GB .* are free here; "):
+        generate(runtime, "Describe the picture.", [FOUR])
+    monkeypatch.undo()
+    assert generate(runtime, QUESTION, [STAR]).text == "red"
+
+
+def test_what_is_kept_for_others_gives_way_first(runtime, monkeypatch):
+    runtime.forget()
+    generate(runtime, QUESTION, [STAR])
+    room = iter([100_000, 10**12])
+    monkeypatch.setattr(budget, "allowed", lambda: next(room))
+    assert generate(runtime, "How many shapes are there?", [FOUR]).text == "4"
+    assert next(room, None) is None
+
+
+def test_a_model_that_will_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(budget, "allowed", lambda: 1_000_000)
+    with pytest.raises(CheckpointError, match="of memory for its weights"):
+        load()

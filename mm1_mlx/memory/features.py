@@ -73,6 +73,16 @@ class FeatureCache:
                 self._disk.write(key, tokens)
         return [found[key] for key in keys]
 
+    def count_new_tiles(self, pictures: Sequence[Picture]) -> int:
+        """How many tiles the next call would encode."""
+        new = {
+            key: len(picture.tiles)
+            for picture in pictures
+            if (key := self._key(picture)) not in self._kept
+            and not (self._disk and self._disk.has(key))
+        }
+        return sum(new.values())
+
     def clear(self) -> None:
         """Forget what is in memory."""
         self._kept.clear()
@@ -118,6 +128,9 @@ class _Disk:
             return None
         mx.eval(tokens)
         return tokens
+
+    def has(self, key: str) -> bool:
+        return self._path(key).is_file()
 
     def write(self, key: str, tokens: mx.array) -> None:
         # What cannot be kept is computed again: a full disk stops no answer.

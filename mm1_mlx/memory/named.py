@@ -180,7 +180,7 @@ class NamedPrefixes:
                     for span in prompt.spans
                 ],
             }
-            tensors = {}
+            tensors: dict[str, mx.array] = {}
             for i, layer in enumerate(cache):
                 keys, values = layer.keys_and_values()
                 tensors |= {f"{i}.keys": keys, f"{i}.values": values}
