@@ -236,7 +236,9 @@ class _Job:
         """The unpacked model's, one after the other, lazily."""
         for name in sorted(load_manifest(self.path)["files"]):
             if name.endswith(".safetensors"):
-                yield from read_shard(safe_join(self.path, name)).items()
+                shard = read_shard(safe_join(self.path, name))
+                # Popped, so that a tensor that was read is freed behind its use.
+                yield from ((found, shard.pop(found)) for found in list(shard))
 
     def write(
         self,
