@@ -11,10 +11,10 @@ import mlx.core as mx
 
 from mm1_mlx.kernels.exponential import LOG2_E, exp2
 
-# Scores of a block: 2 MB of them stay in a core's cache.
-BLOCK = 1 << 19
+# Scores of a block: 1 MB of them stay in a core's cache.
+BLOCK = 1 << 18
 # Fewer rows make the matrix products slow.
-MIN_ROWS = 64
+MIN_ROWS = 128
 # Queries from which on it pays.
 FEWEST = 16
 # A score below all others; no infinity, so that nothing is ever infinity - infinity.
@@ -51,7 +51,7 @@ def attend(
     v = mx.concatenate([v.reshape(B * Hkv, N, -1), ones], axis=-1)
     if isinstance(mask, mx.array):
         mask = mx.broadcast_to(mask, (B, Hq, T, N)).reshape(B * Hkv, G, T, N)
-    rows = min(T, max(MIN_ROWS, BLOCK // (B * Hq * N)))
+    rows = min(T, max(MIN_ROWS // G, BLOCK // (B * Hq * N), 1))
     heads = max(1, min(B * Hkv, BLOCK // (G * rows * N)))
     columns = []
     for head in range(0, B * Hkv, heads):

@@ -123,6 +123,7 @@ def test_keys_that_a_causal_mask_hides_are_left_out(monkeypatch):
     counted = []
     monkeypatch.setattr(blocked, "exp2", lambda x: counted.append(x.size) or exp2(x))
     monkeypatch.setattr(blocked, "BLOCK", 64 * 512 * 2)
+    monkeypatch.setattr(blocked, "MIN_ROWS", 64)
     x = random(1, 2, 512, 16)
     blocked.attend(x, x, x, scale=1.0, mask="causal")
     # Blocks of 64 rows: all before them, and those of the block itself whole.
