@@ -8,7 +8,6 @@ run leaves nothing that loads. Attribute path = tensor name; no name is translat
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -19,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
-from mm1_mlx.budget import check_load
+from mm1_mlx.budget import allowed, check_load
 from mm1_mlx.config import MODEL_TYPE, MM1Config, QuantizationConfig
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import read_json, read_shard, safe_join, sha256
@@ -31,8 +30,9 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"
 
-# Of a machine's memory, what a CPU's unpacked weights may take.
-UNPACKED_SHARE = 0.5
+# Of the memory that is free, what a CPU's unpacked weights may take: who packs a large
+# model wants its memory back.
+UNPACKED_SHARE = 0.1
 # A type, a function of the stored one, or None for the stored one.
 Precision = mx.Dtype | Callable[[mx.Dtype], mx.Dtype] | None
 
@@ -273,9 +273,14 @@ def load_model(path: Path, dtype: Precision = None) -> MM1:
             weights[name] = cast_to(dtype, weights[name])
     check_load(weights, path)
     model.load_weights(list(weights.items()))
+    return settle(model)
+
+
+def settle(model: MM1) -> MM1:
+    """The model, its weights held as the device computes them best."""
     model.eval()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    keep_unpacked(model, UNPACKED_SHARE * memory)
+    mx.eval(model.state)
+    keep_unpacked(model, UNPACKED_SHARE * (allowed() or 0))
     # Constants too: another thread could not evaluate them on this one's stream.
     mx.eval(model.state)
     return model
