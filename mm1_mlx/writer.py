@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -89,6 +90,8 @@ class CheckpointWriter:
         self.shard_bytes = 0
         self.shards: list[list[str]] = []
         self.total_bytes = 0
+        self._flush = ThreadPoolExecutor(1)
+        self._flushed: Future[None] | None = None
 
     def __enter__(self) -> Self:
         self.partial.tidy()
@@ -141,6 +144,8 @@ class CheckpointWriter:
             if kind is None:
                 self._finish()
         finally:
+            # Nothing may still write into the folder that goes.
+            self._flush.shutdown()
             self.partial.remove()
 
     def _write_shard(self) -> None:
@@ -157,8 +162,15 @@ class CheckpointWriter:
         with self._writing():
             digest = write_shard(path, tensors, self._tell)
             size = path.stat().st_size
+            self._settle()
             shard = {"bytes": size, "sha256": digest, "header": header}
-            self.partial.record(name, shard)
+            # The disk takes it while the next one is made.
+            self._flushed = self._flush.submit(self.partial.record, name, shard)
+
+    def _settle(self) -> None:
+        """Wait until every shard that was written is on the disk."""
+        if self._flushed is not None:
+            self._flushed.result()
 
     def _tell(self) -> None:
         self.written += 1
@@ -178,6 +190,8 @@ class CheckpointWriter:
     def _finish(self) -> None:
         check_names(self.added, self.expected, self.out)
         self._write_shard()
+        with self._writing():
+            self._settle()
         files = self._name_shards()
         config = json.dumps(self.config.to_dict(), indent=2)
         self.add_file(CONFIG, config.encode() + b"\n")
