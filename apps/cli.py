@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .bench import bench
 from .chat import chat
 from .common import guarded
 from .convert import convert
@@ -29,7 +30,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, convert, quantize, embed, inspect, verify, doctor):
+for command in (
+    *(generate, chat, convert, quantize, embed, inspect, verify, bench, doctor),
+):
     app.command()(command)
 app.add_typer(prefix)
 

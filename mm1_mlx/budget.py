@@ -220,12 +220,15 @@ def allowed() -> int | None:
     return None if size is None else int(size) - used
 
 
-def check_load(weights: Mapping[str, mx.array], name: object) -> None:
+def check_load(
+    weights: Mapping[str, mx.array], name: object, way_out: str | None = None
+) -> None:
     """Pass only if the device has room for these weights, which may be lazy.
 
     Args:
         weights: the tensors as they will be held.
         name: what the model is called.
+        way_out: what to do where it has not; by default to quantize it.
 
     Raises:
         CheckpointError: it has not.
@@ -239,7 +242,7 @@ def check_load(weights: Mapping[str, mx.array], name: object) -> None:
     packed = any(mx.issubdtype(x.dtype, mx.integer) for x in weights.values())
     numbers = sum(x.size for x in weights.values())
     smaller = f"'mm1 quantize' makes a 4-bit one of about {_gb(numbers * 4.5 / 8)}"
-    way = "take a smaller model" if packed else smaller
+    way = way_out or ("take a smaller model" if packed else smaller)
     raise CheckpointError(
         f"{name} needs {_gb(need)} of memory for its weights, but {_gb(room)} are free "
         f"here; {way}{_or_mac(need)}"

@@ -97,6 +97,7 @@ CHIPS = (
     _chip("M4 Max", 40, 546, 18.4, (48, 64, 128), (31.6, 54.1, 83.1), 923),
     _chip("M5", 10, 153, 17, (16, 24, 32), projected=True),
     _chip("M5 Pro", 20, 307, 35, (24, 48, 64), projected=True),
+    _chip("M5 Max", 32, 460, 56, (36,), projected=True),
     # Its rates are of 4 bits, half a year after it came out.
     _chip(
         *("M5 Max", 40, 614, 70, (48, 64, 128), (None, None, 119.1), 3347),

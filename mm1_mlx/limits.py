@@ -18,35 +18,48 @@ Ways = Mapping[str, Packing]
 
 
 def decode_rate(
-    chip: Chip, config: MM1Config, ways: Ways | None = None, context: int = 0
+    chip: Chip,
+    config: MM1Config,
+    ways: Ways | None = None,
+    context: int = 0,
+    itemsize: int = 2,
 ) -> float:
     """Most tokens a second, one after another, behind so many positions.
 
     Args:
         chip: where.
         config: the model's.
-        ways: how modules are packed, by path; others have 16 bits.
-        context: positions whose keys and values, of 16 bits, are read.
+        ways: how modules are packed, by path.
+        context: positions whose keys and values are read.
+        itemsize: bytes of a number that is not packed.
     """
     assert config.decoder is not None
-    read = token_bytes(config, ways) + kv_bytes(config.decoder, context)
+    read = token_bytes(config, ways, itemsize)
+    read += kv_bytes(config.decoder, context, itemsize)
     return 1 / chip.seconds(decoder_flops(config.decoder, 1, context), read)
 
 
-def encode_seconds(chip: Chip, config: MM1Config, tiles: int = 1) -> float:
+def encode_seconds(
+    chip: Chip, config: MM1Config, tiles: int = 1, itemsize: int = 2
+) -> float:
     """Least time for pictures of so many tiles to become image tokens."""
-    sizes = weight_bytes(config)
+    sizes = weight_bytes(config, itemsize=itemsize)
     read = sizes.get("vision", 0) + sizes.get("connector", 0)
     return chip.seconds(encode_flops(config, tiles), read)
 
 
 def prefill_seconds(
-    chip: Chip, config: MM1Config, positions: int, ways: Ways | None = None
+    chip: Chip,
+    config: MM1Config,
+    positions: int,
+    ways: Ways | None = None,
+    itemsize: int = 2,
 ) -> float:
     """Least time for a prompt of so many positions, to its first token."""
     decoder = config.decoder
     assert decoder is not None
-    active, whole = token_bytes(config, ways), weight_bytes(config, ways)["decoder"]
+    active = token_bytes(config, ways, itemsize)
+    whole = weight_bytes(config, ways, itemsize)["decoder"]
     if decoder.moe:
         # Experts that no position chose are not read, were each choice free.
         share = decoder.moe.experts_per_token / decoder.moe.num_experts
@@ -62,7 +75,8 @@ def first_token_seconds(
     positions: int,
     tiles: int = 1,
     ways: Ways | None = None,
+    itemsize: int = 2,
 ) -> float:
     """Least time from pictures and prompt to the first token."""
-    prefill = prefill_seconds(chip, config, positions, ways)
-    return encode_seconds(chip, config, tiles) + prefill
+    prefill = prefill_seconds(chip, config, positions, ways, itemsize)
+    return encode_seconds(chip, config, tiles, itemsize) + prefill

@@ -33,6 +33,7 @@ ROWS = [
     ["batch", "embed"],
     ["train"],
     ["quantize"],
+    ["bench"],
     ["convert"],
     ["apps"],
 ]

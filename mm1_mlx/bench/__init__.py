@@ -1,0 +1,15 @@
+"""What a model takes on this machine, and how near that is to what the machine can do."""
+
+from mm1_mlx.bench.machine import describe, measure_speed, nominal
+from mm1_mlx.bench.rows import Plan, Row, measure
+from mm1_mlx.bench.synthetic import open_synthetic
+
+__all__ = [
+    "Plan",
+    "Row",
+    "describe",
+    "measure",
+    "measure_speed",
+    "nominal",
+    "open_synthetic",
+]
