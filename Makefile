@@ -2,13 +2,14 @@
 # make test   every test but the drills
 # make lint   formatter, linter, spelling, types
 # make drill  the long tests
+# make peers  measure beside mlx-vlm, mlx-lm and transformers; an hour on a quiet machine
 # make wheel  build wheel and sdist, install the wheel elsewhere and ask it
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PICTURES := mm1_mlx/tiny
 
-.PHONY: demo test lint drill wheel clean
+.PHONY: demo test lint drill peers wheel clean
 
 demo: $(VENV)/demo
 	@echo "Two pictures: $(CURDIR)/$(PICTURES)/red-star.png"
@@ -39,6 +40,25 @@ wheel: $(VENV)/test
 	build/wheel/bin/python -m pip install --quiet dist/*.whl
 	cd build && wheel/bin/mm1 generate -v -p "What colour is the star?" \
 	  -i wheel/lib/python*/site-packages/mm1_mlx/tiny/red-star.png
+
+PEERS := build/peers
+# The last transformers that mlx-vlm's LLaVA works with.
+$(PEERS)/ready: pyproject.toml
+	$(PYTHON) -m venv $(PEERS)/mm1
+	$(PYTHON) -m venv $(PEERS)/vlm
+	$(PEERS)/vlm/bin/python -m pip install --quiet \
+	  "mlx-vlm==0.7.10" "mlx[cpu]==0.32.4" "mlx-lm==0.32.2" "transformers==5.14.0"
+	@touch $@
+
+peers: $(VENV)/test $(PEERS)/ready
+	$(PEERS)/mm1/bin/python -m pip install --quiet --force-reinstall --no-deps .
+	$(PEERS)/mm1/bin/python -m pip install --quiet .
+	$(BIN)/python -m benchmarks.peers.compare benchmarks/results/peers-cpu.json \
+	  --folder $(PEERS)/models --mm1 $(PEERS)/mm1/bin/python \
+	  --vlm $(PEERS)/vlm/bin/python --torch $(CURDIR)/$(BIN)/python
+	$(BIN)/python -m benchmarks.peers.conversion benchmarks/results/conversion-cpu.json \
+	  --folder $(PEERS)/models --mm1 $(PEERS)/mm1/bin/python \
+	  --vlm $(PEERS)/vlm/bin/python
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

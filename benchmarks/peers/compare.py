@@ -385,6 +385,22 @@ def encoding(bench: Bench) -> list[Row]:
     return rows
 
 
+def counted(bench: Bench) -> list[Row]:
+    """What a first token about one picture computes, whatever the machine."""
+    ours, vlm = bench.peer("mm1", "ours"), bench.peer("vlm", "hf")
+    mine, theirs = (p("count", size=fixture.IMAGE, text=11) for p in (ours, vlm))
+    ours.close()
+    vlm.close()
+    names = {
+        "matmul_flops": "first token, matrix products",
+        "softmax_elements": "first token, softmax elements",
+    }
+    return [
+        Row(f"{name}, mlx-vlm", "lower", "count", [mine[key]], [theirs[key]])
+        for key, name in names.items()
+    ]
+
+
 def spawned(bench: Bench) -> Row:
     """From spawning the command to its first byte on stdout, and its peak memory."""
     mm1 = Path(bench.pythons["mm1"]).parent / "mm1"
@@ -499,7 +515,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-PARTS = ("decode", "vlm", "vlm-4bit", "self", "encode", "spawn")
+PARTS = ("count", "decode", "vlm", "vlm-4bit", "self", "encode", "spawn")
 
 
 def main() -> None:
@@ -524,7 +540,9 @@ def main() -> None:
     rows: list[Row] = []
     for part in options.only:
         print(f"{part} ...", file=sys.stderr, flush=True)
-        if part == "decode":
+        if part == "count":
+            rows += counted(bench)
+        elif part == "decode":
             rows += [decode_against_lm(bench, bits) for bits in ("", "4bit")]
         elif part == "vlm":
             rows += whole_model(bench, "")

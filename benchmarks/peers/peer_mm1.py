@@ -80,7 +80,40 @@ def batch(prompts: list[list[str]], tokens: int) -> dict[str, Any]:
     return {"rate": decoded / (time.perf_counter() - begun), "tokens": said}
 
 
+def count(size: int, text: int) -> dict[str, int]:
+    """Matrix products and softmax elements of a first token about one picture."""
+    import mlx.core as mx
+
+    from mm1_mlx.kernels import blocked, exponential
+
+    model = runtime.model
+    softmax = 0
+    exp2, exponential_ = blocked.exp2, exponential._exp2
+
+    def seen(x: mx.array) -> mx.array:
+        nonlocal softmax
+        softmax += x.size
+        return exp2(x)
+
+    def first(pixels: mx.array) -> mx.array:
+        tokens = model.connector(model.vision(pixels))[0]
+        words = mx.zeros((text, tokens.shape[1]))
+        embeddings = mx.concatenate([words, tokens])[None]
+        ids = mx.zeros(embeddings.shape[:2], mx.int32)
+        states = model.decoder.hidden(ids, model.make_cache(), embeddings)
+        return model.decoder.logits(states[:, -1])
+
+    # A gradient's rule cannot be traced, and softmaxes here are made of plain operations.
+    blocked.exp2, exponential._exp2 = seen, exponential._power
+    try:
+        counts = worker.count_products(first, mx.zeros((1, size, size, 3)))
+    finally:
+        blocked.exp2, exponential._exp2 = exp2, exponential_
+    return counts | {"softmax_elements": softmax}
+
+
 TASKS = {
+    "count": count,
     "open": open_model,
     "ask": ask,
     "shots": shots,

@@ -75,7 +75,24 @@ def encode(images: list[str]) -> float:
     return time.perf_counter() - start
 
 
-TASKS = {"open": open_model, "ask": ask, "encode": encode, "peak": worker.peak}
+def count(size: int, text: int) -> dict[str, int]:
+    """Matrix products and softmax elements of a first token about one picture."""
+    config = model.config
+    places = (size // config.vision_config.patch_size) ** 2
+    ids = mx.array([[config.image_token_index] * places + [5] * text])
+    return worker.count_products(
+        lambda pixels: model(ids, pixels, None).logits[:, -1],
+        mx.zeros((1, 3, size, size)),
+    )
+
+
+TASKS = {
+    "count": count,
+    "open": open_model,
+    "ask": ask,
+    "encode": encode,
+    "peak": worker.peak,
+}
 
 if __name__ == "__main__":
     worker.serve(TASKS)

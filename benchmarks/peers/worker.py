@@ -53,3 +53,28 @@ def timed(tokens: Iterable[Any]) -> dict[str, Any]:
 def peak() -> int:
     """The most bytes that this process ever held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def count_products(function: Task, *arrays: Any) -> dict[str, int]:
+    """Operations of a function's matrix products, and elements of its softmaxes.
+
+    Read from the graph that mlx traces; nothing is computed.
+    """
+    import mlx.core as mx
+
+    counts = {"matmul_flops": 0, "softmax_elements": 0}
+
+    def visit(node: dict[str, Any]) -> None:
+        if node["type"] != "primitive":
+            return
+        (_, shape, *_), *_ = node["outputs"]
+        size = 1
+        for side in shape:
+            size *= side
+        if node["name"] in ("Matmul", "AddMM"):
+            counts["matmul_flops"] += 2 * size * node["inputs"][0][1][-1]
+        elif node["name"] == "Softmax":
+            counts["softmax_elements"] += size
+
+    mx.export_function(visit, function, *arrays)
+    return counts
