@@ -329,18 +329,25 @@ def against_itself(bench: Bench) -> list[Row]:
     )
     examples = [[path, "what is it", str(i)] for i, path in enumerate(picture[:8])]
 
-    def shown(i: int, fresh: bool) -> float:
+    def shown(i: int, fresh: bool, image: str | None = None) -> float:
         result = ours(
-            "shots", examples=examples, prompt="what is it",
-            image=picture[10 + i], fresh=fresh,
-        )  # fmt: skip
+            "shots",
+            examples=examples,
+            prompt=f"what is it {i}",
+            image=image,
+            fresh=fresh,
+        )
         return float(result["first"])
 
-    row = Row("query after 8 shots with pictures, fp32, own first", "lower", "s")
+    name = "after 8 shots with pictures, fp32, own first"
+    text = Row(f"query {name}", "lower", "s")
+    seen = Row(f"query about another picture {name}", "lower", "s")
     for i in range(min(5, bench.rounds)):
-        row.peer.append(shown(2 * i, True))
-        row.ours.append(shown(2 * i + 1, False))
-    rows.append(row)
+        text.peer.append(shown(3 * i, True))
+        text.ours.append(shown(3 * i + 1, False))
+        seen.ours.append(shown(3 * i + 2, False, picture[10 + 2 * i]))
+        seen.peer.append(shown(3 * i + 2, True, picture[11 + 2 * i]))
+    rows += [text, seen]
 
     prompts = [[f"{QUESTION} {i}", picture[i]] for i in range(8)]
     row = Row("batch of 8 with pictures, fp32, eight single runs", "higher", "tokens/s")

@@ -41,11 +41,12 @@ def ask(
 
 
 def shots(
-    examples: list[list[str]], prompt: str, image: str, fresh: bool
+    examples: list[list[str]], prompt: str, image: str | None, fresh: bool
 ) -> dict[str, Any]:
     """One answer behind solved examples: image, question, answer."""
     held = [Shot((image,), answer, question) for image, question, answer in examples]
-    return ask(prompt, [image], fresh=fresh, shots=held, shot_style="chat")
+    images = [image] if image else []
+    return ask(prompt, images, fresh=fresh, shots=held, shot_style="chat")
 
 
 def encode(images: list[str]) -> float:
