@@ -3,6 +3,7 @@
 # make lint   formatter, linter, spelling, types
 # make drill  the long tests
 # make peers  measure beside mlx-vlm, mlx-lm and transformers; an hour on a quiet machine
+# make mac-proof  what only a Mac can say, as one file in benchmarks/results
 # make wheel  build wheel and sdist, install the wheel elsewhere and ask it
 PYTHON ?= python3
 VENV := .venv
@@ -24,6 +25,9 @@ test: $(VENV)/test
 
 drill: $(VENV)/test
 	$(BIN)/python -m pytest -m drill
+
+mac-proof: $(VENV)/test
+	$(BIN)/python -m benchmarks.mac_proof
 
 lint: $(VENV)/test
 	$(BIN)/ruff format --check .

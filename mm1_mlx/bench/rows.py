@@ -1,8 +1,8 @@
 """A loaded model to rows of times: encoding, prompts, tokens, and the first token.
 
 As llama-bench has them (https://github.com/ggml-org/llama.cpp/tree/master/tools/llama-bench):
-synthetic tokens, a run that is not counted before the others, nothing of tokenizer,
-sampler and end tokens but in the first token's row, which is what a user waits for.
+synthetic tokens, a run that is not counted before the others, the likeliest token always,
+no tokenizer and no end tokens but in the first token's row, which is what a user waits for.
 """
 
 from __future__ import annotations

@@ -1,0 +1,159 @@
+"""What only a Mac can say is put together from what the commands really print."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import mac_proof
+from benchmarks.mac_proof import (
+    assemble,
+    failures,
+    file_name,
+    largest_preset,
+    metal_tests,
+)
+from mm1_mlx import bench
+from mm1_mlx.apps.cli import app
+from mm1_mlx.chips import Chip
+from mm1_mlx.presets import PRESETS
+
+ROOT = Path(__file__).parents[2]
+MACHINE = {"chip": "Apple M4 Max", "gpu_cores": 40, "commit": "0123456789ab"}
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.kernels.test_metal" name="test_a"/>
+<testcase classname="tests.kernels.test_metal" name="test_b[8]">{}</testcase>
+<testcase classname="tests.kernels.test_metal" name="test_c"><skipped/></testcase>
+</testsuite></testsuites>"""
+
+
+@pytest.fixture
+def run(monkeypatch, make_config):
+    """Runs mm1's commands in this process, and of pytest's only what it reports."""
+    monkeypatch.setattr(
+        bench, "measure_speed", lambda _: Chip("measured", 0, 1e10, 1e11, ())
+    )
+    small = make_config(
+        decoder={
+            "hidden_size": 64, "head_dim": 64, "max_position_embeddings": 4096,
+        },
+        connector={"output_size": 64},
+    )  # fmt: skip
+    for name in mac_proof.PRESETS:
+        monkeypatch.setitem(PRESETS, name, small)
+
+    def run(command):
+        program, *options = command
+        run.commands.append(options)
+        if options[:2] == ["-m", "pytest"]:
+            (report,) = [x for x in options if x.startswith("--junitxml=")]
+            if run.report is None:
+                return 4, "", "pytest is not installed"
+            Path(report.removeprefix("--junitxml=")).write_text(run.report)
+            return int("<failure" in run.report), "", ""
+        assert Path(program).name == "mm1"
+        # As often as needed here, not as a measurement needs it.
+        quick = ["-r", "1", "-p", "8", "-n", "2"] if "--kernels" not in options else []
+        options += quick if options[0] == "bench" else []
+        result = CliRunner().invoke(app, options)
+        return result.exit_code, result.stdout, str(result.exception)
+
+    run.commands = []
+    run.report = REPORT.format("")
+    return run
+
+
+def test_one_object_holds_all_of_it(run):
+    proof = json.loads(json.dumps(assemble(run, MACHINE, 100e9)))
+    assert proof["machine"] == MACHINE
+    assert proof["tests"] == {"run": 2, "skipped": 1, "failed": []}
+    assert proof["bench"].keys() == {"mm1-tiny", "mm1-7b"}
+    for name, facts in proof["bench"].items():
+        assert facts["model"]["name"] == name
+        assert {"pp8", "tg2", "ttft(1img+56)"} <= {r["name"] for r in facts["rows"]}
+    assert "tg2@d2048" in {row["name"] for row in proof["bench"]["mm1-7b"]["rows"]}
+    assert {row["why"] for row in proof["kernels"]} == {"no Metal here"}
+    assert "mm1-tiny" in proof["doctor"]
+    assert failures(proof) == []
+    assert run.commands[0][:3] == ["-m", "pytest", "-m"]
+
+
+@pytest.mark.parametrize(
+    ("report", "failed", "error"),
+    [
+        (REPORT.format("<failure/>"), ["tests.kernels.test_metal::test_b[8]"],
+         "1 of 2 tests failed"),
+        ("<testsuites/>", [], "0 of 0 tests failed"),
+        (None, None, "pytest is not installed"),
+    ],
+)  # fmt: skip
+def test_tests_that_fail_or_do_not_run_are_an_error(run, report, failed, error):
+    run.report = report
+    found = metal_tests(run, sys.executable)
+    assert found.get("failed") == failed
+    assert failures({"tests": found, "kernels": [{}]}) == [error]
+
+
+def test_a_command_that_fails_leaves_its_error(run):
+    def broken(command):
+        return (1, "", "error: no room") if "doctor" in command else run(command)
+
+    proof = assemble(broken, MACHINE, 0)
+    assert proof["doctor"] == {"error": "error: no room"}
+    # Nor has anything room in nothing.
+    assert proof["bench"].keys() == {"mm1-tiny"}
+    assert failures(proof) == ["error: no room"]
+
+
+def test_commands_are_run_in_the_checkout(capfd):
+    program = (
+        "import os, sys; print(os.getcwd()); print('a\\nb', file=sys.stderr); exit(3)"
+    )
+    assert mac_proof.run([sys.executable, "-c", program]) == (3, f"{ROOT}\n", "b")
+    assert capfd.readouterr().err == "a\nb\n"
+
+
+def test_the_preset_is_the_largest_that_has_room():
+    # What a Mac of 8 and of 16 GB lets its GPU use, and too little for any.
+    assert largest_preset(5.7e9) == "mm1-3b"
+    assert largest_preset(11.4e9) == "mm1-7b"
+    assert largest_preset(2.8e9) is None
+
+
+def test_every_chip_has_a_file_of_its_own():
+    assert file_name(MACHINE) == "m4-max-40.json"
+    assert file_name({"chip": "Apple M1", "gpu_cores": None}) == "m1.json"
+
+
+def test_without_metal_it_says_so_in_one_line(tmp_path):
+    import mlx.core as mx
+
+    if mx.metal.is_available():
+        pytest.skip("this is a Mac")
+    command = [sys.executable, "-m", "benchmarks.mac_proof", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: this machine has no Metal; run it on a Mac\n"
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mac_writes_the_file_and_fails_with_its_steps(
+    run, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr("mlx.core.metal.is_available", lambda: True)
+    monkeypatch.setattr(bench, "describe", lambda *_: MACHINE)
+    monkeypatch.setattr(mac_proof, "run", run)
+    monkeypatch.setattr(sys, "argv", ["mac_proof", "--out", str(tmp_path / "results")])
+    run.report = REPORT.format("<failure/>")
+    assert mac_proof.main() == 1
+    path = tmp_path / "results/m4-max-40.json"
+    out, err = capsys.readouterr()
+    assert out == f"{path}\n"
+    assert err.splitlines()[-1] == "error: 1 of 2 tests failed"
+    assert json.loads(path.read_text())["tests"]["run"] == 2
+    run.report = REPORT.format("")
+    assert mac_proof.main() == 0
