@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 from .common import (
@@ -20,7 +21,15 @@ from .common import (
     print_answer,
 )
 from .generate import summary
-from .speed import KVBits, KVStart, PromptLookup
+from .speed import (
+    DraftModel,
+    KVBits,
+    KVStart,
+    NumDraftTokens,
+    PrefixName,
+    PromptLookup,
+    speed_settings,
+)
 
 HELP = """\
 /image PATH [PATH ...]  put pictures before the next question
@@ -38,22 +47,33 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = None,
+    prefix: PrefixName = None,
     kv_bits: KVBits = None,
-    kv_start: KVStart = 4096,
+    kv_start: KVStart = None,
     prompt_lookup: PromptLookup = False,
+    draft_model: DraftModel = None,
+    num_draft_tokens: NumDraftTokens = None,
     yes: Yes = False,
 ) -> None:
     """Talk with a model about pictures."""
-    settings = {
+    settings: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
-        "kv_bits": kv_bits,
-        "kv_start": kv_start,
-        "prompt_lookup": prompt_lookup,
     }
-    with open_runtime(model, yes, resolution) as runtime:
+    with ExitStack() as stack:
+        settings |= speed_settings(
+            stack,
+            prefix=prefix,
+            kv_bits=kv_bits,
+            kv_start=kv_start,
+            prompt_lookup=prompt_lookup,
+            draft_model=draft_model,
+            num_draft_tokens=num_draft_tokens,
+            yes=yes,
+        )
+        runtime = stack.enter_context(open_runtime(model, yes, resolution))
         note(f"{runtime.path.name}: /image PATH shows a picture, /help lists commands")
         Conversation(runtime, system, settings).run()
 
@@ -117,6 +137,7 @@ class Conversation:
             return
         if not paths:
             note("error: /image needs the path of a picture")
+            return
         if self.runtime.config.image is None:
             note("error: this model takes text only")
             return

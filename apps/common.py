@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mm1_mlx.sizes import human_bytes
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -139,7 +141,7 @@ def _group() -> Any:
         return None
     import mlx.core as mx
 
-    group = mx.distributed.init()
+    group = mx.distributed.init(strict=True)
     if group.rank():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return group if group.size() > 1 else None
@@ -151,12 +153,3 @@ def source_line(info: Any) -> str:
         return f"{info.name}: size and licence unknown, the hub cannot be asked"
     size = human_bytes(info.bytes)
     return f"{info.name}: {size}, licence {info.licence or 'not stated'}"
-
-
-def human_bytes(size: float) -> str:
-    """A size in decimal units, as disks and hubs count."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -104,10 +104,10 @@ def generate(
     ] = None,
     prefix: PrefixName = None,
     kv_bits: KVBits = None,
-    kv_start: KVStart = 4096,
+    kv_start: KVStart = None,
     prompt_lookup: PromptLookup = False,
     draft_model: DraftModel = None,
-    num_draft_tokens: NumDraftTokens = 4,
+    num_draft_tokens: NumDraftTokens = None,
     as_json: AsJson = False,
     yes: Yes = False,
     verbose: Annotated[
@@ -146,7 +146,6 @@ def generate(
         "stop": stop or [],
         "tiled": tiled,
         "shot_style": shot_style,
-        "prefix": prefix,
     }
     if shots:
         from mm1_mlx.shots import read_shots
@@ -156,6 +155,7 @@ def generate(
     with ExitStack() as stack:
         settings |= speed_settings(
             stack,
+            prefix=prefix,
             kv_bits=kv_bits,
             kv_start=kv_start,
             prompt_lookup=prompt_lookup,

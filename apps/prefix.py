@@ -85,6 +85,9 @@ def list_(as_json: AsJson = False) -> None:
     if not found:
         note("no prefixes; save one with 'mm1 prefix save NAME'")
     for one in found:
+        if not one.model:
+            print(f"{one.name}  damaged, {human_bytes(one.bytes)}")
+            continue
         print(
             f"{one.name}  {one.tokens:,} tokens, pictures: {one.pictures}, "
             f"{human_bytes(one.bytes)}, of {one.model}"

@@ -25,7 +25,12 @@ KVBits = Annotated[
     ),
 ]
 KVStart = Annotated[
-    int, typer.Option(help="tokens from which on --kv-bits packs", min=0)
+    int | None,
+    typer.Option(
+        help="tokens from which on --kv-bits packs (default: 4096)",
+        min=0,
+        show_default=False,
+    ),
 ]
 PromptLookup = Annotated[
     bool,
@@ -41,18 +46,25 @@ DraftModel = Annotated[
     ),
 ]
 NumDraftTokens = Annotated[
-    int, typer.Option(help="tokens that the draft model guesses at once", min=1, max=32)
+    int | None,
+    typer.Option(
+        help="tokens that the draft model guesses at once (default: 4)",
+        min=1,
+        max=32,
+        show_default=False,
+    ),
 ]
 
 
 def speed_settings(
     stack: ExitStack,
     *,
+    prefix: str | None,
     kv_bits: int | None,
-    kv_start: int,
+    kv_start: int | None,
     prompt_lookup: bool,
     draft_model: str | None,
-    num_draft_tokens: int,
+    num_draft_tokens: int | None,
     yes: bool,
 ) -> dict[str, Any]:
     """The options as ``stream`` takes them; ``stack`` closes the draft model."""
@@ -60,13 +72,19 @@ def speed_settings(
         raise typer.BadParameter(
             "--prompt-lookup and --draft-model both guess; give one"
         )
-    draft = None
+    for name, given, needed, need in (
+        ("--kv-start", kv_start, "--kv-bits", kv_bits),
+        ("--num-draft-tokens", num_draft_tokens, "--draft-model", draft_model),
+    ):
+        if given is not None and need is None:
+            raise typer.BadParameter(f"{name} needs {needed}")
+    settings: dict[str, Any] = {"kv_bits": kv_bits, "prompt_lookup": prompt_lookup}
+    if prefix is not None:
+        settings["prefix"] = prefix
+    if kv_start is not None:
+        settings["kv_start"] = kv_start
+    if num_draft_tokens is not None:
+        settings["num_draft_tokens"] = num_draft_tokens
     if draft_model is not None:
-        draft = stack.enter_context(open_runtime(draft_model, yes))
-    return {
-        "kv_bits": kv_bits,
-        "kv_start": kv_start,
-        "prompt_lookup": prompt_lookup,
-        "draft": draft,
-        "num_draft_tokens": num_draft_tokens,
-    }
+        settings["draft"] = stack.enter_context(open_runtime(draft_model, yes))
+    return settings

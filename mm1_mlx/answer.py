@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from mm1_mlx.errors import PromptError
 
-KV_BITS = [2, 3, 4, 6, 8]
+KV_BITS = [4, 8]
 KV_GROUP_SIZES = [32, 64, 128]
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -29,7 +29,7 @@ class Options(TypedDict, total=False):
     shot_style: str
     prefix: str | None
     kv_bits: int | None
-    kv_group_size: int
+    kv_group_size: int | None
     kv_start: int
     prompt_lookup: bool
     draft: Any
@@ -62,10 +62,10 @@ class Settings:
     shot_style: str = "auto"
     # A prefix saved under this name stands before the prompt.
     prefix: str | None = None
-    # Bits that keys and values are packed to, None for none, by groups of so many, once
-    # there are ``kv_start`` positions: below, packing saves less than it costs.
+    # Bits that keys and values are packed to, None for none, once there are ``kv_start``
+    # positions: below, packing saves less than it costs. Groups are as wide as fits.
     kv_bits: int | None = None
-    kv_group_size: int = 64
+    kv_group_size: int | None = None
     kv_start: int = 4096
     # Guess that the answer repeats what stands before; the answer stays the same.
     prompt_lookup: bool = False
@@ -75,37 +75,53 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("max_tokens", 1, 1_000_000), ("temperature", 0, 2), ("top_p", 0, 1),
-            ("kv_start", 0, 10_000_000), ("num_draft_tokens", 1, 32),
+            ("max_tokens", 1, 1_000_000), ("kv_start", 0, 10_000_000),
+            ("num_draft_tokens", 1, 32), ("seed", 0, 2**64 - 1), ("tiled", 0, 10**6),
         ):  # fmt: skip
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise PromptError(f"{name} is {value}, expected {low} to {high}")
+            self._check(name, (int,), low, high, optional=name in ("seed", "tiled"))
+        self._check("temperature", (int, float), 0, 2)
+        self._check("top_p", (int, float), 0, 1)
         if self.top_p == 0:
             raise PromptError("top_p is 0, expected more; temperature 0 is greedy")
-        # A fraction of a token would never be counted to.
-        if not isinstance(self.max_tokens, int):
-            raise PromptError(f"max_tokens is {self.max_tokens}, expected an integer")
-        if self.seed is not None and not (
-            isinstance(self.seed, int) and 0 <= self.seed < 2**64
-        ):
-            raise PromptError(f"seed is {self.seed}, expected 0 to {2**64 - 1}")
-        if self.kv_bits is not None and self.kv_bits not in KV_BITS:
-            raise PromptError(f"kv_bits is {self.kv_bits}, expected one of {KV_BITS}")
-        if self.kv_group_size not in KV_GROUP_SIZES:
+        for name, known in (
+            ("kv_bits", KV_BITS), ("kv_group_size", KV_GROUP_SIZES),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value not in known):
+                raise PromptError(f"{name} is {value!r:.40}, expected one of {known}")
+        if self.prefix is not None and not isinstance(self.prefix, str):
+            raise PromptError(f"prefix is {self.prefix!r:.40}, expected its name")
+        if self.draft is not None and not hasattr(self.draft, "engine"):
             raise PromptError(
-                f"kv_group_size is {self.kv_group_size}, expected one of {KV_GROUP_SIZES}"
+                f"draft is {self.draft!r:.40}, expected a Runtime that is not closed"
             )
         if self.prompt_lookup and self.draft is not None:
             raise PromptError(
                 "prompt_lookup and draft are both given; one of them can guess"
             )
-        if self.tiled is not None and not (type(self.tiled) is int and self.tiled >= 0):
-            raise PromptError(f"tiled is {self.tiled!r:.40}, expected 0 or more")
         if isinstance(self.stop, str) or not all(
             isinstance(word, str) and word for word in self.stop
         ):
             raise PromptError(f"stop is {self.stop!r}, expected a list of strings")
+
+    def _check(
+        self,
+        name: str,
+        kinds: tuple[type, ...],
+        low: float,
+        high: float,
+        *,
+        optional: bool = False,
+    ) -> None:
+        value = getattr(self, name)
+        if value is None and optional:
+            return
+        # A bool is an int to Python, and no number to a caller.
+        if type(value) not in kinds:
+            kind = "an integer" if kinds == (int,) else "a number"
+            raise PromptError(f"{name} is {value!r:.40}, expected {kind}")
+        if not low <= value <= high:
+            raise PromptError(f"{name} is {value}, expected {low} to {high}")
 
 
 @dataclass(frozen=True)

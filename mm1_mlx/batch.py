@@ -7,28 +7,36 @@ guessing (``prompt_lookup``, ``draft``) is left out, which changes no answer.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_lm.generate import BatchGenerator
+from mlx_lm.models import cache as mlx_lm
 
 from mm1_mlx.answer import Answer, Piece, Settings, join
+from mm1_mlx.budget import kv_bytes
+from mm1_mlx.caches.quantized import KVCache
 from mm1_mlx.caches.shared import Prefix
-from mm1_mlx.engine import Engine, Request
-from mm1_mlx.errors import MM1Error
+from mm1_mlx.engine import Engine
+from mm1_mlx.errors import MemoryLimitError, MM1Error
 from mm1_mlx.image import ImageSource
 from mm1_mlx.memory.named import Prefix as NamedPrefix
 from mm1_mlx.memory.prefixes import KVPrecision, pack
 from mm1_mlx.messages import Message
 from mm1_mlx.prefill import Cancelled, Shared
+from mm1_mlx.request import Request
 from mm1_mlx.runtime import Runtime, wired
 
 # Rows decoded together: on a GPU as fast as one, while weights are what is read.
 SIZE = 8
+# Shared prefixes that are kept while no answer behind them is under way.
+IDLE_PREFIXES = 1
 # An answer's own limit ends it before.
 _ENDLESS = 1 << 30
+_END = object()
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,16 @@ class Batch:
 
     Args:
         engine: what answers.
+        gone: set when nobody listens any more.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, gone: threading.Event | None = None) -> None:
         self._engine = engine
-        # A batch's caches are of one precision, and begin with one prefix or with none.
-        self._groups: dict[tuple[KVPrecision, int | None], _Group] = {}
+        self._gone = gone
+        # Caches that are decoded together are of one kind: packed or not, and behind one
+        # shared prefix or none.
+        self._groups: dict[tuple[bool, int | None], _Group] = {}
+        # Used last, last.
         self._shared: list[tuple[_Examples, Shared]] = []
 
     def __len__(self) -> int:
@@ -61,6 +73,8 @@ class Batch:
         for group in self._groups.values():
             group.rows.clear()
             group.generator.close()
+        self._groups.clear()
+        self._shared.clear()
 
     def add(self, number: int, ask: Ask) -> list[Piece]:
         """Begin an answer; its first pieces.
@@ -74,45 +88,68 @@ class Batch:
         """
         start, shared = time.perf_counter(), self._share(ask.settings)
         request = self._engine.open(
-            ask.prompt, ask.images, ask.settings, start, alone=False, shared=shared
+            ask.prompt,
+            ask.images,
+            ask.settings,
+            start,
+            alone=False,
+            shared=shared,
+            promised=self._promised(),
+            gone=self._gone,
         )
         try:
-            first = request.first()
+            pieces = request.add(request.first())
         except Cancelled:
+            request.keep()
             return [request.finish("cancelled")]
-        pieces = request.add(first)
         if pieces[-1].finish_reason is not None:
             request.keep()
             return pieces
-        # Rows that share a sampler are drawn from at once; greedy ones share the default.
-        sampler: Any = None if request.sampler.greedy else request.sampler
-        # Packed from its first token on: rows cannot change their kind later.
-        precision = replace(request.context.precision, start=0)
-        request.context.precision = precision
-        if not request.context.shared:
-            pack(request.context.cache, precision)
         prefix = id(shared) if request.context.shared else None
-        kind = precision, prefix
-        if kind not in self._groups:
-            self._groups[kind] = _Group(BatchGenerator(self._engine.model))
-        group = self._groups[kind]
-        (row,) = group.generator.insert(
-            [[first]],
-            max_tokens=[_ENDLESS],
-            caches=[request.context.cache],
-            all_tokens=[list(request.context.prompt.tokens)],
-            samplers=[sampler],
-        )
-        group.rows[row] = number, request
+        self._insert(_Row(number, request, prefix), request.context.cache)
         return pieces
+
+    def step(self) -> list[tuple[int, Piece]]:
+        """The next pieces of all answers under way, with the numbers of these."""
+        came: list[tuple[int, Piece]] = []
+        for group in [*self._groups.values()]:
+            came += group.step()
+            for row, cache in group.take_grown():
+                self._insert(row, cache)
+        self._tidy()
+        return came
+
+    def _promised(self) -> int:
+        """Bytes that the answers under way will still take, at their longest.
+
+        Rows are padded to the longest, and held twice while one more joins them.
+        """
+        config = self._engine.config.decoder
+        assert config is not None
+        total = 0
+        for group in self._groups.values():
+            requests = [row.request for row in group.rows.values()]
+            if not requests:
+                continue
+            longest = max(len(r.context.prompt.tokens) + r.max_tokens for r in requests)
+            size = self._engine.model.decoder.norm.weight.dtype.size
+            grown = kv_bytes(config, longest, size) * len(requests)
+            held = group.generator.prompt_cache_nbytes
+            total += max(grown // self._engine.model.processes - held, 0) + held
+        return total
+
+    def _insert(self, row: _Row, cache: list[Any]) -> None:
+        """Decode an answer with those whose caches are of its kind."""
+        kind = hasattr(_own(cache[0]), "bits"), row.prefix
+        if kind not in self._groups:
+            self._groups[kind] = _Group(BatchGenerator(self._engine.model), kind[0])
+        self._groups[kind].insert(row, cache)
 
     def _share(self, settings: Settings) -> Shared | None:
         """The prefix that all answers with the same examples begin with, read once."""
         if not settings.shots and settings.prefix is None:
             return None
-        precision = KVPrecision()
-        if settings.kv_bits is not None:
-            precision = KVPrecision(settings.kv_bits, settings.kv_group_size)
+        precision = self._engine.precision(settings)
         examples = _Examples(
             settings.prefix,
             tuple(settings.shots),
@@ -120,11 +157,16 @@ class Batch:
             settings.tiled,
             precision,
         )
-        for known, shared in self._shared:
+        for i, (known, shared) in enumerate(self._shared):
             if known == examples:
+                self._shared.append(self._shared.pop(i))
                 return shared
+        self._tidy()
         context = self._engine.read_prefix(
-            examples.prefix(self._engine), precision, tiled=settings.tiled
+            examples.prefix(self._engine),
+            precision,
+            tiled=settings.tiled,
+            known=settings.prefix is not None,
         )
         pack(context.cache, precision)
         shared = Shared(
@@ -133,9 +175,115 @@ class Batch:
         self._shared.append((examples, shared))
         return shared
 
+    def _tidy(self) -> None:
+        """Let go of prefixes that nobody needs, those used longest ago first."""
+        used = {
+            row.prefix for group in self._groups.values() for row in group.rows.values()
+        }
+        idle = [shared for _, shared in self._shared if id(shared) not in used]
+        dropped = {id(shared) for shared in idle[: len(idle) - IDLE_PREFIXES]}
+        if not dropped:
+            return
+        self._shared = [held for held in self._shared if id(held[1]) not in dropped]
+        for kind in [kind for kind in self._groups if kind[1] in dropped]:
+            self._groups.pop(kind).generator.close()
+
+
+@dataclass
+class _Row:
+    """An answer among others.
+
+    Attributes:
+        number: what the caller calls it.
+        request: the answer.
+        prefix: which shared prefix its cache begins with, or None.
+    """
+
+    number: int
+    request: Request
+    prefix: int | None
+
+
+@dataclass
+class _Group:
+    """Answers whose caches are of one kind, by mlx-lm's numbers of their rows."""
+
+    generator: BatchGenerator
+    packed: bool
+    rows: dict[int, _Row] = field(default_factory=dict)
+
+    def insert(self, row: _Row, cache: list[Any]) -> None:
+        """Go on with an answer whose last token the cache does not hold yet."""
+        request = row.request
+        # Rows that share a sampler are drawn from at once; greedy ones share the default.
+        sampler: Any = None if request.sampler.greedy else request.sampler
+        (number,) = self.generator.insert(
+            [request.drawn[-1:]],
+            max_tokens=[_ENDLESS],
+            caches=[cache],
+            all_tokens=[list(request.context.prompt.tokens)],
+            samplers=[sampler],
+        )
+        # The batch holds a copy.
+        request.context.cache = []
+        self.rows[number] = row
+
     def step(self) -> list[tuple[int, Piece]]:
-        """The next pieces of all answers under way, with the numbers of these."""
-        return [came for group in self._groups.values() for came in group.step()]
+        """The next pieces of all its answers; those that end leave it."""
+        if not self.rows:
+            return []
+        came, ended = [], []
+        for response in self.generator.next_generated():
+            row = self.rows[response.uid]
+            pieces = row.request.add(response.token)
+            came += [(row.number, piece) for piece in pieces]
+            if pieces[-1].finish_reason is not None:
+                ended.append(response.uid)
+        for row, cache in self._take(ended):
+            row.request.keep(cache)
+        return came
+
+    def take_grown(self) -> list[tuple[_Row, list[Any]]]:
+        """The answers that are long enough by now to be packed, with packed caches.
+
+        A step is always under way: what it read unpacked is read again.
+        """
+        grown = [
+            number for number, row in self.rows.items()
+            if not self.packed and row.request.length > row.request.context.precision.limit
+        ]  # fmt: skip
+        taken = self._take(grown)
+        for row, cache in taken:
+            for i, layer in enumerate(cache):
+                layer.trim(1)
+                cache[i] = _ours(_own(layer, whole=True))
+            pack(cache, row.request.context.precision)
+            row.request.sampler.rewind(1)
+            row.request.context.shared, row.prefix = False, None
+        return taken
+
+    def _take(self, numbers: list[int]) -> list[tuple[_Row, list[Any]]]:
+        """Rows that leave, with their caches."""
+        if not numbers:
+            return []
+        caches = self.generator.remove(numbers, return_prompt_caches=True)
+        return [
+            (self.rows.pop(number), [_ours(layer) for layer in caches[number][0]])
+            for number in numbers
+        ]
+
+
+def _ours(layer: Any) -> Any:
+    """A cache whose packed form can be batched; mlx-lm's batches give its own kind."""
+    return KVCache.from_state(layer.state) if type(layer) is mlx_lm.KVCache else layer
+
+
+def _own(layer: Any, *, whole: bool = False) -> Any:
+    """What a cache holds behind its shared prefix, or the ``whole`` of it unshared."""
+    joined = getattr(layer, "joined", None)
+    if joined is None:
+        return layer
+    return joined() if whole else layer.suffix
 
 
 @dataclass(frozen=True)
@@ -154,32 +302,8 @@ class _Examples:
         return NamedPrefix("", shots=self.shots, shot_style=self.style)
 
 
-@dataclass
-class _Group:
-    """Answers whose caches are of one kind, by mlx-lm's numbers of their rows."""
-
-    generator: BatchGenerator
-    rows: dict[int, tuple[int, Request]] = field(default_factory=dict)
-
-    def step(self) -> Iterator[tuple[int, Piece]]:
-        if not self.rows:
-            return
-        ended = []
-        for response in self.generator.next_generated():
-            number, request = self.rows[response.uid]
-            pieces = request.add(response.token)
-            yield from ((number, piece) for piece in pieces)
-            if pieces[-1].finish_reason is not None:
-                ended.append(response.uid)
-        if not ended:
-            return
-        caches = self.generator.remove(ended, return_prompt_caches=True)
-        for row in ended:
-            self.rows.pop(row)[1].keep(caches[row][0])
-
-
 def stream_batch(
-    runtime: Runtime, asks: Iterable[Ask], *, size: int = SIZE
+    runtime: Runtime, asks: Iterable[Ask | None], *, size: int = SIZE
 ) -> Iterator[tuple[int, Piece | MM1Error]]:
     """The pieces of many answers as they come, each with its question's number.
 
@@ -188,10 +312,11 @@ def stream_batch(
 
     Args:
         runtime: from ``load``.
-        asks: the questions, read one by one on the model's thread as answers end.
+        asks: the questions, read one by one on the model's thread as answers end. None
+            stands for no question yet: the answers under way go on meanwhile.
         size: how many answers are under way at once.
     """
-    return runtime.run(lambda: _answers(runtime.engine, iter(asks), size))
+    return runtime.run(lambda gone: _answers(runtime.engine, asks, size, gone))
 
 
 def generate_batch(
@@ -211,26 +336,33 @@ def generate_batch(
 
 
 def _answers(
-    engine: Engine, asks: Iterator[Ask], size: int
+    engine: Engine, asks: Iterable[Ask | None], size: int, gone: threading.Event
 ) -> Iterator[tuple[int, Piece | MM1Error]]:
-    waiting = enumerate(asks)
-    batch = Batch(engine)
-    more = True
+    waiting, number, more = iter(asks), 0, True
+    held: Ask | None = None
+    batch = Batch(engine, gone)
     try:
-        with wired():
-            while more or len(batch):
-                while more and len(batch) < size:
-                    number, ask = next(waiting, (-1, None))
-                    if ask is None:
-                        more = False
+        with engine.lock, wired():
+            while more or held or len(batch):
+                while (more or held) and len(batch) < size:
+                    ask, held = held or next(waiting, _END), None
+                    if ask is _END or ask is None:
+                        more = ask is None
                         break
+                    assert isinstance(ask, Ask)
                     try:
                         began = batch.add(number, ask)
+                    except MemoryLimitError as error:
+                        if len(batch):
+                            # It may fit once another answer has ended.
+                            held, size = ask, len(batch)
+                            break
+                        yield number, error
                     except MM1Error as error:
                         yield number, error
-                        continue
-                    yield from ((number, piece) for piece in began)
-                if len(batch):
-                    yield from batch.step()
+                    else:
+                        yield from ((number, piece) for piece in began)
+                    number += 1
+                yield from batch.step()
     finally:
         batch.close()

@@ -1,21 +1,20 @@
-"""One answer: a prompt read into a cache, then tokens until it ends.
+"""What answers share: a model, its tokenizer, and what is kept from one to the next.
 
-``Engine`` holds what answers share, ``Request`` what one of them needs. Everything here
-runs on the thread that owns the model.
+Everything here runs on the thread that owns the model.
 """
 
 from __future__ import annotations
 
 import secrets
+import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import generate_step
 
-from mm1_mlx.answer import FinishReason, Piece, Settings, Stats, Timings
+from mm1_mlx.answer import Settings
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import PromptError
 from mm1_mlx.image import ImageSource
@@ -24,13 +23,26 @@ from mm1_mlx.memory.named import NamedPrefixes, Prefix
 from mm1_mlx.memory.prefixes import KVPrecision, PrefixCache, common
 from mm1_mlx.messages import Message
 from mm1_mlx.models import MM1
-from mm1_mlx.prefill import Cancelled, Context, Shared, prefill, prepare
+from mm1_mlx.prefill import Context, Shared, Stop, prefill, prepare
 from mm1_mlx.prompt import Prompt
-from mm1_mlx.sampling import Sampler
+from mm1_mlx.request import Guess, Request
 from mm1_mlx.shots import choose_style, stops_of, with_shots
-from mm1_mlx.speculate import Drafter, DraftModel, PromptLookup, speculate
+from mm1_mlx.speculate import Drafter, DraftModel, PromptLookup
 from mm1_mlx.tokenizer import Tokenizer
 from mm1_mlx.transcript import Transcript
+
+# Numbers that share a scale in packed keys and values: the widest that fits the heads.
+KV_GROUP_SIZES = (64, 32)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as it is put to a model, behind its prefix."""
+
+    prompt: str | Sequence[Message]
+    images: Sequence[ImageSource]
+    settings: Settings
+    prefix: Prefix | None = None
 
 
 @dataclass
@@ -47,6 +59,8 @@ class Engine:
     prefixes: PrefixCache
     named: NamedPrefixes
     group: mx.distributed.Group | None = None
+    # Held while it answers: another engine's thread may use it to guess.
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     def open(
         self,
@@ -57,6 +71,8 @@ class Engine:
         *,
         alone: bool = True,
         shared: Shared | None = None,
+        promised: int = 0,
+        gone: threading.Event | None = None,
     ) -> Request:
         """The answer to a prompt, begun but for its first token.
 
@@ -67,33 +83,64 @@ class Engine:
             start: when it was asked for, by ``time.perf_counter``.
             alone: whether no other answer is decoded with it, so that guessing pays.
             shared: a prefix whose cache others use too; taken if the prompt begins so.
+            promised: bytes that answers under way will still take.
+            gone: set when nobody listens any more.
 
         Raises:
             PromptError: prompt, pictures, settings and model do not fit together.
         """
         began = time.perf_counter()
-        precision = KVPrecision()
-        if settings.kv_bits is not None:
-            precision = KVPrecision(
-                settings.kv_bits, settings.kv_group_size, settings.kv_start
-            )
-        built, settings = self._build(prompt, images, settings, precision)
+        precision = self.precision(settings)
+        asked = self._behind(Asked(prompt, images, settings))
+        built, settings = self._build(asked)
         room = self._room(built, settings)
+        guess = self._guess(asked, built, precision) if alone else None
+        if asked.prefix:
+            self.named.recall(asked.prefix, built.positions, precision)
         context = prepare(
-            self.model, built, self.features, self.prefixes, precision, room, shared
+            self.model,
+            built,
+            self.features,
+            self.prefixes,
+            precision,
+            room,
+            shared,
+            promised,
         )
-        drafter = None
-        if alone:
-            drafter = self._drafter(prompt, images, settings, len(built.tokens))
         return Request(
-            engine=self,
-            settings=self._agreed(settings),
+            model=self.model,
+            prefixes=self.prefixes,
             context=context,
+            settings=self._agreed(settings),
             max_tokens=room,
-            drafter=drafter,
+            transcript=Transcript(self.tokenizer, settings.stop),
+            guess=guess,
+            group=self.group,
+            gone=gone or threading.Event(),
             start=start,
             encode=time.perf_counter() - began,
         )
+
+    def precision(self, settings: Settings) -> KVPrecision:
+        """How an answer's cache holds keys and values.
+
+        Raises:
+            PromptError: the model's heads cannot be packed so.
+        """
+        if settings.kv_bits is None:
+            return KVPrecision()
+        assert self.config.decoder is not None
+        size = self.config.decoder.head_dim
+        sizes = settings.kv_group_size or KV_GROUP_SIZES
+        fitting = [
+            n for n in (sizes if isinstance(sizes, tuple) else (sizes,)) if not size % n
+        ]
+        if not fitting:
+            raise PromptError(
+                f"keys and values of heads of {size} numbers cannot be packed in groups "
+                f"of {sizes}; leave out kv_bits"
+            )
+        return KVPrecision(settings.kv_bits, fitting[0], settings.kv_start)
 
     def forget(self) -> None:
         """Let go of what is kept in memory of earlier pictures and prompts."""
@@ -127,15 +174,23 @@ class Engine:
         *,
         tiled: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        known: bool = False,
     ) -> Context:
         """A prefix in a cache: the positions that stand before every question.
+
+        Args:
+            prefix: what stands there.
+            precision: how the cache holds keys and values.
+            tiled: how many of its last pictures may be split into tiles.
+            progress: called with positions done and in all.
+            known: whether it was saved under its name.
 
         Raises:
             PromptError: there are none.
         """
         settings = Settings(tiled=tiled)
         one, other = (
-            self._ask(prefix.before(question, (), settings))[0]
+            self._build(Asked(*prefix.before(question, (), settings)))[0]
             for question in ("A", "b?")
         )
         count = common(one.positions, other.positions)
@@ -143,32 +198,25 @@ class Engine:
             raise PromptError(
                 "the prefix is empty; give it a system message, pictures or examples"
             )
+        if known:
+            self.named.recall(prefix, one.positions, precision)
         prompt = one.until(count)
         context = prepare(self.model, prompt, self.features, self.prefixes, precision)
         prefill(self.model, context, progress=progress)
         return context
 
-    def _build(
-        self,
-        prompt: str | Sequence[Message],
-        images: Sequence[ImageSource],
-        settings: Settings,
-        precision: KVPrecision,
-    ) -> tuple[Prompt, Settings]:
-        """The prompt behind its prefix, whose cache is at hand, and where its answer ends."""
-        if settings.prefix is None:
-            return self._ask((prompt, images, settings))
-        prefix = self.named.find(settings.prefix)
-        built, settings = self._ask(prefix.before(prompt, images, settings))
-        self.named.recall(prefix, built.positions, precision)
-        return built, settings
+    def _behind(self, asked: Asked) -> Asked:
+        """The question behind the prefix that its settings name."""
+        if asked.settings.prefix is None:
+            return asked
+        prefix = self.named.find(asked.settings.prefix)
+        before = prefix.before(asked.prompt, asked.images, asked.settings)
+        return Asked(*before, prefix)
 
-    def _ask(
-        self, asked: tuple[str | Sequence[Message], Sequence[ImageSource], Settings]
-    ) -> tuple[Prompt, Settings]:
+    def _build(self, asked: Asked) -> tuple[Prompt, Settings]:
         """The prompt behind its examples, and where its answer ends."""
         assert self.config.prompt is not None
-        prompt, images, settings = asked
+        prompt, images, settings = asked.prompt, asked.images, asked.settings
         if settings.shots:
             style = choose_style(
                 settings.shot_style, settings.shots, self.config.prompt
@@ -201,176 +249,101 @@ class Engine:
             )
         return min(settings.max_tokens, context - len(prompt.tokens))
 
-    def _drafter(
-        self,
-        prompt: str | Sequence[Message],
-        images: Sequence[ImageSource],
-        settings: Settings,
-        length: int,
-    ) -> Drafter | None:
-        """Who guesses the answer's tokens, if anybody."""
-        if settings.prompt_lookup:
-            return PromptLookup()
-        if settings.draft is None:
+    def _guess(
+        self, asked: Asked, built: Prompt, precision: KVPrecision
+    ) -> Guess | None:
+        """How the answer's tokens are guessed, if they are."""
+        settings = asked.settings
+        if not settings.prompt_lookup and settings.draft is None:
             return None
+        assert self.config.decoder is not None
+        moe = self.config.decoder.moe
+        if moe and moe.capacity_factor is not None:
+            raise PromptError(
+                "the model's experts share out their places among the tokens of a step, "
+                "so guessed tokens would change its answer; ask without guessing"
+            )
+        if settings.prompt_lookup:
+            return _Lookup(packed=precision.bits is not None)
         other: Engine = settings.draft.engine
         if other.tokenizer.vocabulary != self.tokenizer.vocabulary:
             raise PromptError(
                 "the draft model has another vocabulary, so its guesses mean something "
                 "else; choose a smaller model of the same family"
             )
-        precision = KVPrecision()
-        built, _ = other._build(prompt, images, settings, precision)
-        context = prepare(other.model, built, other.features, other.prefixes, precision)
-        prefill(other.model, context, cancel=settings.cancel)
-        return DraftModel(other.model, context.cache, length, settings.num_draft_tokens)
+        seen, _ = other._build(asked)
+        return _Draft(
+            other,
+            seen,
+            len(built.tokens),
+            settings.num_draft_tokens,
+            other._room(seen, settings),
+        )
 
 
 @dataclass
-class Request:
-    """An answer under way.
+class _Lookup:
+    """Guesses from the prompt itself."""
+
+    packed: bool
+
+    def begin(self, cancelled: Stop) -> Drafter:  # noqa: ARG002
+        # More queries at once would unpack the whole cache to attend to it.
+        return PromptLookup(most=7) if self.packed else PromptLookup()
+
+    def end(self, tokens: Sequence[int]) -> None:
+        """Nothing is kept."""
+
+
+@dataclass
+class _Draft:
+    """Guesses of a smaller model, which reads the question for itself.
 
     Attributes:
-        engine: what answers.
-        settings: how to answer.
-        context: the prompt and its cache.
-        max_tokens: how long the answer may become.
-        drafter: guesses its tokens, or None.
-        start: when it was asked for.
-        encode: seconds until its prompt was read and its pictures encoded.
+        engine: the smaller model's.
+        prompt: the question as it sees it.
+        length: of the prompt as the answering model sees it.
+        count: how many tokens are guessed at once.
+        room: of the longest answer, in tokens.
     """
 
     engine: Engine
-    settings: Settings
-    context: Context
-    max_tokens: int
-    drafter: Drafter | None
-    start: float
-    encode: float
-    sampler: Sampler = field(init=False)
-    # What was drawn, the end token included, and when.
-    drawn: list[int] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
+    prompt: Prompt
+    length: int
+    count: int
+    room: int
+    _context: Context | None = None
+    _drafter: DraftModel | None = None
 
-    def __post_init__(self) -> None:
-        settings = self.settings
-        self.sampler = Sampler(settings.temperature, settings.top_p, settings.seed)
-        self._transcript = Transcript(self.engine.tokenizer, settings.stop)
-
-    def first(self) -> int:
-        """The answer's first token; the cache holds the prompt afterwards.
-
-        Raises:
-            Cancelled: it is no longer wanted.
-        """
-        logits = prefill(
-            self.engine.model,
-            self.context,
-            progress=self.settings.progress,
-            cancel=self.settings.cancel,
-        )
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        return int(self.sampler(logprobs))
-
-    def tokens(self) -> Iterator[int]:
-        """The answer's tokens, one after another, without an end.
-
-        Raises:
-            Cancelled: it is no longer wanted.
-        """
-        first = self.first()
-        yield first
-        if self.max_tokens == 1:
-            return
-        model, context = self.engine.model, self.context
-        if self.drafter:
-            yield from speculate(
-                model,
-                first,
-                context.cache,
-                self.drafter,
-                self.sampler,
-                [p if isinstance(p, int) else -1 for p in context.prompt.positions],
-                self.max_tokens,
-                context.precision,
+    def begin(self, cancelled: Stop) -> Drafter:
+        other = self.engine
+        other.lock.acquire()
+        try:
+            precision = KVPrecision()
+            self._context = prepare(
+                other.model,
+                self.prompt,
+                other.features,
+                other.prefixes,
+                precision,
+                self.room,
             )
-            return
-        steps = generate_step(
-            mx.array([first]),
-            model,
-            max_tokens=self.max_tokens - 1,
-            sampler=self.sampler,
-            prompt_cache=context.cache,
-            kv_bits=context.precision.bits,
-            kv_group_size=context.precision.group_size,
-            quantized_kv_start=context.precision.start,
+            prefill(other.model, self._context, cancelled=cancelled)
+        except BaseException:
+            other.lock.release()
+            raise
+        self._drafter = DraftModel(
+            other.model, self._context.cache, self.length, self.count
         )
-        for token, _ in steps:
-            yield int(token)
+        return self._drafter
 
-    def add(self, token: int) -> list[Piece]:
-        """What a token adds to the answer; the last piece of all has a finish reason."""
-        self.times.append(time.perf_counter())
-        self.drawn.append(token)
-        piece = self._transcript.add(token)
-        if piece.finish_reason is not None:
-            return [self._last(piece)]
-        cancel = self.settings.cancel
-        if cancel is not None and cancel.is_set():
-            return [piece, self.finish("cancelled")]
-        if len(self.drawn) == self.max_tokens:
-            return [piece, self.finish("length")]
-        return [piece]
-
-    def finish(self, reason: FinishReason) -> Piece:
-        """The last piece of an answer that ends here."""
-        return self._last(self._transcript.finish(reason))
-
-    def keep(self, cache: list[Any] | None = None) -> None:
-        """Keep the cache for prompts that begin with this one and its answer.
-
-        Args:
-            cache: the cache that holds them, where it is not the context's own.
-        """
-        if self.context.shared:
-            return  # Others hold most of it.
-        cache = cache or self.context.cache
-        known = (*self.context.prompt.positions, *self.drawn)
-        lengths = {layer.offset for layer in cache}
-        # An error may have struck between two layers.
-        if len(lengths) == 1:
-            held = known[: lengths.pop()]
-            self.engine.prefixes.keep(held, cache, self.context.precision)
-
-    def _last(self, piece: Piece) -> Piece:
-        now = time.perf_counter()
-        first, last = (self.times[0], self.times[-1]) if self.times else (now, now)
-        prompt = self.context.prompt
-        timings = Timings(
-            encode=self.encode,
-            first_token=first - self.start,
-            total=last - self.start,
-            decode_rate=(len(self.times) - 1) / (last - first) if last > first else 0.0,
-        )
-        stats = Stats(
-            prompt_tokens=len(prompt.tokens),
-            image_tokens=prompt.num_image_tokens,
-            cached_tokens=self.context.reused,
-            generated_tokens=len(self.drawn),
-            timings=timings,
-        )
-        return replace(piece, stats=stats)
-
-
-def answer(request: Request) -> Generator[Piece, None, None]:
-    """The pieces of one answer; its cache is kept for the next."""
-    try:
-        for token in request.tokens():
-            for piece in request.add(token):
-                yield piece
-                if piece.finish_reason is not None:
-                    return
-    except Cancelled:
-        yield request.finish("cancelled")
-    finally:
-        request.keep()
+    def end(self, tokens: Sequence[int]) -> None:
+        assert self._drafter is not None
+        assert self._context is not None
+        try:
+            held = self._drafter.rewind(tokens) - self.length
+            answered = tokens[self.length : self.length + held]
+            known: tuple[Any, ...] = (*self.prompt.positions, *answered)
+            self.engine.prefixes.keep(known, self._context.cache, KVPrecision())
+        finally:
+            self.engine.lock.release()

@@ -18,3 +18,7 @@ class CheckpointError(MM1Error, ValueError):
 
 class PromptError(MM1Error, ValueError):
     """Messages or pictures that do not make a prompt."""
+
+
+class MemoryLimitError(PromptError):
+    """An answer will not fit into memory; it may once others have ended."""

@@ -5,9 +5,8 @@ Only what the cache does not hold yet is encoded, embedded and run.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +14,7 @@ import mlx.core as mx
 from mm1_mlx.budget import Answer as Needs
 from mm1_mlx.budget import check_answer
 from mm1_mlx.caches.shared import Prefix, SharedPrefixKVCache
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import MemoryLimitError
 from mm1_mlx.layout import Picture
 from mm1_mlx.memory.features import FeatureCache
 from mm1_mlx.memory.prefixes import (
@@ -26,10 +25,15 @@ from mm1_mlx.memory.prefixes import (
     pack,
 )
 from mm1_mlx.models import MM1
+from mm1_mlx.models.linear import drop_unpacked
 from mm1_mlx.prompt import Prompt
 
 # Positions run at once: enough for full speed, and few enough for their activations.
 STEP = 2048
+
+
+# Whether the caller wants no more.
+Stop = Callable[[], bool]
 
 
 class Cancelled(Exception):  # noqa: N818  (no error)
@@ -77,6 +81,7 @@ def prepare(
     precision: KVPrecision,
     room: int = 0,
     shared: Shared | None = None,
+    promised: int = 0,
 ) -> Context:
     """The prompt with the longest beginning that is known, and embeddings of the rest.
 
@@ -88,40 +93,52 @@ def prepare(
         precision: how the cache holds keys and values.
         room: tokens of the longest answer, for which memory must be there too.
         shared: a prefix whose cache others use too; taken if the prompt begins so.
+        promised: bytes that answers under way will still take.
 
     Raises:
-        PromptError: the device has not the memory for it.
+        MemoryLimitError: the device has not the memory for it.
     """
-    cache: list[Any] | None
     shares = shared is not None and shared.begins(prompt.positions)
+    reused = prefixes.longest(prompt.positions, precision)
     if shared is not None and shares:
-        cache = [SharedPrefixKVCache(layer) for layer in shared.layers]
         reused = len(shared.positions)
-    else:
-        cache, reused = prefixes.take(prompt.positions, precision)
-    if cache is None:
+    if not reused:
         # What is kept for others makes room before new memory is taken.
         prefixes.make_room()
-        cache = model.make_cache()
-    rest = prompt.after(reused)
     needs = Needs(
         positions=len(prompt.tokens),
         room=room,
-        tiles=features.count_new_tiles(_shown(rest)),
+        tiles=features.count_new_tiles(_shown(prompt.after(reused))),
         reused=reused,
         itemsize=model.decoder.norm.weight.dtype.size,
         kv_bits=precision.bits,
         kv_group_size=precision.group_size,
         kv_start=precision.start,
+        processes=model.processes,
     )
     try:
-        check_answer(model.config, needs)
-    except PromptError:
-        # What is kept for others gives way first.
+        check_answer(model.config, needs, promised=promised)
+    except MemoryLimitError:
+        kept = reused if shares else 0
+        tiles = sum(len(picture.tiles) for picture in prompt.pictures)
+        alone = replace(needs, reused=kept, tiles=tiles)
+        spare = prefixes.nbytes + features.nbytes
+        # A question that cannot be answered costs no conversation.
+        check_answer(model.config, alone, spare=spare, promised=promised)
         prefixes.clear()
+        features.clear()
+        drop_unpacked(model)
         mx.clear_cache()
-        check_answer(model.config, needs)
-    embeddings = embed(model, rest, features)
+        reused = kept
+    embeddings = embed(model, prompt.after(reused), features)
+    if shared is not None and shares:
+        cache: list[Any] = [SharedPrefixKVCache(layer) for layer in shared.layers]
+    elif reused:
+        taken, _ = prefixes.take(prompt.positions, precision)
+        assert taken is not None
+        cache = taken
+    else:
+        cache = model.make_cache()
     return Context(prompt, cache, precision, reused, embeddings, shares)
 
 
@@ -152,7 +169,7 @@ def prefill(
     *,
     step: int = STEP,
     progress: Callable[[int, int], None] | None = None,
-    cancel: threading.Event | None = None,
+    cancelled: Stop | None = None,
 ) -> mx.array:
     """Run the positions that the cache does not hold; logits [1, V] of the last one.
 
@@ -161,10 +178,10 @@ def prefill(
         context: the prompt and the cache, which holds all of it afterwards.
         step: positions run at once.
         progress: called with positions done and in all, those of the cache included.
-        cancel: checked between two steps.
+        cancelled: asked between two steps.
 
     Raises:
-        Cancelled: ``cancel`` was set; the cache holds what was done so far.
+        Cancelled: the caller wants no more; the cache holds what was done so far.
     """
     tokens = mx.array(context.prompt.tokens)
     total, done = tokens.size, context.reused
@@ -184,7 +201,7 @@ def prefill(
         mx.clear_cache()
         if progress:
             progress(done, total)
-        if cancel is not None and cancel.is_set():
+        if cancelled is not None and cancelled():
             raise Cancelled
     if progress:
         progress(total, total)

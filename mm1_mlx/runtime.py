@@ -7,6 +7,7 @@ thread of its own runs the model, the others hand it work and wait.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -29,7 +30,7 @@ from mm1_mlx.checkpoint import (
     read_manifest,
 )
 from mm1_mlx.config import MODEL_TYPE, MM1Config
-from mm1_mlx.engine import Engine, answer
+from mm1_mlx.engine import Engine
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import user_path
 from mm1_mlx.image import ImageSource
@@ -38,6 +39,7 @@ from mm1_mlx.memory.named import NamedPrefixes, Prefix
 from mm1_mlx.memory.prefixes import PrefixCache
 from mm1_mlx.messages import Message
 from mm1_mlx.models import MM1
+from mm1_mlx.request import answer
 from mm1_mlx.resolution import with_resolution
 from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
 from mm1_mlx.worker import Worker
@@ -90,10 +92,11 @@ class Runtime:
     ) -> None:
         self.close()
 
-    def run(self, make: Callable[[], Iterator[T]]) -> Iterator[T]:
+    def run(self, make: Callable[[threading.Event], Iterator[T]]) -> Iterator[T]:
         """What an iterator made on the model's thread gives, as it comes.
 
-        For what is not asked through ``stream``: its code may use ``engine``.
+        For what is not asked through ``stream``: its code may use ``engine``. It is given
+        an event that is set when nobody listens any more.
         """
         return self._worker.iterate(make)
 
@@ -258,7 +261,9 @@ def stream(
     """
     settings = Settings(**options)
     start = time.perf_counter()
-    return runtime.run(lambda: _answer(runtime, prompt, images, settings, start))
+    return runtime.run(
+        lambda gone: _answer(runtime, prompt, images, settings, start, gone)
+    )
 
 
 def generate(
@@ -277,11 +282,14 @@ def _answer(
     images: Sequence[ImageSource],
     settings: Settings,
     start: float,
+    gone: threading.Event,
 ) -> Iterator[Piece]:
     """The pieces of an answer that was asked for at ``start``."""
-    request = runtime.engine.open(prompt, images, settings, start)
-    with wired(), closing(answer(request)) as pieces:
-        yield from pieces
+    engine = runtime.engine
+    with engine.lock, wired():
+        request = engine.open(prompt, images, settings, start, gone=gone)
+        with closing(answer(request)) as pieces:
+            yield from pieces
 
 
 @contextmanager

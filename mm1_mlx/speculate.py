@@ -102,7 +102,7 @@ class DraftModel:
 
     def propose(self, tokens: Sequence[int]) -> list[int]:
         """The model's own next tokens."""
-        self._rewind(tokens)
+        self.rewind(tokens)
         new = list(tokens[self._held :])
         guessed: list[int] = []
         for _ in range(self.count):
@@ -115,18 +115,20 @@ class DraftModel:
         self._held = len(tokens) + len(guessed) - 1
         return guessed
 
-    def _rewind(self, tokens: Sequence[int]) -> None:
-        """Cut the guesses that did not come from the cache."""
-        start = self._held - len(self._guessed) + 1 if self._guessed else self._held
+    def rewind(self, tokens: Sequence[int]) -> int:
+        """Cut the guesses that did not come; how many of ``tokens`` the cache holds."""
+        guessed, self._guessed = self._guessed[:-1], []
+        start = self._held - len(guessed)
         right = 0
-        for guess, came in zip(self._guessed[:-1], tokens[start:], strict=False):
+        for guess, came in zip(guessed, tokens[start:], strict=False):
             if guess != came:
                 break
             right += 1
-        surplus = self._held - (start + right)
+        surplus = len(guessed) - right
         for layer in self.cache:
             layer.trim(surplus)
         self._held -= surplus
+        return self._held
 
 
 def speculate(

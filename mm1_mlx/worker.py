@@ -61,10 +61,10 @@ class Worker:
             self._jobs.put(job)
         return future
 
-    def iterate(self, make: Callable[[], Iterator[T]]) -> Iterator[T]:
+    def iterate(self, make: Callable[[threading.Event], Iterator[T]]) -> Iterator[T]:
         """What an iterator made on the thread gives, handed over as it comes.
 
-        A caller that stops listening ends it.
+        A caller that stops listening ends it, and sets the event that ``make`` is given.
 
         Raises:
             RuntimeError: the worker is closed.
@@ -76,7 +76,7 @@ class Worker:
             try:
                 if abandoned.is_set():  # while other jobs were under way
                     return
-                made = make()
+                made = make(abandoned)
                 try:
                     for item in made:
                         items.put((item,))

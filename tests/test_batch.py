@@ -4,9 +4,11 @@ import threading
 
 import pytest
 
-from mm1_mlx import Ask, generate, generate_batch, load, stream_batch
+from mm1_mlx import Ask, budget, generate, generate_batch, load, stream_batch
 from mm1_mlx.answer import Settings
-from mm1_mlx.errors import PromptError
+from mm1_mlx.batch import Batch
+from mm1_mlx.errors import MemoryLimitError, PromptError
+from mm1_mlx.memory.named import Prefix
 from mm1_mlx.runtime import TINY
 from mm1_mlx.shots import Shot
 
@@ -55,10 +57,24 @@ def together(runtime, size=8, **options):
         {"temperature": 1.5, "seed": 11},
         {"temperature": 1.0, "top_p": 0.9, "seed": 5},
         {"stop": ["heart", "star"]},
-        {"kv_bits": 8, "kv_group_size": 32, "kv_start": 0},
+        {"kv_bits": 8, "kv_start": 0},
+        {"kv_bits": 4, "kv_start": 30, "temperature": 1.0, "seed": 3},
+        {"kv_bits": 4, "kv_start": 26, "temperature": 1.0, "seed": 3},
         {"shots": SHOTS},
+        {"shots": SHOTS, "kv_bits": 4, "kv_start": 150},
     ],
-    ids=["greedy", "short", "seed", "top_p", "stop", "packed", "shots"],
+    ids=[
+        "greedy",
+        "short",
+        "seed",
+        "top_p",
+        "stop",
+        "packed",
+        "packed later",
+        "packed at once",
+        "shots",
+        "shots packed later",
+    ],
 )
 def test_rows_equal_single_answers(runtime, size, options):
     singles, rows = alone(runtime, **options), together(runtime, size, **options)
@@ -70,7 +86,7 @@ def test_rows_equal_single_answers(runtime, size, options):
 
 
 def test_rows_of_several_precisions_go_together(runtime):
-    packed = {"kv_bits": 8, "kv_group_size": 32, "kv_start": 0}
+    packed = {"kv_bits": 8, "kv_start": 0}
     options = [{}, packed, {}, packed, {"temperature": 1.0, "seed": 2}]
     asks = [
         Ask(q, images, Settings(**own))
@@ -176,3 +192,120 @@ def test_the_next_turn_of_a_row_computes_only_what_is_new(runtime):
     ]  # fmt: skip
     answer = generate(runtime, turns)
     assert answer.cached_tokens > row.prompt_tokens
+
+
+@pytest.mark.parametrize("start", [0, 4096])
+def test_a_packed_row_is_known_to_the_next_question(runtime, start):
+    options = {"kv_bits": 8, "kv_start": start}
+    runtime.forget()
+    ask = Ask("Describe the picture.", [FOUR], Settings(**options))
+    (row,) = generate_batch(runtime, [ask])
+    (again,) = generate_batch(runtime, [ask])
+    assert (row.cached_tokens, again.cached_tokens) == (0, row.prompt_tokens - 1)
+    answer = generate(runtime, "Describe the picture.", [FOUR], **options)
+    assert answer.cached_tokens == row.prompt_tokens - 1
+
+
+def test_prefixes_that_nobody_needs_are_let_go(runtime):
+    batch = Batch(runtime.engine)
+    held = []
+
+    def ask_all():
+        for i in range(6):
+            shots = [Shot((STAR,), str(i), "How many?")]
+            batch.add(i, Ask("How many?", [FOUR], Settings(shots=shots, max_tokens=3)))
+            while len(batch):
+                batch.step()
+            held.append((len(batch._shared), len(batch._groups)))
+        batch.close()
+        yield None
+
+    list(runtime.run(lambda _: ask_all()))
+    assert max(held) == (1, 1)
+
+
+def test_a_named_prefix_is_read_from_disk_by_a_batch(monkeypatch, tmp_path):
+    monkeypatch.setenv("MM1_CACHE", str(tmp_path))
+    with load() as runtime:
+        runtime.save_prefix(Prefix("shots", shots=tuple(SHOTS)))
+    encoded = []
+    with load() as runtime:
+        encode = runtime.model.encode
+        monkeypatch.setattr(
+            runtime.engine.features, "_encode",
+            lambda pictures: encoded.append(len(pictures)) or encode(pictures),
+        )  # fmt: skip
+        settings = Settings(prefix="shots")
+        asks = [Ask("How many shapes are there?", [FOUR], settings)] * 2
+        rows = generate_batch(runtime, asks)
+        # The question's own picture alone.
+        assert encoded == [1]
+        whole = generate(runtime, "How many shapes are there?", [FOUR], shots=SHOTS)
+    assert [row.tokens for row in rows] == [whole.tokens] * 2
+
+
+def test_answers_go_on_while_no_question_is_there(runtime):
+    def asks():
+        yield Ask("Describe the picture.", [FOUR])
+        # As often as it is asked meanwhile.
+        while not ended:
+            yield None
+        yield Ask("What colour is the star?", [STAR])
+
+    ended = []
+    answers = []
+    for number, piece in stream_batch(runtime, asks()):
+        if piece.finish_reason:
+            ended.append(number)
+            answers.append(piece.stats.generated_tokens)
+    assert ended == [0, 1]
+
+
+def test_a_row_whose_heads_cannot_be_packed_stops_no_other(runtime):
+    asks = [
+        Ask("What colour is the star?", [STAR]),
+        Ask("What?", [STAR], Settings(kv_bits=8, kv_group_size=64)),
+    ]
+    first, second = generate_batch(runtime, asks)
+    assert first.text == "red"
+    assert "cannot be packed in groups of 64" in str(second)
+
+
+def test_a_question_waits_until_there_is_room(runtime, monkeypatch):
+    runtime.forget()
+    check = budget.check_answer
+
+    def checked(config, answer, *, spare=0, promised=0):
+        if promised:
+            raise MemoryLimitError("no room")
+        check(config, answer, spare=spare, promised=promised)
+
+    monkeypatch.setattr("mm1_mlx.prefill.check_answer", checked)
+    asks = [Ask("Describe the picture.", [FOUR]), Ask("What colour?", [STAR])]
+    order = [number for number, _ in stream_batch(runtime, asks)]
+    # One after the other.
+    assert order == sorted(order)
+    assert set(order) == {0, 1}
+
+
+def test_what_rows_will_still_take_is_kept_free(runtime, monkeypatch):
+    seen = []
+    check = budget.check_answer
+
+    def checked(config, answer, *, spare=0, promised=0):
+        seen.append(promised)
+        check(config, answer, spare=spare, promised=promised)
+
+    monkeypatch.setattr("mm1_mlx.prefill.check_answer", checked)
+    runtime.forget()
+    asks = [
+        Ask("Describe the picture.", [FOUR], Settings(max_tokens=n))
+        for n in (9, 500, 9)
+    ]
+    generate_batch(runtime, asks)
+    config = runtime.config.decoder
+    first, second, third = seen
+    assert first == 0
+    assert second >= budget.kv_bytes(config, 26 + 9, 4)
+    # Both rows as long as the longer may become.
+    assert third >= 2 * budget.kv_bytes(config, 26 + 500, 4)

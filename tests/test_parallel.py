@@ -27,7 +27,7 @@ group = mx.distributed.init(strict=True)
 asks = [("What colour is it?", [TINY / "red-star.png"]), ("Why?", [])]
 tokens = []
 with load(sys.argv[1], group=group) as runtime:
-    for options in ({}, {"kv_bits": 8, "kv_group_size": 32, "kv_start": 0}):
+    for options in ({}, {"kv_bits": 8, "kv_start": 0}):
         for question, images in asks:
             tokens.append(generate(runtime, question, images, max_tokens=24, **options).tokens)
     many = [Ask(q, i, Settings(max_tokens=24)) for q, i in asks]
@@ -59,7 +59,7 @@ def alone(folder):
     """What one process says that holds the whole model."""
     tokens = []
     with load(folder) as runtime:
-        for options in ({}, {"kv_bits": 8, "kv_group_size": 32, "kv_start": 0}):
+        for options in ({}, {"kv_bits": 8, "kv_start": 0}):
             for question, images in (("What colour is it?", [STAR]), ("Why?", [])):
                 answer = generate(runtime, question, images, max_tokens=24, **options)
                 tokens.append(list(answer.tokens))

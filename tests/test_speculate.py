@@ -1,13 +1,18 @@
 """Guessed answers are the ones that the model gives alone, in fewer steps."""
 
+import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
 
-from mm1_mlx import generate, load
+from mm1_mlx import budget, generate, load
+from mm1_mlx.config import DecoderConfig
 from mm1_mlx.errors import PromptError
+from mm1_mlx.memory.named import Prefix
 from mm1_mlx.memory.prefixes import KVPrecision
+from mm1_mlx.prefill import prefill
 from mm1_mlx.runtime import TINY
 from mm1_mlx.sampling import Sampler
 from mm1_mlx.speculate import PromptLookup, speculate
@@ -27,8 +32,8 @@ OPTIONS = [
     {"max_tokens": 2},
     {"max_tokens": 5},
     {"temperature": 1.2, "seed": 4},
-    {"kv_bits": 8, "kv_group_size": 32, "kv_start": 0},
-    {"kv_bits": 8, "kv_group_size": 32, "kv_start": 30},
+    {"kv_bits": 8, "kv_start": 0},
+    {"kv_bits": 8, "kv_start": 30},
 ]
 
 
@@ -65,6 +70,93 @@ def test_a_draft_model_gives_the_same_answer(runtime, draft, question, images, c
         guess = {"draft": draft, "num_draft_tokens": count}
         answer = generate(runtime, question, images, **guess, **options)
         assert answer.tokens == expected.tokens
+
+
+def count_steps(runtime, monkeypatch):
+    """How many positions every step of a model has, from now on."""
+    steps = []
+    hidden = runtime.model.decoder.hidden
+
+    def counted(tokens, *args):
+        steps.append(tokens.shape[1])
+        return hidden(tokens, *args)
+
+    monkeypatch.setitem(runtime.model.decoder.__dict__, "hidden", counted)
+    return steps
+
+
+def test_a_draft_model_saves_steps(runtime, draft, monkeypatch):
+    runtime.forget()
+    steps = count_steps(runtime, monkeypatch)
+    answer = generate(runtime, *QUESTIONS[1], draft=draft)
+    # It guesses all right: it is the same model.
+    assert len(answer.tokens) > 12
+    assert len(steps) <= 1 + -(-len(answer.tokens) // 5) + 1
+
+
+def test_a_draft_model_reads_only_what_is_new(runtime, draft, monkeypatch):
+    draft.forget()
+    steps = count_steps(draft, monkeypatch)
+    first = generate(runtime, *QUESTIONS[1], draft=draft)
+    before = len(steps)
+    assert steps[0] > 16
+    generate(runtime, *QUESTIONS[1], draft=draft)
+    assert max(steps[before:]) < 6
+    # What it guessed wrong is not taken for what was said.
+    assert generate(draft, *QUESTIONS[1]).tokens == first.tokens
+
+
+def test_cancelling_while_the_draft_reads_ends_the_answer(runtime, draft, monkeypatch):
+    draft.forget()
+    runtime.forget()
+    cancel = threading.Event()
+    hidden = draft.model.decoder.hidden
+
+    def read(*args):
+        cancel.set()
+        return hidden(*args)
+
+    monkeypatch.setattr("mm1_mlx.prefill.STEP", 4)
+    monkeypatch.setattr(prefill, "__kwdefaults__", prefill.__kwdefaults__ | {"step": 4})
+    monkeypatch.setitem(draft.model.decoder.__dict__, "hidden", read)
+    answer = generate(runtime, *QUESTIONS[1], draft=draft, cancel=cancel)
+    assert answer.finish_reason == "cancelled"
+    monkeypatch.undo()
+    assert generate(draft, *QUESTIONS[0]).text == "red"
+
+
+def test_a_draft_guesses_behind_a_prefix(runtime, draft, monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime.engine.named, "folder", tmp_path)
+    runtime.save_prefix(Prefix("page", images=(FOUR,)))
+    expected = generate(runtime, "Describe the picture.", prefix="page")
+    steps = count_steps(runtime, monkeypatch)
+    answer = generate(runtime, "Describe the picture.", prefix="page", draft=draft)
+    assert answer.tokens == expected.tokens
+    assert len(steps) < len(answer.tokens)
+
+
+def test_experts_with_few_places_are_not_guessed(runtime, monkeypatch):
+    config = runtime.config.decoder.to_dict()
+    moe = {"num_experts": 4, "every": 1, "offset": 0, "capacity_factor": 2.0}
+    changed = DecoderConfig.from_dict(config | {"moe": moe})
+    monkeypatch.setattr(
+        runtime.engine, "config", replace(runtime.config, decoder=changed)
+    )
+    with pytest.raises(PromptError, match="experts share out their places"):
+        generate(runtime, "What?", prompt_lookup=True)
+
+
+def test_a_refused_question_costs_no_conversation(runtime, draft, monkeypatch):
+    runtime.forget()
+    first = generate(runtime, *QUESTIONS[1])
+    monkeypatch.setattr(budget, "allowed", lambda: 1000)
+    with pytest.raises(PromptError, match="are free here"):
+        generate(runtime, "Describe it in detail.", [FOUR, STAR])
+    monkeypatch.undo()
+    monkeypatch.setattr(draft.tokenizer, "vocabulary", {"a": 0})
+    with pytest.raises(PromptError, match="another vocabulary"):
+        generate(runtime, *QUESTIONS[1], draft=draft)
+    assert generate(runtime, *QUESTIONS[1]).cached_tokens == first.prompt_tokens - 1
 
 
 def test_a_draft_model_that_is_wrong_changes_nothing(runtime, draft):

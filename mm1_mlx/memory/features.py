@@ -20,6 +20,9 @@ from mm1_mlx.layout import Picture
 MAX_BYTES = 512 << 20
 MAX_DISK_BYTES = 4 << 30
 
+# Raised when the same weights give other image tokens, or another cache.
+NUMERICS = 1
+
 Encode = Callable[[Sequence[Picture]], list[mx.array]]
 
 
@@ -163,5 +166,5 @@ class _Disk:
 
 def fingerprint(manifest: object, config: object, dtype: object) -> str:
     """A digest of a model's weights, by its manifest, of its config and its precision."""
-    text = json.dumps([manifest, config, str(dtype)], sort_keys=True)
+    text = json.dumps([NUMERICS, manifest, config, str(dtype)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -7,6 +7,7 @@ they were given, so that the prompt can be built again and compared.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -159,8 +160,11 @@ class NamedPrefixes:
         """
         place = _place(self.folder, prefix.name)
         self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(f".{glob.escape(place.name)}.*"):
+            # Of a run that was killed.
+            shutil.rmtree(left, ignore_errors=True)
         partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
+        old = place.with_name(f".{place.name}.old-{os.getpid()}")
         partial.mkdir()
         try:
             record = {
@@ -188,7 +192,8 @@ class NamedPrefixes:
             (partial / RECORD).write_text(json.dumps(record))
             for path in partial.iterdir():
                 fsync(path)
-            shutil.rmtree(place, ignore_errors=True)
+            if place.exists():
+                place.rename(old)
             partial.rename(place)
         except RuntimeError as error:
             raise PromptError(
@@ -196,12 +201,13 @@ class NamedPrefixes:
             ) from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
         return place
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a list of prefixes says of one."""
+    """What a list of prefixes says of one; of a damaged one ``model`` is empty."""
 
     name: str
     model: str
@@ -219,11 +225,15 @@ def names(folder: Path) -> list[str]:
     """The names of a folder's prefixes."""
     if not folder.is_dir():
         return []
-    return sorted(p.name for p in folder.iterdir() if (p / RECORD).is_file())
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if PLAIN_NAME.fullmatch(path.name) and (path / RECORD).is_file()
+    )
 
 
 def saved(folder: Path) -> list[Saved]:
-    """Every prefix of a folder that can be read."""
+    """Every prefix of a folder; of one that cannot be read its name and size."""
     return [_saved(folder / name) for name in names(folder)]
 
 
@@ -240,9 +250,12 @@ def drop(folder: Path, name: str) -> None:
 
 
 def _saved(place: Path) -> Saved:
-    record = _read_record(place)
-    digests = {digest for _, _, digest, _ in record["spans"]}
     size = sum(path.stat().st_size for path in place.iterdir())
+    try:
+        record = _read_record(place)
+    except PromptError:
+        return Saved(place.name, "", 0, 0, size)
+    digests = {digest for _, _, digest, _ in record["spans"]}
     tokens = len(record["tokens"])
     return Saved(place.name, record["model"], tokens, len(digests), size)
 
@@ -256,14 +269,54 @@ def _place(folder: Path, name: str) -> Path:
 
 
 def _read_record(place: Path) -> dict[str, Any]:
-    record = read_json(place / RECORD)
+    """What is written about a prefix.
+
+    Raises:
+        PromptError: it cannot be read.
+    """
+    try:
+        record = read_json(place / RECORD)
+    except CheckpointError:
+        record = None
     version = record.get("format_version") if isinstance(record, dict) else None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{place / RECORD} has format version {version!r}, this program reads "
-            f"{FORMAT_VERSION}; save the prefix again"
-        )
-    return record
+    if isinstance(record, dict) and version == FORMAT_VERSION and _is_whole(record):
+        return record
+    raise PromptError(
+        f"prefix {place.name!r} is damaged or of another version; save it again, or "
+        f"'mm1 prefix drop {place.name}'"
+    )
+
+
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether every field is there and of its type."""
+    texts = ("fingerprint", "model", "shot_style")
+    lists = ("images", "shots", "tokens", "spans")
+    return (
+        all(isinstance(record.get(name), str) for name in texts)
+        and all(isinstance(record.get(name), list) for name in lists)
+        and isinstance(record.get("system"), str | None)
+        and all(isinstance(token, int) for token in record["tokens"])
+        and all(_is_span(span, len(record["tokens"])) for span in record["spans"])
+        and all(isinstance(name, str) for name in record["images"])
+        and all(_is_shot(shot) for shot in record["shots"])
+    )
+
+
+def _is_span(span: Any, length: int) -> bool:
+    if not (isinstance(span, list) and [type(x) for x in span] == [int, int, str, int]):
+        return False
+    start, count, _, offset = span
+    return 0 <= start < start + count <= length and offset >= 0
+
+
+def _is_shot(shot: Any) -> bool:
+    return (
+        isinstance(shot, dict)
+        and isinstance(shot.get("answer"), str)
+        and all(isinstance(shot.get(x), str | None) for x in ("question", "reasoning"))
+        and isinstance(shot.get("images"), list)
+        and all(isinstance(name, str) for name in shot["images"])
+    )
 
 
 def _positions(record: Mapping[str, Any]) -> tuple[Position, ...]:

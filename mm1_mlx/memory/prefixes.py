@@ -8,6 +8,7 @@ not share is cut off, or the arrays are shared and mlx copies them when they are
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,11 @@ class KVPrecision:
     # Positions from which on they are packed.
     start: int = 0
 
+    @property
+    def limit(self) -> float:
+        """How many positions may be held unpacked."""
+        return math.inf if self.bits is None else self.start
+
 
 def pack(cache: list[Any], precision: KVPrecision) -> None:
     """Pack a cache's keys and values once they are as many as ``precision`` says."""
@@ -46,6 +52,10 @@ class _Entry:
     positions: tuple[Position, ...]
     cache: list[Any]
     precision: KVPrecision
+
+    @property
+    def packed(self) -> bool:
+        return hasattr(self.cache[0], "bits")
 
     @property
     def nbytes(self) -> int:
@@ -131,7 +141,9 @@ class PrefixCache:
         for entry in self._entries:
             if entry.precision == precision:
                 shared = min(common(entry.positions, positions), len(positions) - 1)
-                if shared > length:
+                # So few would not have been packed.
+                fits = not entry.packed or shared >= precision.start
+                if shared > length and fits:
                     best, length = entry, shared
         return best, length
 

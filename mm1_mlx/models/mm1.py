@@ -34,6 +34,8 @@ class MM1(nn.Module):
     def __init__(self, config: MM1Config) -> None:
         super().__init__()
         self.config = config
+        # That each hold a part of the decoder's layers.
+        self.processes = 1
         if config.vision:
             self.vision = VisionEncoder(config.vision)
         if config.connector:
@@ -68,7 +70,9 @@ class MM1(nn.Module):
 
     def shard(self, group: mx.distributed.Group | None = None) -> None:
         """Keep this process's part of the decoder's layers; ``parallel.py``."""
-        parallel.shard(self.decoder, group or mx.distributed.init())
+        group = group or mx.distributed.init()
+        parallel.shard(self.decoder, group)
+        self.processes = group.size()
 
     def encode(self, pictures: Sequence[Picture]) -> list[mx.array]:
         """Image tokens [T_i, D] of every picture, those of its regions last."""

@@ -79,6 +79,12 @@ def test_examples_are_kept_too(mm1, tmp_path):
             "both guess",
         ),
         (("generate", "-p", "a", "--draft-model", "x"), 1, "model folder 'x' does not"),
+        (("generate", "-p", "a", "--kv-start", "1"), 2, "--kv-start needs --kv-bits"),
+        (
+            ("chat", "--num-draft-tokens", "3"),
+            2,
+            "--num-draft-tokens needs --draft-model",
+        ),
     ],
 )
 def test_mistakes_are_one_line(mm1, arguments, code, match):
@@ -95,7 +101,7 @@ def test_mistakes_are_one_line(mm1, arguments, code, match):
         ["--prompt-lookup"],
         ["--draft-model", TINY],
         ["--draft-model", TINY, "--num-draft-tokens", "2"],
-        ["--kv-bits", "8"],
+        ["--kv-bits", "8", "--kv-start", "0"],
     ],
 )
 def test_answers_stay_the_same(mm1, options):

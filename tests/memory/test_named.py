@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mm1_mlx import generate, load
-from mm1_mlx.errors import CheckpointError, PromptError
+from mm1_mlx.errors import MM1Error, PromptError
 from mm1_mlx.memory.named import CACHE, RECORD, Prefix, drop, names, saved
 from mm1_mlx.runtime import TINY
 from mm1_mlx.shots import Shot
@@ -98,7 +98,7 @@ def test_another_process_continues_it(runtime):
 
 
 def test_packed_keys_continue_it_too(other):
-    options = {"kv_bits": 8, "kv_group_size": 32, "kv_start": 0}
+    options = {"kv_bits": 8, "kv_start": 0}
     answer = generate(other, "How many shapes?", prefix="page", **options)
     assert answer.cached_tokens >= 16
     assert answer.text.startswith("4")
@@ -180,8 +180,40 @@ def test_damage_is_named(other, folder, damage):
     else:
         values = json.loads(record.read_text()) | {"format_version": 9}
         record.write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match=r"damaged|do not belong|version 9"):
+    with pytest.raises(MM1Error, match=r"damaged|do not belong"):
         generate(other, "What?", prefix=damage)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": None}, {"tokens": ["a"]}, {"spans": [[0, 1]]}, {"shots": [{}]},
+        {"spans": [[0, 10_000, "digest", 0]]}, {"images": [1]}, {"system": 3},
+        {"fingerprint": None}, None,
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_named_and_listed(runtime, folder, change):
+    place = folder / "broken"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(folder / "page", place)
+    record = place / RECORD
+    values = json.loads(record.read_text())
+    record.write_text("{" if change is None else json.dumps(values | change))
+    with pytest.raises(PromptError, match=r"prefix 'broken' is damaged"):
+        generate(runtime, "What?", prefix="broken")
+    found = {one.name: one for one in saved(folder)}
+    assert (found["broken"].model, found["broken"].tokens) == ("", 0)
+    assert found["page"].tokens > 16
+    drop(folder, "broken")
+
+
+def test_what_a_killed_save_left_is_swept_away(runtime, folder):
+    left = folder / ".swept.partial-99999"
+    shutil.copytree(folder / "page", left)
+    assert ".swept.partial-99999" not in names(folder)
+    runtime.save_prefix(Prefix("swept", "One."))
+    assert not left.exists()
+    assert "swept" in names(folder)
 
 
 def test_a_failed_save_leaves_the_old_one(runtime, folder, monkeypatch):

@@ -151,3 +151,11 @@ def test_keys_are_packed_once_they_are_many():
     assert not hasattr(cache[0], "bits")
     pack(cache, KVPrecision(4, 32, start=8))
     assert [layer.bits for layer in cache] == [4, 4]
+
+
+def test_so_few_positions_would_not_have_been_packed():
+    kept = PrefixCache(1 << 30)
+    later = KVPrecision(8, 32, start=4)
+    kept.keep(range(6), filled(range(6), bits=8), later)
+    assert kept.longest([0, 1, 2, 77], later) == 0
+    assert kept.longest([0, 1, 2, 3, 77], later) == 4

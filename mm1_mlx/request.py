@@ -1,0 +1,225 @@
+"""One answer under way: tokens until it ends, and the cache it leaves behind.
+
+Everything here runs on the thread that owns the model.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import mlx.core as mx
+from mlx_lm.generate import generate_step
+
+from mm1_mlx.answer import FinishReason, Piece, Settings, Stats, Timings
+from mm1_mlx.memory.prefixes import PrefixCache
+from mm1_mlx.models import MM1
+from mm1_mlx.prefill import Cancelled, Context, Stop, prefill
+from mm1_mlx.sampling import Sampler
+from mm1_mlx.speculate import Drafter, speculate
+from mm1_mlx.transcript import Transcript
+
+
+class Guess(Protocol):
+    """A way to have the tokens of one answer guessed."""
+
+    def begin(self, cancelled: Stop) -> Drafter:
+        """Who guesses, ready to.
+
+        Raises:
+            Cancelled: the answer is no longer wanted.
+        """
+        ...
+
+    def end(self, tokens: Sequence[int]) -> None:
+        """The answer has ended; these are its prompt's and its own tokens."""
+        ...
+
+
+@dataclass
+class Request:
+    """An answer under way.
+
+    Attributes:
+        model: what answers.
+        prefixes: where its cache is kept for prompts that go on from it.
+        context: the prompt and its cache.
+        settings: how to answer.
+        max_tokens: how long the answer may become.
+        transcript: writes its text.
+        guess: how its tokens are guessed, or None.
+        group: the processes that answer together, or None.
+        gone: set when nobody listens any more.
+        start: when it was asked for.
+        encode: seconds until its prompt was read and its pictures encoded.
+    """
+
+    model: MM1
+    prefixes: PrefixCache
+    context: Context
+    settings: Settings
+    max_tokens: int
+    transcript: Transcript
+    guess: Guess | None
+    group: mx.distributed.Group | None
+    gone: threading.Event
+    start: float
+    encode: float
+    sampler: Sampler = field(init=False)
+    # What was drawn, the end token included, and when.
+    drawn: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.sampler = Sampler(settings.temperature, settings.top_p, settings.seed)
+
+    def first(self) -> int:
+        """The answer's first token; the cache holds the prompt afterwards.
+
+        Raises:
+            Cancelled: it is no longer wanted.
+        """
+        logits = prefill(
+            self.model,
+            self.context,
+            progress=self.settings.progress,
+            cancelled=self.cancelled,
+        )
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return int(self.sampler(logprobs))
+
+    def tokens(self) -> Generator[int, None, None]:
+        """The answer's tokens, one after another, without an end.
+
+        Raises:
+            Cancelled: it is no longer wanted.
+        """
+        first = self.first()
+        yield first
+        if self.max_tokens == 1:
+            return
+        context, precision = self.context, self.context.precision
+        if self.guess:
+            drafter = self.guess.begin(self.cancelled)
+            try:
+                yield from speculate(
+                    self.model,
+                    first,
+                    context.cache,
+                    drafter,
+                    self.sampler,
+                    self.texts(),
+                    self.max_tokens,
+                    precision,
+                )
+            finally:
+                self.guess.end([*self.texts(), *self.drawn])
+            return
+        steps = generate_step(
+            mx.array([first]),
+            self.model,
+            max_tokens=self.max_tokens - 1,
+            sampler=self.sampler,
+            prompt_cache=context.cache,
+            kv_bits=precision.bits,
+            kv_group_size=precision.group_size,
+            quantized_kv_start=precision.start,
+        )
+        for token, _ in steps:
+            yield int(token)
+
+    @property
+    def length(self) -> int:
+        """Positions of the prompt and of what was drawn."""
+        return len(self.context.prompt.tokens) + len(self.drawn)
+
+    def texts(self) -> list[int]:
+        """The prompt's tokens, -1 where a picture stands."""
+        return [p if isinstance(p, int) else -1 for p in self.context.prompt.positions]
+
+    def add(self, token: int) -> list[Piece]:
+        """What a token adds to the answer; the last piece of all has a finish reason."""
+        self.times.append(time.perf_counter())
+        self.drawn.append(token)
+        piece = self.transcript.add(token)
+        if piece.finish_reason is not None:
+            return [self._last(piece)]
+        if self.cancelled():
+            return [piece, self.finish("cancelled")]
+        if len(self.drawn) == self.max_tokens:
+            return [piece, self.finish("length")]
+        return [piece]
+
+    def finish(self, reason: FinishReason) -> Piece:
+        """The last piece of an answer that ends here."""
+        return self._last(self.transcript.finish(reason))
+
+    def cancelled(self) -> bool:
+        """Whether the caller wants no more, or nobody listens."""
+        cancel = self.settings.cancel
+        own = self.gone.is_set() or (cancel is not None and cancel.is_set())
+        if self.group is None or cancel is None:
+            return own
+        # A process that stopped alone would leave the others waiting for it.
+        return int(mx.distributed.all_sum(mx.array(int(own)), group=self.group)) > 0
+
+    def keep(self, cache: list[Any] | None = None) -> None:
+        """Keep the cache for prompts that begin with this one and its answer.
+
+        Args:
+            cache: the cache that holds them, where it is not the context's own.
+        """
+        if self.context.shared:
+            return  # Others hold most of it.
+        cache = cache or self.context.cache
+        known = (*self.context.prompt.positions, *self.drawn)
+        lengths = {layer.offset for layer in cache}
+        # An error may have struck between two layers.
+        if len(lengths) == 1:
+            held = known[: lengths.pop()]
+            self.prefixes.keep(held, cache, self.context.precision)
+
+    def _last(self, piece: Piece) -> Piece:
+        now = time.perf_counter()
+        first, last = (self.times[0], self.times[-1]) if self.times else (now, now)
+        prompt = self.context.prompt
+        timings = Timings(
+            encode=self.encode,
+            first_token=first - self.start,
+            total=last - self.start,
+            decode_rate=(len(self.times) - 1) / (last - first) if last > first else 0.0,
+        )
+        stats = Stats(
+            prompt_tokens=len(prompt.tokens),
+            image_tokens=prompt.num_image_tokens,
+            cached_tokens=self.context.reused,
+            generated_tokens=len(self.drawn),
+            timings=timings,
+        )
+        return replace(piece, stats=stats)
+
+
+def answer(request: Request) -> Generator[Piece, None, None]:
+    """The pieces of one answer; its cache is kept for the next."""
+    try:
+        yield from _pieces(request, request.tokens())
+    except Cancelled:
+        yield request.finish("cancelled")
+    finally:
+        request.keep()
+
+
+def _pieces(request: Request, tokens: Generator[int, None, None]) -> Iterator[Piece]:
+    try:
+        for token in tokens:
+            pieces = request.add(token)
+            yield from pieces
+            if pieces[-1].finish_reason is not None:
+                return
+    finally:
+        # Before the cache is kept: what was guessed wrong is cut from it.
+        tokens.close()
