@@ -13,7 +13,13 @@ from .macs import predict, print_macs
 
 # The smallest pictures that the paper's encoders take, in pixels.
 PAPER_SIZE = 224
-BITS = {"float32": 32.0, "float16": 16.0, "8-bit": 8.5, "4-bit": 4.5}
+# What the weights may become: bytes of a number and the recipe that packs others.
+PRECISIONS = {
+    "float32": (4, None),
+    "float16": (2, None),
+    "8-bit": (2, "8bit"),
+    "4-bit": (2, "4bit"),
+}
 
 
 def inspect(
@@ -32,7 +38,7 @@ def inspect(
     """Show a model's parts, parameters, image tokens and bytes."""
     facts = describe(model)
     if chips:
-        facts |= predict(facts["config"])
+        facts |= predict(facts["config"], _packed_ways(model))
     if as_json:
         print_json(facts)
         return
@@ -61,10 +67,11 @@ def describe(model: str | None) -> dict[str, Any]:
     preset = (model or "").lower()
     if preset in PRESETS:
         config, source, name = PRESETS[preset], {"preset": preset}, preset
+        files = {}
     else:
         path = _find(model)
-        config, source = load_config(path), read_manifest(path).get("source")
-        name = str(path)
+        config, manifest = load_config(path), read_manifest(path)
+        source, files, name = manifest.get("source"), manifest["files"], str(path)
     sizes: dict[str, int] = {}
     inactive = 0
     # Built lazily: no weight is allocated.
@@ -80,9 +87,39 @@ def describe(model: str | None) -> dict[str, Any]:
         "image_tokens": config.num_image_tokens if config.connector else None,
         "modes": _modes(config),
         "context": config.decoder.max_position_embeddings if config.decoder else None,
-        "bytes": {name: int(total * bits / 8) for name, bits in BITS.items()},
+        "bytes": _bytes(config, files),
         "source": source,
     }
+
+
+def _bytes(config: Any, files: dict[str, Any]) -> dict[str, int]:
+    """Bytes of the weights by precision; of a packed model, as its files hold them."""
+    from mm1_mlx.budget import weight_bytes
+    from mm1_mlx.errors import ConfigError
+    from mm1_mlx.recipe import find_recipe, plan
+
+    if config.quantization:
+        weights = (x for name, x in files.items() if name.endswith(".safetensors"))
+        return {f"{config.quantization.bits}-bit": sum(x["bytes"] for x in weights)}
+    sizes = {}
+    for name, (itemsize, recipe) in PRECISIONS.items():
+        # Not every model has what a recipe packs.
+        with suppress(ConfigError):
+            ways = plan(find_recipe(recipe), config).packed if recipe else {}
+            sizes[name] = sum(weight_bytes(config, ways, itemsize).values())
+    return sizes
+
+
+def _packed_ways(model: str | None) -> dict[str, Any]:
+    """How the modules of a model are packed, where its weights are here."""
+    from mm1_mlx.checkpoint import load_config, packed_ways
+    from mm1_mlx.presets import PRESETS
+
+    if (model or "").lower() in PRESETS:
+        return {}
+    path = _find(model)
+    here = any(path.glob("*.safetensors"))
+    return packed_ways(path, load_config(path)) if here else {}
 
 
 def _find(model: str | None) -> Path:

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .common import human_bytes
 
 # By bits, the recipe that packs to them; 16 are not packed.
 RECIPES = {4: "4bit", 8: "8bit", 16: None}
-# What predictions are for: a question's tokens beside a picture, and a long chat.
-TEXT_TOKENS, CONTEXT = 56, 2048
 
 
-def predict(values: dict[str, Any]) -> dict[str, Any]:
+def predict(values: dict[str, Any], packed: Mapping[str, Any]) -> dict[str, Any]:
     """What bounds the model on every Mac, as JSON values.
+
+    Args:
+        values: the model's config.
+        packed: how its modules are packed, by path; then it is shown as it is alone.
 
     Raises:
         ConfigError: it has no decoder.
     """
     from mm1_mlx import limits
-    from mm1_mlx.budget import Answer, weight_bytes
+    from mm1_mlx.budget import CONTEXT, usual_answer, weight_bytes
     from mm1_mlx.chips import CHIPS, MOE_SHARES, gpu_memory
     from mm1_mlx.config import MM1Config
     from mm1_mlx.errors import ConfigError
-    from mm1_mlx.layout import most_picture_tokens
-    from mm1_mlx.quantize.recipe import find_recipe, plan
+    from mm1_mlx.recipe import find_recipe, plan
 
     config = MM1Config.from_dict(values)
     if config.decoder is None:
         raise ConfigError("the model has no decoder, so it writes no tokens to predict")
-    tiles = config.image.max_tiles if config.sees and config.image else 0
-    positions = TEXT_TOKENS + (most_picture_tokens(config) if tiles else 0)
-    answer = Answer(positions, max(CONTEXT - positions, 0), tiles)
+    answer = usual_answer(config)
+    positions, tiles = answer.positions, answer.tiles
     room = sum(answer.bytes(config).values())
     chips: list[dict[str, Any]] = [
         {
@@ -47,8 +48,15 @@ def predict(values: dict[str, Any]) -> dict[str, Any]:
         for chip in CHIPS
     ]
     needs = {}
-    for bits, recipe in RECIPES.items():
-        ways = plan(find_recipe(recipe), config).packed if recipe else {}
+    columns: dict[int, Mapping[str, Any]]
+    if config.quantization and packed:
+        columns = {config.quantization.bits: packed}
+    else:
+        columns = {
+            bits: plan(find_recipe(recipe), config).packed if recipe else {}
+            for bits, recipe in RECIPES.items()
+        }
+    for bits, ways in columns.items():
         needs[bits] = sum(weight_bytes(config, ways).values()) + room
         for chip, facts in zip(CHIPS, chips, strict=True):
             moe = config.decoder.moe is not None
@@ -77,15 +85,14 @@ def print_macs(facts: dict[str, Any]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("Mac")
+    fewest = min(facts["needs"])
     for bits, need in facts["needs"].items():
         table.add_column(f"{bits} bits\n{human_bytes(need)}", justify="right")
     table.add_column("first\ntoken", justify="right")
     for chip in facts["chips"]:
-        seconds = chip["bits"][4]["first_token_seconds"]
-        mark = "*" if chip["projected"] else ""
         cells = [_cell(limit) for limit in chip["bits"].values()]
-        name = f"{chip['chip']} ({chip['gpu_cores']})"
-        table.add_row(name, *cells, f"{seconds:.2f} s{mark}")
+        first = _first_token(chip["bits"][fewest], projected=chip["projected"])
+        table.add_row(f"{chip['chip']} ({chip['gpu_cores']})", *cells, first)
     console = Console()
     console.print(table)
     prompt = facts["prompt"]
@@ -96,11 +103,18 @@ def print_macs(facts: dict[str, Any]) -> None:
     console.print(
         f"Each: GB of memory it fits from; most tokens a second behind 0 and "
         f"{prompt['context']:,} positions; share of that which {peers} reached. First "
-        f"token: at 4 bits, {picture}{prompt['tokens']:,} prompt tokens, at least. "
+        f"token: at {fewest} bits, {picture}{prompt['tokens']:,} prompt tokens, at least. "
         "? not measured, * rests on a projection.",
         style="dim",
         highlight=False,
     )
+
+
+def _first_token(limit: dict[str, Any], *, projected: bool) -> str:
+    """Seconds to the first token, where the model fits."""
+    if not limit["fits"]:
+        return "no"
+    return f"{limit['first_token_seconds']:.2f} s{'*' if projected else ''}"
 
 
 def _cell(limit: dict[str, Any]) -> str:

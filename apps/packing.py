@@ -87,7 +87,7 @@ def choose_recipe(
     """
     from mm1_mlx.errors import ConfigError
     from mm1_mlx.quantize import find_recipe, parse_way, way_of
-    from mm1_mlx.quantize.recipe import LAYERS
+    from mm1_mlx.recipe import DEFAULT, LAYERS
 
     options = {"--bits": bits, "--group-size": group_size, "--mode": mode}
     given = {flag: value for flag, value in options.items() if value is not None}
@@ -95,7 +95,7 @@ def choose_recipe(
         raise ConfigError(
             f"--recipe {recipe} says what {next(iter(given))} says; give one of them"
         )
-    name = recipe or "4bit"
+    name = recipe or DEFAULT
     chosen = find_recipe(name)
     if given:
         way = way_of(" ".join(f"{flag} {x}" for flag, x in given.items()),

@@ -80,7 +80,7 @@ def largest_preset(room: float) -> str | None:
     """The largest preset whose 4-bit weights have room in so many bytes."""
     from mm1_mlx import presets
     from mm1_mlx.budget import weight_bytes
-    from mm1_mlx.quantize.recipe import find_recipe, plan
+    from mm1_mlx.recipe import find_recipe, plan
 
     for name in PRESETS:
         ways = plan(find_recipe("4bit"), presets.PRESETS[name]).packed
@@ -143,7 +143,7 @@ def main() -> int:
         print("error: this machine has no Metal; run it on a Mac", file=sys.stderr)
         return 1
     from mm1_mlx.bench import describe
-    from mm1_mlx.budget import allowed
+    from mm1_mlx.room import allowed
 
     machine = describe()
     proof = assemble(run, machine, allowed() or 0)

@@ -30,8 +30,9 @@ from mm1_mlx.checkpoint import build_model  # noqa: E402
 from mm1_mlx.config import DecoderConfig, MM1Config, QuantizationConfig  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
 from mm1_mlx.models.linear import keep_unpacked  # noqa: E402
-from mm1_mlx.quantize.pack import pack_tensors  # noqa: E402
-from mm1_mlx.quantize.recipe import RECIPES, parse_way, plan  # noqa: E402
+from mm1_mlx.quantize.pack import pack_deferred  # noqa: E402
+from mm1_mlx.recipe import RECIPES, parse_way, plan  # noqa: E402
+from mm1_mlx.shard import Deferred  # noqa: E402
 
 CONFIG = MM1Config(
     decoder=DecoderConfig(
@@ -57,7 +58,9 @@ def packed_model(dense: MM1, recipe: str, head: str) -> MM1:
     packed = plan(chosen, CONFIG).packed
     config = replace(CONFIG, quantization=QuantizationConfig.of_modules(packed))
     model = build_model(config, packed)
-    model.load_weights(list(pack_tensors(dense.tensors().items(), packed)))
+    tensors = ((name, Deferred.of(x)) for name, x in dense.tensors().items())
+    rounded = pack_deferred(tensors, packed)
+    model.load_weights([(name, tensor.whole()) for name, tensor in rounded])
     mx.eval(model.parameters())
     return model.eval()
 

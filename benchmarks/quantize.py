@@ -31,7 +31,7 @@ from mm1_mlx.checkpoint import load_config, read_manifest  # noqa: E402
 from mm1_mlx.config import MM1Config  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
 from mm1_mlx.quantize import RECIPES, Recipe, parse_way, quantize  # noqa: E402
-from mm1_mlx.quantize.recipe import LAYERS  # noqa: E402
+from mm1_mlx.recipe import LAYERS  # noqa: E402
 from mm1_mlx.runtime import TINY, generate, load  # noqa: E402
 from mm1_mlx.writer import CheckpointWriter  # noqa: E402
 

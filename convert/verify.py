@@ -80,7 +80,7 @@ def verify(path: Path, source: str, picture: Path = PICTURE) -> Parity:
         ConfigError: the folder has neither a decoder nor an encoder.
     """
     config = load_config(path)
-    model = load_model(path, mx.float32)
+    model = load_model(path, mx.float32, "verify it where there is more")
     prompt = build_prompt(path, config, picture)
     texts = build_texts(config)
     request = build_request(prompt, picture)

@@ -1,4 +1,4 @@
-"""What a run takes of memory, from the config and before it begins; and what there is.
+"""What a run takes of memory, from the config and before it begins.
 
 On Metal to run out of memory ends the process, and no exception says so. What will not
 fit is refused instead, with the numbers and what would fit.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -21,8 +20,12 @@ from mm1_mlx.config import (
     MM1Config,
     Packing,
 )
-from mm1_mlx.errors import CheckpointError, PromptError
+from mm1_mlx.errors import CheckpointError, ConfigError, MemoryLimitError
+from mm1_mlx.layout import most_picture_tokens
 from mm1_mlx.models import MM1
+from mm1_mlx.recipe import DEFAULT, find_recipe, plan
+from mm1_mlx.room import allowed
+from mm1_mlx.sizes import human_bytes
 
 # Results of operations that are held at once: mlx runs ahead of the device by up to ten
 # operations, and what they read is held too. Seen with encoders, connectors and decoders
@@ -34,6 +37,8 @@ HELD_BY_CONVOLUTIONS = 18
 KV_STEP = 256
 # Positions of a prompt that are run at once.
 PREFILL_STEP = 2048
+# What is usually asked: a question's tokens beside a picture, in a long chat.
+TEXT_TOKENS, CONTEXT = 56, 2048
 
 
 def weight_bytes(
@@ -164,6 +169,7 @@ class Answer:
         kv_bits: what keys and values are packed to, None for none.
         kv_group_size: how many of them share a scale.
         kv_start: positions from which on they are packed.
+        processes: that each hold a part of the heads.
     """
 
     positions: int
@@ -174,6 +180,7 @@ class Answer:
     kv_bits: int | None = None
     kv_group_size: int = 64
     kv_start: int = 0
+    processes: int = 1
 
     def bytes(self, config: MM1Config) -> dict[str, int]:
         """By what they are for; what never is at the same time stands in one."""
@@ -189,6 +196,9 @@ class Answer:
 
     def _kv(self, decoder: DecoderConfig, positions: int) -> int:
         """Bytes of keys and values, at most those of a prompt's step unpacked."""
+        return self._whole_kv(decoder, positions) // self.processes
+
+    def _whole_kv(self, decoder: DecoderConfig, positions: int) -> int:
         if self.kv_bits is None:
             return kv_bytes(decoder, positions, self.itemsize)
         plain = min(positions, max(self.kv_start, PREFILL_STEP))
@@ -200,35 +210,36 @@ class Answer:
         )
 
 
-def allowed() -> int | None:
-    """Bytes that this process may still take on its device; None if nothing says so.
+def usual_answer(config: MM1Config, itemsize: int = 2) -> Answer:
+    """A question about a picture, in a chat of ``CONTEXT`` positions."""
+    assert config.decoder is not None
+    tiles = config.image.max_tiles if config.sees and config.image else 0
+    positions = TEXT_TOKENS + (most_picture_tokens(config) if tiles else 0)
+    return Answer(positions, max(CONTEXT - positions, 0), tiles, 0, itemsize)
 
-    On Metal what is left of the working set that the device recommends; on a CPU what
-    the system has, its swap included. A container's own limit is not seen.
-    """
-    used, kept = mx.get_active_memory(), mx.get_cache_memory()
-    info = mx.device_info()
-    if mx.default_device() != mx.cpu:
-        limit = info.get("max_recommended_working_set_size")
-        return None if limit is None else int(limit) - used
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = (line.split() for line in meminfo.read_text().splitlines())
-        sizes = {words[0]: int(words[1]) * 1024 for words in lines}
-        return sizes["MemAvailable:"] + sizes.get("SwapFree:", 0) + kept
-    size = info.get("memory_size")
-    return None if size is None else int(size) - used
+
+def usual_bytes(config: MM1Config, itemsize: int = 2) -> int:
+    """Bytes beside the weights of what a model is usually asked: an answer, or vectors."""
+    if config.decoder is not None:
+        return sum(usual_answer(config, itemsize).bytes(config).values())
+    tiles = config.image.max_tiles if config.image else 1
+    return encode_bytes(config, tiles, itemsize)
 
 
 def check_load(
-    weights: Mapping[str, mx.array], name: object, way_out: str | None = None
+    weights: Mapping[str, mx.array],
+    name: object,
+    config: MM1Config,
+    way_out: str | None = None,
 ) -> None:
     """Pass only if the device has room for these weights, which may be lazy.
 
     Args:
         weights: the tensors as they will be held.
         name: what the model is called.
-        way_out: what to do where it has not; by default to quantize it.
+        config: the model's.
+        way_out: what to do where it has not; by default to quantize the model, if that
+            would fit.
 
     Raises:
         CheckpointError: it has not.
@@ -239,32 +250,70 @@ def check_load(
     room = allowed()
     if room is None or need <= room:
         return
-    packed = any(mx.issubdtype(x.dtype, mx.integer) for x in weights.values())
-    numbers = sum(x.size for x in weights.values())
-    smaller = f"'mm1 quantize' makes a 4-bit one of about {_gb(numbers * 4.5 / 8)}"
-    way = way_out or ("take a smaller model" if packed else smaller)
+    kinds = {x.dtype for x in weights.values()}
+    packed = any(mx.issubdtype(kind, mx.integer) for kind in kinds)
+    floats = [x.size for x in kinds if mx.issubdtype(x, mx.floating)]
+    itemsize = max(floats, default=2)
+    # On a Mac nothing is held in 32 bits; packed integers are what they are here.
+    whole = sum(
+        x.nbytes if mx.issubdtype(x.dtype, mx.integer) else 2 * x.size
+        for x in weights.values()
+    )
+    way = way_out
+    if way is None:
+        way = _smaller(config, room, itemsize) if not packed else None
     raise CheckpointError(
-        f"{name} needs {_gb(need)} of memory for its weights, but {_gb(room)} are free "
-        f"here; {way}{_or_mac(need)}"
+        f"{name} needs {human_bytes(need)} of memory for its weights, but "
+        f"{human_bytes(room)} are free here; {way or 'take a smaller model'}"
+        f"{or_mac(whole + usual_bytes(config))}"
     )
 
 
-def check_answer(config: MM1Config, answer: Answer) -> None:
+def _smaller(config: MM1Config, room: int, itemsize: int) -> str | None:
+    """The recipe that ``mm1 quantize`` has by itself, if what it makes fits here."""
+    try:
+        ways = plan(find_recipe(DEFAULT), config).packed
+    except ConfigError:
+        # Nothing that it packs.
+        return None
+    need = sum(weight_bytes(config, ways, itemsize).values())
+    if need + usual_bytes(config, itemsize) > room:
+        return None
+    return f"'mm1 quantize' makes a {DEFAULT} one that needs {human_bytes(need)} here"
+
+
+def check_answer(
+    config: MM1Config, answer: Answer, *, spare: int = 0, promised: int = 0
+) -> None:
     """Pass only if the device has room for an answer, the weights being there.
 
+    Args:
+        config: the model's.
+        answer: what it takes.
+        spare: bytes in use that would give way.
+        promised: bytes that others will take.
+
     Raises:
-        PromptError: it has not.
+        MemoryLimitError: it has not.
     """
     needs = answer.bytes(config)
     need, room = sum(needs.values()), allowed()
-    if room is None or need <= room:
+    if room is None:
+        return
+    room = max(room + spare - promised, 0)
+    if need <= room:
         return
     assert config.decoder is not None
-    parts = " + ".join(f"{_gb(n)} {what}" for what, n in needs.items())
-    raise PromptError(
-        f"the answer needs {_gb(need)} ({parts}) of memory beside the weights, but "
-        f"{_gb(room)} are free here; {_way_out(config, answer, room)}"
+    raise MemoryLimitError(
+        f"the answer needs {human_bytes(need)} ({spell_out(needs)}) of memory beside the "
+        f"weights, but {human_bytes(room)} are free here; "
+        f"{_way_out(config, answer, room)}"
     )
+
+
+def spell_out(needs: Mapping[str, int]) -> str:
+    """Bytes by what they are for, as a sum in words."""
+    return " + ".join(f"{human_bytes(size)} {what}" for what, size in needs.items())
 
 
 def _way_out(config: MM1Config, answer: Answer, room: int) -> str:
@@ -290,13 +339,10 @@ def _way_out(config: MM1Config, answer: Answer, room: int) -> str:
     )
 
 
-def _or_mac(need: float) -> str:
+def or_mac(need: float) -> str:
+    """The end of a refusal: the smallest Mac that has room, if one has."""
     memory = smallest_memory(need)
     return f", or use a Mac with {memory} GB" if memory else ""
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB"
 
 
 def _tensors(config: MM1Config) -> dict[str, mx.array]:
@@ -307,4 +353,4 @@ def _tensors(config: MM1Config) -> dict[str, mx.array]:
 def _bits(name: str, ways: Mapping[str, Packing], itemsize: int) -> float:
     module, _, leaf = name.rpartition(".")
     way = ways.get(module) if leaf == "weight" else None
-    return way.bits_per_weight if way else itemsize * 8
+    return way.bits_per_weight(itemsize) if way else itemsize * 8

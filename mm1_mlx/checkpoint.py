@@ -18,12 +18,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
-from mm1_mlx.budget import allowed, check_load
-from mm1_mlx.config import MODEL_TYPE, MM1Config, QuantizationConfig
+from mm1_mlx.budget import check_load
+from mm1_mlx.config import MODEL_TYPE, MM1Config, Packing, QuantizationConfig
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.files import read_json, read_shard, safe_join, sha256
+from mm1_mlx.files import check_shard, read_json, read_shard, safe_join, sha256
 from mm1_mlx.models import MM1
 from mm1_mlx.models.linear import keep_unpacked, pack
+from mm1_mlx.room import unswapped
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
@@ -31,7 +32,7 @@ INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"
 
 # Of the memory that is free, what a CPU's unpacked weights may take: who packs a large
-# model wants its memory back.
+# model wants its memory back. From swap they would come slower than they are unpacked.
 UNPACKED_SHARE = 0.1
 # A type, a function of the stored one, or None for the stored one.
 Precision = mx.Dtype | Callable[[mx.Dtype], mx.Dtype] | None
@@ -104,6 +105,16 @@ def _check_ways(quantization: QuantizationConfig, packed: Collection[str]) -> No
 def cast_to(dtype: mx.Dtype, tensor: mx.array) -> mx.array:
     """The tensor in ``dtype``; packed integers stay what they are."""
     return tensor.astype(dtype) if mx.issubdtype(tensor.dtype, mx.floating) else tensor
+
+
+def cast_overflowing(dtype: mx.Dtype, tensor: mx.array) -> tuple[mx.array, mx.array]:
+    """The tensor in ``dtype``, and whether a finite number of it became infinite."""
+    cast = cast_to(dtype, tensor)
+    if not mx.issubdtype(tensor.dtype, mx.floating) or (
+        mx.finfo(cast.dtype).max >= mx.finfo(tensor.dtype).max
+    ):
+        return cast, mx.array(False)
+    return cast, mx.any(mx.isinf(cast) & ~mx.isinf(tensor))
 
 
 def check_names(
@@ -204,6 +215,26 @@ def _bytes(record: Any) -> str:
     return f"{size:,}" if isinstance(size, int) else "nothing readable"
 
 
+def packed_ways(path: Path, config: MM1Config) -> dict[str, Packing]:
+    """How the modules of a model folder are packed, by path, from its files' headers.
+
+    Raises:
+        CheckpointError: a file of weights is missing or damaged.
+    """
+    if config.quantization is None:
+        return {}
+    names = (
+        name
+        for file in load_manifest(path)["files"]
+        if file.endswith(".safetensors")
+        for name in check_shard(safe_join(path, file))
+    )
+    packed = [
+        name.removesuffix(".scales") for name in names if name.endswith(".scales")
+    ]
+    return {module: config.quantization.way(module) for module in packed}
+
+
 def verify_digests(path: Path) -> int:
     """Compare every file with its sha256 in the manifest; the number of files.
 
@@ -240,14 +271,16 @@ def device_dtypes() -> tuple[mx.Dtype, ...]:
     return mx.bfloat16, mx.float16
 
 
-def load_model(path: Path, dtype: Precision = None) -> MM1:
+def load_model(path: Path, dtype: Precision = None, way_out: str | None = None) -> MM1:
     """The model of a folder, its weights in ``dtype`` (as stored if None).
 
-    ``dtype`` may be a function of the type that is stored, such as ``device_dtype``.
+    ``dtype`` may be a function of the type that is stored, such as ``device_dtype``:
+    where a weight is too large for what it gives, all are bfloat16, which holds any.
+    ``way_out`` is what to do where memory has no room, by default to quantize the model.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or does not fit the config; or the
-            device has not the memory for it.
+        CheckpointError: a file is missing or damaged, or does not fit the config; a
+            weight is too large for ``dtype``; or the device has not the memory for it.
         ConfigError: config.json does not describe a model.
     """
     config = load_config(path)
@@ -266,12 +299,22 @@ def load_model(path: Path, dtype: Precision = None) -> MM1:
                 f"{path}: {name} holds {tensor.dtype}, expected "
                 f"{'floating point' if floating else kind}"
             )
+    overflows: dict[str, mx.array] = {}
     if dtype is not None:
-        if not isinstance(dtype, mx.Dtype):
-            dtype = dtype(_stored(weights))
+        kind = dtype if isinstance(dtype, mx.Dtype) else dtype(_stored(weights))
         for name in weights:
-            weights[name] = cast_to(dtype, weights[name])
-    check_load(weights, path)
+            weights[name], overflows[name] = cast_overflowing(kind, weights[name])
+    check_load(weights, path, config, way_out)
+    # Popped, so that each tensor is cast by itself, and what it was cast from freed.
+    large = [name for name in list(overflows) if overflows.pop(name).item()]
+    if large and not isinstance(dtype, mx.Dtype):
+        del weights, model
+        return load_model(path, mx.bfloat16, way_out)
+    if large:
+        raise CheckpointError(
+            f"{path}: {len(large)} tensor(s) hold numbers too large for {kind}, e.g. "
+            f"{large[:5]}; load them as bfloat16"
+        )
     model.load_weights(list(weights.items()))
     return settle(model)
 
@@ -280,7 +323,7 @@ def settle(model: MM1) -> MM1:
     """The model, its weights held as the device computes them best."""
     model.eval()
     mx.eval(model.state)
-    keep_unpacked(model, UNPACKED_SHARE * (allowed() or 0))
+    keep_unpacked(model, UNPACKED_SHARE * (unswapped() or 0))
     # Constants too: another thread could not evaluate them on this one's stream.
     mx.eval(model.state)
     return model

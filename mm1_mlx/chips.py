@@ -47,7 +47,7 @@ class Chip:
 
     def decode_share(self, bits: int) -> float | None:
         """Share of the bandwidth that decoding with weights of so many bits reached."""
-        rate = dict(zip((16, 8, 4), self.decoded, strict=True))[bits]
+        rate = dict(zip((16, 8, 4), self.decoded, strict=True)).get(bits)
         return rate * LLAMA_BYTES[bits] / self.bandwidth if rate else None
 
     @property

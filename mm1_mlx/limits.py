@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mm1_mlx.budget import kv_bytes, token_bytes, weight_bytes
+from mm1_mlx.budget import KV_STEP, kv_bytes, token_bytes, weight_bytes
 from mm1_mlx.chips import Chip
 from mm1_mlx.config import MM1Config, Packing
 from mm1_mlx.work import decoder_flops, encode_flops
@@ -33,17 +33,24 @@ def decode_rate(
         context: positions whose keys and values are read.
         itemsize: bytes of a number that is not packed.
     """
-    assert config.decoder is not None
-    read = token_bytes(config, ways, itemsize)
-    read += kv_bytes(config.decoder, context, itemsize)
-    return 1 / chip.seconds(decoder_flops(config.decoder, 1, context), read)
+    decoder = config.decoder
+    assert decoder is not None
+    # Keys before the window are not looked at, nor is room that is not filled yet.
+    seen = min(context, decoder.sliding_window or context)
+    kv = kv_bytes(decoder, KV_STEP, itemsize) / KV_STEP * seen
+    read = token_bytes(config, ways, itemsize) + kv
+    return 1 / chip.seconds(decoder_flops(decoder, 1, context), read)
 
 
 def encode_seconds(
-    chip: Chip, config: MM1Config, tiles: int = 1, itemsize: int = 2
+    chip: Chip,
+    config: MM1Config,
+    tiles: int = 1,
+    ways: Ways | None = None,
+    itemsize: int = 2,
 ) -> float:
     """Least time for pictures of so many tiles to become image tokens."""
-    sizes = weight_bytes(config, itemsize=itemsize)
+    sizes = weight_bytes(config, ways, itemsize)
     read = sizes.get("vision", 0) + sizes.get("connector", 0)
     return chip.seconds(encode_flops(config, tiles), read)
 
@@ -79,4 +86,4 @@ def first_token_seconds(
 ) -> float:
     """Least time from pictures and prompt to the first token."""
     prefill = prefill_seconds(chip, config, positions, ways, itemsize)
-    return encode_seconds(chip, config, tiles, itemsize) + prefill
+    return encode_seconds(chip, config, tiles, ways, itemsize) + prefill

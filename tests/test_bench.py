@@ -31,7 +31,7 @@ def runtime(make_config):
 
 def bench(runtime, plan=PLAN, **chips):
     told = []
-    made = runtime.run(lambda: measure(runtime.engine, plan, chips, told.append))
+    made = measure(runtime, plan, chips, told.append)
     return {row.name: row for row in made}, told
 
 
@@ -78,7 +78,7 @@ def test_limits_are_those_of_the_work(runtime):
     )
     weights += 4 * config.decoder.hidden_size
     heads, width = config.decoder.num_key_value_heads, config.decoder.head_dim
-    kept = 2 * 2 * heads * width * 4 * 256  # two layers; caches grow by 256 positions
+    kept = 2 * 2 * heads * width * 4 * 3  # two layers, half of the six tokens
     assert found["tg6"].limits["narrow"] == pytest.approx(
         6 * (weights + kept) / NARROW.bandwidth
     )
@@ -166,7 +166,7 @@ def test_plans_that_have_no_room_are_refused(runtime, monkeypatch):
     with pytest.raises(PromptError, match=r"needs 258 positions.*context holds 256"):
         bench(runtime, Plan(depth=250, generate=8, prompt=0))
     monkeypatch.setattr(rows, "allowed", lambda: 1000)
-    with pytest.raises(PromptError, match=r"24 positions need .* GB are free here"):
+    with pytest.raises(PromptError, match=r"24 positions need .* 1.0 kB are free here"):
         bench(runtime, Plan(prompt=24, generate=0))
 
 
@@ -303,3 +303,14 @@ def test_the_machine_is_described():
     assert facts["blas"] == "libopenblas.so.0"
     assert facts["chip"]
     assert math.log2(facts["memory_bytes"]) > 28
+
+
+def test_image_tokens_on_disk_are_not_taken(tmp_path):
+    """The first token's row encodes its pictures in every run, whatever is kept."""
+    from mm1_mlx import load
+
+    with load(features=tmp_path) as tiny:
+        features = tiny.engine.features
+        bench(tiny, Plan(prompt=0, generate=0, repetitions=1))
+        assert tiny.engine.features is features
+    assert list(tmp_path.iterdir()) == []

@@ -11,13 +11,14 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports only from rows above its own; a package's modules from each other.
 ROWS = [
-    ["errors", "blas", "chips", "folders", "worker"],
-    ["section", "files", "answer"],
+    ["errors", "blas", "chips", "folders", "room", "sizes", "worker"],
+    ["section", "files", "answer", "hold"],
     ["hub", "kernels", "partial", "shard"],
-    ["config"],
+    ["config", "pieces"],
     ["layout", "presets", "resize", "resolution", "templates", "work"],
     ["caches"],
     ["models", "tiling"],
+    ["recipe"],
     ["budget"],
     ["limits"],
     ["image", "checkpoint"],
@@ -28,6 +29,7 @@ ROWS = [
     ["memory"],
     ["prefill"],
     ["speculate"],
+    ["request"],
     ["engine"],
     ["runtime"],
     ["batch", "embed"],
@@ -50,7 +52,7 @@ HEAVY = {
     "mm1_mlx",
 }
 # Costs nothing: a few classes.
-LIGHT = {"mm1_mlx.errors"}
+LIGHT = {"mm1_mlx.errors", "mm1_mlx.sizes"}
 
 # The package's own __init__ names everything, lazily.
 FILES = sorted(

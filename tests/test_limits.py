@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from mm1_mlx.budget import weight_bytes
 from mm1_mlx.chips import CHIPS
+from mm1_mlx.config import Packing
 from mm1_mlx.limits import (
     decode_rate,
     encode_seconds,
@@ -12,7 +14,7 @@ from mm1_mlx.limits import (
     prefill_seconds,
 )
 from mm1_mlx.presets import PRESETS
-from mm1_mlx.quantize.recipe import find_recipe, plan
+from mm1_mlx.recipe import find_recipe, plan
 from mm1_mlx.resolution import with_resolution
 
 BY_NAME = {(chip.name, chip.gpu_cores): chip for chip in CHIPS}
@@ -20,11 +22,7 @@ PLACES = {
     "M1": 8, "M1 Max": 32, "M2 Ultra": 76, "M3 Pro": 18, "M4 Pro": 20, "M4 Max": 40,
     "M5 Max": 40,
 }  # fmt: skip
-# Bytes a token reads and of 1,024 positions' keys and values, as assumed by hand.
-ASSUMED = {
-    "mm1-3b": (1.69e9, 0.34e9), "mm1-7b": (3.94e9, 0.54e9), "mm1-30b": (16.9e9, 1.41e9),
-    "mm1-3b-moe": (2.23e9, 0.34e9), "mm1-7b-moe": (4.66e9, 0.54e9),
-}  # fmt: skip
+MODELS = ("mm1-3b", "mm1-7b", "mm1-30b", "mm1-3b-moe", "mm1-7b-moe")
 # Tokens a second behind 0 and 2,048 positions at 4.5 bits.
 RATES = {
     "M1 Max": [(237, 170), (102, 80), (24, 20), (179, 138), (86, 70)],
@@ -41,22 +39,13 @@ def chip_of(name):
 
 
 @pytest.mark.parametrize("name", RATES)
-def test_the_rule_gives_the_rates_of_the_table(name):
-    for (read, kv), rates in zip(ASSUMED.values(), RATES[name], strict=False):
-        for context, rate in zip((0, 2), rates, strict=True):
-            found = 1 / chip_of(name).seconds(0, read + context * kv)
-            # As printed: three digits, and two of those below a hundred.
-            assert found == pytest.approx(rate, rel=0.012, abs=0.6)
-
-
-@pytest.mark.parametrize("name", RATES)
 def test_the_presets_rates_are_near_the_tables(name):
     """The table takes 4.5 bits for all; the recipe gives embeddings and head 6.5.
 
     Its 7B has as many keys as queries, which the preset's parameters do not leave room
     for: those models' rates in long contexts are higher here.
     """
-    for model, rates in zip(ASSUMED, RATES[name], strict=False):
+    for model, rates in zip(MODELS, RATES[name], strict=False):
         ways = plan(find_recipe("4bit"), PRESETS[model]).packed
         empty, long = (
             decode_rate(chip_of(name), PRESETS[model], ways, n) for n in (0, 2048)
@@ -91,6 +80,36 @@ def test_the_first_token_comes_as_the_table_says(name, model, limit, high):
     tiled = with_resolution(config, "2x672")
     found = first_token_seconds(chip, tiled, 5 * 144 + 56, 5, ways) / 0.65
     assert found == pytest.approx(high, rel=0.04, abs=0.05)
+
+
+def test_what_is_packed_of_an_encoder_is_read_packed():
+    config = PRESETS["mm1-3b"]
+    recipe = find_recipe("4bit").with_ways({"vision": Packing(group_size=64, bits=4)})
+    ways = plan(recipe, config).packed
+    slow = replace(chip_of("M1 Max"), flops=1e30)
+    sizes = weight_bytes(config, ways)
+    read = sizes["vision"] + sizes["connector"]
+    assert read < 0.45e9
+    assert encode_seconds(slow, config, 1, ways) * slow.bandwidth == pytest.approx(read)
+    whole = first_token_seconds(slow, config, 200, 1, ways)
+    prefill = prefill_seconds(slow, config, 200, ways)
+    assert whole - prefill == pytest.approx(read / slow.bandwidth)
+
+
+def test_keys_before_the_window_are_not_read():
+    whole = PRESETS["mm1-3b"]
+    windowed = replace(whole, decoder=replace(whole.decoder, sliding_window=256))
+    slow = replace(chip_of("M1 Max"), flops=1e30)
+    assert decode_rate(slow, windowed, context=4096) == decode_rate(
+        slow, whole, context=256
+    )
+    # Before it is full nothing is left out, nor is more read than is there.
+    assert decode_rate(slow, windowed, context=100) == decode_rate(
+        slow, whole, context=100
+    )
+    one, two = (1 / decode_rate(slow, whole, context=n) for n in (0, 1))
+    position = 2 * 26 * whole.decoder.num_key_value_heads * whole.decoder.head_dim * 2
+    assert (two - one) * slow.bandwidth == pytest.approx(position, rel=1e-4)
 
 
 def test_prompts_touch_nearly_all_experts():

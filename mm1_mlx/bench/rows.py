@@ -11,7 +11,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -21,11 +21,9 @@ from mlx_lm.models.cache import trim_prompt_cache
 from PIL import Image
 
 from mm1_mlx import limits
-from mm1_mlx.answer import Settings
-from mm1_mlx.budget import Answer, allowed
+from mm1_mlx.budget import Answer
 from mm1_mlx.chips import Chip
 from mm1_mlx.config import MM1Config, Packing
-from mm1_mlx.engine import Engine, answer
 from mm1_mlx.errors import PromptError
 from mm1_mlx.image import load_pictures
 from mm1_mlx.layout import Picture
@@ -35,7 +33,9 @@ from mm1_mlx.models import MM1
 from mm1_mlx.prefill import Context, embed, prefill
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.resolution import with_resolution
-from mm1_mlx.runtime import wired
+from mm1_mlx.room import allowed
+from mm1_mlx.runtime import Runtime, generate, wired
+from mm1_mlx.sizes import human_bytes
 
 # MM1's high resolution, 1344 pixels as an overview and 2 x 2 tiles, for encoders of the
 # paper's sizes, whose patches divide it.
@@ -139,15 +139,15 @@ class Row:
 
 
 def measure(
-    engine: Engine,
+    runtime: Runtime,
     plan: Plan,
     chips: Mapping[str, Chip],
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[Row]:
-    """The rows of a plan, as they are measured; to be run on the model's thread.
+    """The rows of a plan, as they are measured.
 
     Args:
-        engine: the model. What it keeps of pictures and prompts is forgotten.
+        runtime: the model. What it keeps of pictures and prompts is forgotten.
         plan: what to measure.
         chips: by name, what the limits are computed from.
         progress: told what is measured next, or why it is not.
@@ -155,30 +155,28 @@ def measure(
     Raises:
         PromptError: the context or the memory has no room for the plan.
     """
-    bench = _Bench(engine, plan, chips, progress or (lambda _: None))
-    bench.check()
-    with wired():
-        yield from bench.rows()
+    bench = _Bench(runtime, plan, chips, progress or (lambda _: None))
+    yield from runtime.run(lambda _: bench.rows())
+    # As its users ask.
+    yield bench.first_token()
 
 
 class _Bench:
     def __init__(
         self,
-        engine: Engine,
+        runtime: Runtime,
         plan: Plan,
         chips: Mapping[str, Chip],
         progress: Callable[[str], None],
     ) -> None:
-        # Not those of another process on disk.
-        features = FeatureCache(engine.model.encode, "")
-        self.engine = replace(engine, features=features)
-        self.model: MM1 = engine.model
-        self.config = engine.config
+        self.runtime = runtime
+        self.model: MM1 = runtime.model
+        self.config = runtime.config
         self.plan = plan
         self.chips = chips
         self.progress = progress
-        self.ways = packed_ways(engine.model)
-        self.itemsize = engine.model.decoder.norm.weight.dtype.size
+        self.ways = packed_ways(self.model)
+        self.itemsize = self.model.decoder.norm.weight.dtype.size
 
     def check(self) -> None:
         """Pass only if context and memory have room for text of the plan's lengths."""
@@ -191,21 +189,23 @@ class _Bench:
         room = allowed()
         if room is not None and need > room:
             raise PromptError(
-                f"{what} {need / 1e9:,.1f} GB of memory beside the weights, but "
-                f"{room / 1e9:,.1f} GB are free here; {way_out}"
+                f"{what} {human_bytes(need)} of memory beside the weights, but "
+                f"{human_bytes(room)} are free here; {way_out}"
             )
 
     def rows(self) -> Iterator[Row]:
+        """All but the first token's; to be run on the model's thread."""
+        self.check()
         plan = self.plan
-        if plan.images:
-            yield from self._encoding()
-        if plan.prompt:
-            yield self._prompt()
-        if plan.generate:
-            yield self._decoding(0)
-        if plan.generate and plan.depth:
-            yield self._decoding(plan.depth)
-        yield self._first_token()
+        with wired():
+            if plan.images:
+                yield from self._encoding()
+            if plan.prompt:
+                yield self._prompt()
+            if plan.generate:
+                yield self._decoding(0)
+            if plan.generate and plan.depth:
+                yield self._decoding(plan.depth)
 
     def _encoding(self) -> Iterator[Row]:
         config = self.config
@@ -239,7 +239,9 @@ class _Bench:
 
         return self._row(
             f"enc{N}@{size}", "img/s", self.plan.images, run,
-            lambda chip: limits.encode_seconds(chip, config, N, self.itemsize),
+            lambda chip: limits.encode_seconds(
+                chip, config, N, self.ways, self.itemsize
+            ),
         )  # fmt: skip
 
     def _pictures(self, config: MM1Config) -> list[Picture]:
@@ -273,7 +275,7 @@ class _Bench:
 
     def _read(self, tokens: tuple[int, ...], cache: list[Any]) -> None:
         prompt = Prompt(tokens)
-        embeddings = embed(self.model, prompt, self.engine.features)
+        embeddings = embed(self.model, prompt, self.runtime.engine.features)
         prefill(self.model, Context(prompt, cache, KVPrecision(), 0, embeddings))
 
     def _tokens(self, count: int) -> tuple[int, ...]:
@@ -311,7 +313,7 @@ class _Bench:
             ),
         )  # fmt: skip
 
-    def _first_token(self) -> Row:
+    def first_token(self) -> Row:
         """Question and pictures, as files, to the answer's first token."""
         sources = self._sources(self.config) if self.plan.images else []
         question = self._question(sources)
@@ -324,23 +326,24 @@ class _Bench:
         seen = f"{self.plan.images}img+" if sources else ""
 
         def run() -> float:
-            self.engine.forget()
-            start = time.perf_counter()
-            settings = Settings(max_tokens=1)
-            request = self.engine.open(question, sources, settings, start)
-            *_, last = answer(request)
-            assert last.stats is not None
-            assert last.stats.cached_tokens == 0
-            return last.stats.timings.first_token
+            self.runtime.forget()
+            answer = generate(self.runtime, question, sources, max_tokens=1)
+            assert answer.cached_tokens == 0
+            return answer.timings.first_token
 
-        row = self._row(
-            f"ttft({seen}{text})", "s", 1, run,
-            lambda chip: limits.first_token_seconds(
-                chip, self.config, positions, tiles, self.ways, self.itemsize
-            ),
-        )  # fmt: skip
-        self.engine.forget()
-        return row
+        engine = self.runtime.engine
+        kept, engine.features = engine.features, FeatureCache(self.model.encode, "")
+        try:
+            return self._row(
+                f"ttft({seen}{text})", "s", 1, run,
+                lambda chip: limits.first_token_seconds(
+                    chip, self.config, positions, tiles, self.ways, self.itemsize
+                ),
+            )  # fmt: skip
+        finally:
+            # Image tokens on disk would have come from an earlier run.
+            engine.features = kept
+            self.runtime.forget()
 
     def _question(self, sources: list[bytes]) -> str:
         """Words that make ``TEXT_TOKENS`` of text, what the template writes included.
@@ -357,7 +360,7 @@ class _Bench:
         return len(prompt.tokens) - prompt.num_image_tokens
 
     def _build(self, question: str, sources: list[bytes]) -> Prompt:
-        return Prompt.build(question, sources, self.config, self.engine.tokenizer)
+        return Prompt.build(question, sources, self.config, self.runtime.tokenizer)
 
     def _row(
         self,

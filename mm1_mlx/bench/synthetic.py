@@ -90,7 +90,7 @@ def synthetic_model(
     model = build_model(config, packed)
     # Lazy: what is asked for here are sizes.
     weights = {k: cast_to(dtype, x) for k, x in model.tensors().items()}
-    check_load(weights, name, "take a smaller one, or fewer bits")
+    check_load(weights, name, config, "take a smaller one, or fewer bits")
     plain = MM1(replace(config, quantization=None)).tensors()
     drawn = ((k, _random(i, x, dtype)) for i, (k, x) in enumerate(plain.items()))
     del weights

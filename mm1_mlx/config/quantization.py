@@ -43,11 +43,10 @@ class Packing(Section):
                 f"which mode {self.mode!r} has",
             )
 
-    @property
-    def bits_per_weight(self) -> float:
-        """What a weight takes of the disk, its share of 16-bit scales included."""
+    def bits_per_weight(self, itemsize: int = 2) -> float:
+        """What a weight takes, its share of scales of ``itemsize`` bytes included."""
         # Integer scales have 8 bits, and no biases beside them.
-        scales = 32 if self.mode == "affine" else 8
+        scales = 2 * 8 * itemsize if self.mode == "affine" else 8
         return self.bits + scales / self.group_size
 
 

@@ -7,7 +7,7 @@ slice at a time, and few rows, as of a token that is decoded, do not. Where memo
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, Self, cast
+from typing import Any, NamedTuple, Protocol, Self, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,6 +42,14 @@ class PackedLayer(Protocol):
 
     def __getitem__(self, name: str) -> Any: ...
     def get(self, name: str) -> Any: ...
+    def pop(self, name: str) -> Any: ...
+
+
+class Unpacked(NamedTuple):
+    """The weights [..., N, D] that packed arrays stand for, and these arrays."""
+
+    parts: tuple[mx.array | None, ...]
+    weights: mx.array
 
 
 class PackedLinear(nn.QuantizedLinear):
@@ -77,11 +85,12 @@ class PackedSwitchLinear(QuantizedSwitchLinear):
     def __call__(
         self, x: mx.array, indices: mx.array, sorted_indices: bool = False
     ) -> mx.array:
-        kept = _kept(self)
+        kept = kept_weights(self)
         if kept is None:
-            return super().__call__(x, indices, sorted_indices)
-        x = mx.gather_mm(x, kept.swapaxes(-1, -2), rhs_indices=indices)
-        return x + self.bias[indices][..., None, :] if "bias" in self else x
+            return super().__call__(x, indices, sorted_indices).astype(x.dtype)
+        y = mx.gather_mm(x, kept.swapaxes(-1, -2), rhs_indices=indices)
+        y = y + self.bias[indices][..., None, :] if "bias" in self else y
+        return y.astype(x.dtype)
 
 
 def pack(module: nn.Module, way: Packing) -> nn.Module:
@@ -113,7 +122,7 @@ def product(layer: PackedLayer, x: mx.array, expert: int | None = None) -> mx.ar
     Of experts' weights [E, N, D], those of one ``expert``.
     """
     # A CPU's halves are slow, too.
-    y, kept, D = x.astype(mx.float32), _kept(layer), x.shape[-1]
+    y, kept, D = x.astype(mx.float32), kept_weights(layer), x.shape[-1]
     if kept is not None:
         return (y @ (kept if expert is None else kept[expert]).T).astype(x.dtype)
     weight, scales, biases = layer["weight"], layer["scales"], layer.get("biases")
@@ -126,7 +135,9 @@ def product(layer: PackedLayer, x: mx.array, expert: int | None = None) -> mx.ar
         "mode": layer.mode,
     }
     if x.size // D < MANY_ROWS[layer.mode, layer.bits]:
-        return mx.quantized_matmul(x, weight, scales, biases, transpose=True, **way)
+        y = mx.quantized_matmul(x, weight, scales, biases, transpose=True, **way)
+        # mlx's has the type of the scales where theirs is the wider.
+        return y.astype(x.dtype)
     parts: list[mx.array] = []
     step = max(1, SLICE_WEIGHTS // D)
     for i in range(0, scales.shape[0], step):
@@ -176,12 +187,31 @@ def keep_unpacked(model: nn.Module, limit: float) -> int:
         )
         mx.eval(dense)
         # No parameter: a name that begins so is neither stored nor trained.
-        layer._unpacked = (layer.weight, layer.scales, dense)
+        layer._unpacked = Unpacked(_packed_parts(layer), dense)
     return size
 
 
-def _kept(layer: PackedLayer) -> mx.array | None:
-    """The layer's unpacked weights; None if they are not kept, or it has others now."""
-    weight, scales, dense = layer.get("_unpacked") or (None, None, None)
-    current = layer["weight"] is weight and layer["scales"] is scales
-    return dense if current else None
+def drop_unpacked(model: nn.Module) -> None:
+    """Keep no unpacked weights any longer; the model computes the same without them."""
+    for _, layer in named_leaves(model):
+        layer.pop("_unpacked", None)
+
+
+def _packed_parts(layer: Any) -> tuple[mx.array | None, ...]:
+    return layer.get("weight"), layer.get("scales"), layer.get("biases")
+
+
+def kept_weights(layer: PackedLayer) -> mx.array | None:
+    """The layer's unpacked weights; None if they are not kept.
+
+    Where the layer has got other arrays they end. What is written into the arrays that
+    it has (``scales[:8] = 0``, ``scales *= 2``) is not seen: call ``drop_unpacked``.
+    """
+    unpacked: Unpacked | None = layer.get("_unpacked")
+    if unpacked is None:
+        return None
+    pairs = zip(unpacked.parts, _packed_parts(layer), strict=True)
+    if all(then is now for then, now in pairs):
+        return unpacked.weights
+    layer.pop("_unpacked")
+    return None

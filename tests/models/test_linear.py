@@ -14,6 +14,7 @@ from mm1_mlx.models.linear import (
     PackedEmbedding,
     PackedLinear,
     PackedSwitchLinear,
+    drop_unpacked,
     expert_products,
     keep_unpacked,
     pack,
@@ -98,6 +99,26 @@ def test_what_is_kept_ends_where_other_weights_are_loaded(assert_close):
     assert_close(layer(x), other(x), "op")
 
 
+@pytest.mark.parametrize("leaf", ["weight", "scales", "biases"])
+def test_what_is_kept_ends_where_one_array_is_another(leaf, assert_close):
+    layer, x = packed_linear(WAYS[2]), rows(9)
+    keep_unpacked(nn.Sequential(layer), LIMIT)
+    layer[leaf] = layer[leaf] + 1
+    assert_close(product(layer, x), plain(layer, x), "op")
+    # And is freed.
+    assert "_unpacked" not in layer
+
+
+def test_what_is_kept_can_be_dropped(assert_close):
+    layer, x = packed_linear(WAYS[2]), rows(9)
+    model = nn.Sequential(layer, nn.Linear(96, 8))
+    keep_unpacked(model, LIMIT)
+    expected = model(x)
+    drop_unpacked(model)
+    assert "_unpacked" not in layer
+    assert_close(model(x), expected, "op")
+
+
 def test_nothing_is_kept_beyond_the_limit():
     layer = packed_linear(WAYS[2])
     assert keep_unpacked(nn.Sequential(layer), 4 * 64 * 96 - 1) == 0
@@ -107,8 +128,9 @@ def test_nothing_is_kept_beyond_the_limit():
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("keep", [False, True])
-def test_half_precision_comes_out_as_it_went_in(dtype, keep, assert_close):
-    layer, x = packed_linear(WAYS[2]), rows(9)
+@pytest.mark.parametrize("count", [1, 9])
+def test_half_precision_comes_out_as_it_went_in(dtype, keep, count, assert_close):
+    layer, x = packed_linear(WAYS[2]), rows(count)
     if keep:
         keep_unpacked(nn.Sequential(layer), LIMIT)
     kind = "float16" if dtype == mx.float16 else "bfloat16"
@@ -146,6 +168,16 @@ def test_packed_experts_compute_what_mlx_lm_s_do(way, keep, assert_close):
         assert keep_unpacked(nn.Sequential(layer), LIMIT) == 4 * 4 * 32 * 64
     x, chosen = rows(3)[0][:, None], mx.array([[2, 0], [1, 1], [3, 2]])
     assert_close(layer(x[:, None], chosen), theirs(x[:, None], chosen), "op")
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("keep", [False, True])
+def test_experts_give_halves_for_halves(dtype, keep):
+    _, layer = packed_experts(WAYS[2])
+    if keep:
+        keep_unpacked(nn.Sequential(layer), LIMIT)
+    x, chosen = rows(3)[0][:, None], mx.array([[2, 0], [1, 1], [3, 2]])
+    assert layer(x[:, None].astype(dtype), chosen).dtype == dtype
 
 
 @each_way

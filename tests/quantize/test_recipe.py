@@ -10,7 +10,7 @@ from mm1_mlx.checkpoint import build_model, load_config
 from mm1_mlx.config import MM1Config, Packing, QuantizationConfig
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.quantize import RECIPES, find_recipe, parse_way, way_of
-from mm1_mlx.quantize.recipe import COMPONENTS, component_of, fit, plan
+from mm1_mlx.recipe import COMPONENTS, component_of, fit, plan
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_bits_of_a_weight_are_what_the_disk_holds(word):
     way = parse_way(word, "x")
     weight = mx.ones((2, 128), mx.float16)
     size = sum(part.nbytes for part in mx.quantize(weight, **way.to_dict()))
-    assert way.bits_per_weight == 8 * size / weight.size
+    assert way.bits_per_weight() == 8 * size / weight.size
 
 
 def test_the_config_is_mlx_lm_s_form():

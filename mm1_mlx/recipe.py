@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mlx_lm.convert import mixed_quant_predicate_builder
-
-from mm1_mlx.checkpoint import build_model
 from mm1_mlx.config import MM1Config, Packing
 from mm1_mlx.config.quantization import MODES
 from mm1_mlx.errors import ConfigError
+from mm1_mlx.models import MM1
 from mm1_mlx.models.linear import named_leaves
 
 Component = Literal[
@@ -29,6 +27,8 @@ COMPONENTS: tuple[Component, ...] = (
 # What --bits, --group-size and --mode are about.
 LAYERS: tuple[Component, ...] = ("attention", "mlp", "experts")
 KEEP = "keep"
+# The recipe of who names none.
+DEFAULT = "4bit"
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def plan(recipe: Recipe, config: MM1Config) -> Plan:
     Raises:
         ConfigError: the recipe packs nothing of the model.
     """
-    model = build_model(replace(config, quantization=None), ())
+    model = MM1(replace(config, quantization=None))
     rules: dict[str, Any] = {}
     packed: dict[str, Packing] = {}
     uneven: list[str] = []
@@ -180,8 +180,8 @@ def plan(recipe: Recipe, config: MM1Config) -> Plan:
         if way is None or not hasattr(module, "to_quantized"):
             continue
         if name := recipe.rules.get(component):
-            rule = rules.get(name) or mixed_quant_predicate_builder(name, model)
-            rules[name], way = rule, Packing.from_dict(rule(path, module))
+            rule = rules[name] = rules.get(name) or _mixed(name, model)
+            way = Packing.from_dict(rule(path, module))
         fitting = fit(way, module.weight.shape[-1])
         if fitting is None:
             uneven.append(path)
@@ -193,6 +193,14 @@ def plan(recipe: Recipe, config: MM1Config) -> Plan:
             "and its bits for 'mm1 quantize', e.g. --vision 8"
         )
     return Plan(packed, tuple(uneven))
+
+
+def _mixed(name: str, model: MM1) -> Any:
+    """mlx-lm's rule of this name: a module's way from its path and itself."""
+    # Here: it takes a second, and whoever loads a model asks for plans.
+    from mlx_lm.convert import mixed_quant_predicate_builder
+
+    return mixed_quant_predicate_builder(name, model)
 
 
 def fit(way: Packing, width: int) -> Packing | None:
