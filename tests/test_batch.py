@@ -140,17 +140,19 @@ def test_pieces_come_while_others_are_under_way(runtime):
     assert last[1] < last[0]
 
 
-def test_questions_are_taken_as_answers_end(runtime):
-    taken = []
+def test_questions_are_taken_as_answers_end(runtime, monkeypatch):
+    under_way = []
+    add = Batch.add
 
-    def asks():
-        for i, (question, images) in enumerate(QUESTIONS):
-            taken.append(i)
-            yield Ask(question, images, Settings(max_tokens=4))
+    def counted(batch, number, ask):
+        under_way.append(len(batch))
+        return add(batch, number, ask)
 
-    for number, _ in stream_batch(runtime, asks(), size=2):
-        assert len(taken) <= number + 3
-    assert len(taken) == len(QUESTIONS)
+    monkeypatch.setattr(Batch, "add", counted)
+    asks = (Ask(q, images, Settings(max_tokens=4)) for q, images in QUESTIONS)
+    assert len(generate_batch(runtime, asks, size=2)) == len(QUESTIONS)
+    assert max(under_way) == 1
+    assert len(under_way) == len(QUESTIONS)
 
 
 def test_one_row_may_be_cancelled(runtime):
