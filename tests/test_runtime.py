@@ -13,7 +13,8 @@ from PIL import Image
 from mm1_mlx import budget, generate, load, stream
 from mm1_mlx.answer import Settings
 from mm1_mlx.errors import CheckpointError, PromptError
-from mm1_mlx.runtime import TINY, find_model
+from mm1_mlx.prefill import prefill
+from mm1_mlx.runtime import TINY, _answer, find_model
 from mm1_mlx.transcript import Transcript
 
 STAR = TINY / "red-star.png"
@@ -343,3 +344,54 @@ def test_a_model_that_will_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(budget, "allowed", lambda: 1_000_000)
     with pytest.raises(CheckpointError, match="of memory for its weights"):
         load()
+
+
+def test_a_listener_who_leaves_ends_the_reading(monkeypatch):
+    with load() as runtime:
+        steps = []
+        hidden = runtime.model.decoder.hidden
+        reading, left = threading.Event(), threading.Event()
+
+        def counted(tokens, *args):
+            steps.append(tokens.shape[1])
+            if len(steps) == 3:
+                reading.set()
+                assert left.wait(5)
+            return hidden(tokens, *args)
+
+        monkeypatch.setitem(runtime.model.decoder.__dict__, "hidden", counted)
+        options = prefill.__kwdefaults__ | {"step": 1}
+        monkeypatch.setattr(prefill, "__kwdefaults__", options)
+        gone = []
+
+        def make(event):
+            gone.append(event)
+            return _answer(runtime, "Describe it.", [FOUR], Settings(), 0.0, event)
+
+        pieces = runtime.run(make)
+        listener = threading.Thread(target=lambda: list(pieces))
+        listener.start()
+        assert reading.wait(5)
+        gone[0].set()
+        left.set()
+        listener.join(5)
+        assert len(steps) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"temperature": "0"}, "temperature is '0', expected a number"),
+        ({"num_draft_tokens": 2.5}, "num_draft_tokens is 2.5, expected an integer"),
+        ({"max_tokens": True}, "max_tokens is True, expected an integer"),
+        ({"kv_bits": 8.0}, "kv_bits is 8.0, expected one of"),
+        ({"kv_bits": 5}, "kv_bits is 5, expected one of"),
+        ({"kv_group_size": 16}, "kv_group_size is 16, expected one of"),
+        ({"prefix": 3}, "prefix is 3, expected its name"),
+        ({"draft": "x"}, "draft is 'x', expected a Runtime"),
+        ({"prompt_lookup": True, "draft": True}, "draft is True"),
+    ],
+)
+def test_settings_of_another_type_are_named(options, match):
+    with pytest.raises(PromptError, match=match):
+        Settings(**options)

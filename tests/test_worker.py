@@ -63,3 +63,23 @@ def test_a_worker_does_not_wait_for_itself():
     with pytest.raises(RuntimeError, match="would wait for itself"):
         worker.submit(inner).result()
     worker.close()
+
+
+def test_a_listener_who_leaves_is_noticed_before_the_next_item():
+    worker = Worker()
+    seen, left = threading.Event(), []
+
+    def make(gone):
+        yield 1
+        # A long step: a prompt that is read.
+        seen.set()
+        left.append(gone.wait(5))
+        yield 2
+
+    items = worker.iterate(make)
+    assert next(items) == 1
+    assert seen.wait(5)
+    items.close()
+    worker.submit(int).result(timeout=5)
+    assert left == [True]
+    worker.close()
