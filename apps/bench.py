@@ -123,9 +123,7 @@ def bench(
         seconds = time.perf_counter() - start
     with closing(runtime):
         plan = plan_for(runtime.config)
-        measuring = runtime.run(
-            lambda: benchmark.measure(runtime.engine, plan, chips, note)
-        )
+        measuring = benchmark.measure(runtime, plan, chips, note)
         rows = [row.to_dict() for row in measuring]
         facts = {
             "model": _describe(runtime, preset),
@@ -193,7 +191,7 @@ def _find_preset(name: str, resolution: str | None) -> Any:
 def _random_weights(preset: str, config: Any, recipe: str | None, dtype: Any) -> Any:
     """The runtime of a preset."""
     from mm1_mlx.bench import open_synthetic
-    from mm1_mlx.quantize.recipe import find_recipe, plan
+    from mm1_mlx.recipe import find_recipe, plan
 
     packed = plan(find_recipe(recipe), config).packed if recipe else {}
     return open_synthetic(preset, config, packed, dtype)
@@ -304,7 +302,7 @@ def _print_markdown(facts: dict[str, Any]) -> None:
         facts["machine"]["device"],
     )
     _print_markdown_table(
-        ("model", "size", "params", "backend", *(" ".join(n.split()) for n in names)),
+        ("model", "size", "params", "backend", *names),
         [(*own, *row) for row in rows],
         "lrrl" + sides,
     )
@@ -325,23 +323,21 @@ def _cells(
     facts: dict[str, Any],
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """Names of the columns, the rows, and the columns' sides."""
-    chips = {"measured": "limit\nhere", "nominal": "limit of\nthe chip"}
-    used = [name for name in chips if name in facts["speed"]]
-    names = ["test", "median", "min..max"]
-    for name in used:
-        names += [chips[name], "share"]
+    titles = {"measured": "limit here", "nominal": "limit of the chip"}
+    chips = {name: title for name, title in titles.items() if name in facts["speed"]}
     rows = []
     for row in facts["rows"]:
-        cells = [
-            row["name"],
-            f"{_number(row['median'])} {row['unit']}",
-            f"{_number(row['min'])}..{_number(row['max'])}",
-        ]
-        for name in used:
-            limit = row["limits"][name]
-            cells += [_number(limit["value"]), f"{limit['share']:.0%}"]
-        rows.append(tuple(cells))
-    return tuple(names), rows, "l" + "r" * (len(names) - 1)
+        limits = (row["limits"][name] for name in chips)
+        rows.append(
+            (
+                row["name"],
+                f"{_number(row['median'])} {row['unit']}",
+                f"{_number(row['min'])}..{_number(row['max'])}",
+                *(f"{x['share']:.0%} of {_number(x['value'])}" for x in limits),
+            )
+        )
+    names = ("test", "median", "min..max", *chips.values())
+    return names, rows, "l" + "r" * (len(names) - 1)
 
 
 def _number(value: float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mm1_mlx.kernels.choice import SWITCH, Variant, current, has_metal, switch
+from mm1_mlx.kernels.choice import SWITCH, Variant, current, switch
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def kernel_report(
             name = variant.name if bits else f"shared prefix, {variant.name}"
             if kernels is None:
                 why = f"{SWITCH}=off" if value == "off" else "no Metal here"
-                device = str(mx.default_device()) if not has_metal() else "GPU"
+                device = "CPU" if mx.default_device() == mx.cpu else "GPU"
                 rows.append(Row(name, device, "not run", None, None, False, why))
                 continue
             verdict = kernels.verdict(variant)
