@@ -32,6 +32,7 @@ COMMANDS = (
         "embed",
         "inspect",
         "verify",
+        "bench",
         "doctor",
     ),
 )
