@@ -30,8 +30,10 @@ SWITCH = "MM1_KERNELS"
 # Largest difference from plain.py, relative to the largest value.
 TOLERANCES = {mx.float32: 1e-4, mx.float16: 2e-3, mx.bfloat16: 2e-2}
 
-# What is timed: a decoding step of a long chat, or of a batch behind a shared prefix.
-TIMED_KEYS, TIMED_HEADS, TIMED_KV_HEADS = 4096, 32, 8
+# What is timed, keys and queries: a step of a chat that begins to be packed and of a long
+# one, and guessed tokens checked; or the steps of a batch behind a shared prefix.
+TIMED_STEPS = ((1024, 1), (4096, 1), (4096, 8))
+TIMED_HEADS, TIMED_KV_HEADS = 32, 8
 TIMED_BATCH, TIMED_SUFFIX = 8, 256
 TIMED_CALLS = 7  # of which the median counts
 
@@ -66,7 +68,7 @@ class Verdict:
     error: float
     """Largest difference from plain.py, relative to the largest value."""
     seconds: float | None = None
-    """Of the kernels at ``TIMED_KEYS`` keys; None where nothing was timed."""
+    """Of the kernels, where they gain least; None where nothing was timed."""
     plain_seconds: float | None = None
     """Of the alternative."""
     reason: str = ""
@@ -180,18 +182,24 @@ class Kernels:
         return measured
 
     def _measure(self, variant: Variant) -> tuple[float, float]:
+        pairs = [self._time(variant, N, T) for N, T in TIMED_STEPS]
+        return max(pairs, key=lambda pair: pair[0] / pair[1])
+
+    def _time(self, variant: Variant, N: int, T: int) -> tuple[float, float]:
+        """Seconds of the kernels and of their alternative, T queries over N keys."""
         D, scale = variant.head_dim, variant.head_dim**-0.5
         # Plain keys come to the kernels from a shared prefix only.
         B = 1 if variant.bits else TIMED_BATCH
-        H, N = TIMED_KV_HEADS, TIMED_KEYS
-        q = _random(variant, (B, TIMED_HEADS, 1, D), seed=0)
+        H = TIMED_KV_HEADS
+        q = _random(variant, (B, TIMED_HEADS, T, D), seed=0)
         runs = [_random_run(variant, 1, H, N, N)]
         if B > 1:
             runs.append(_random_run(variant, B, H, TIMED_SUFFIX, TIMED_SUFFIX))
+        mask = "causal" if T > 1 else None
         calls = (
-            lambda: self.attend(q, runs, scale=scale, causal=False),
+            lambda: self.attend(q, runs, scale=scale, causal=T > 1),
             lambda: (plain.attend if variant.bits else fused.attend_joined)(
-                q, runs, scale=scale, mask=None
+                q, runs, scale=scale, mask=mask
             ),
         )
         mx.eval(q, [run.planes for run in runs], [call() for call in calls])

@@ -19,7 +19,7 @@ class Row:
     check: str
     """Whether it agrees with plain operations here."""
     seconds: float | None
-    """Of a step at ``choice.TIMED_KEYS`` keys; None where it was not timed."""
+    """Of a step of ``choice.TIMED_STEPS``, the least gain; None where not timed."""
     other_seconds: float | None
     """Of what runs otherwise."""
     chosen: bool

@@ -21,7 +21,7 @@ SHARED = Variant(0, 0, mx.float16, 64)
 def small(monkeypatch):
     """What is timed is timed by a made-up clock, so it may be small."""
     for name, value in [
-        ("TIMED_KEYS", 40),
+        ("TIMED_STEPS", ((40, 1), (80, 1), (40, 3))),
         ("TIMED_HEADS", 2),
         ("TIMED_KV_HEADS", 1),
         ("TIMED_BATCH", 2),
@@ -240,3 +240,29 @@ def test_the_report_says_the_times(monkeypatch, tmp_path):
     assert (row.seconds, row.other_seconds, row.chosen) == (1, 2, True)
     assert row.runs == "the kernel: 2.00 times as fast as plain operations"
     assert row.check.startswith("agrees to ")
+
+
+def test_kernels_that_lose_at_one_length_are_not_used(tmp_path):
+    # Twice as fast at first, then half as fast, then twice as fast again.
+    seconds = iter([1, 0, 2, 0] * 3 + [2, 0, 1, 0] * 3 + [1, 0, 2, 0] * 3)
+    total = [0.0]
+
+    def look():
+        now = total[0]
+        total[0] += next(seconds)
+        return now
+
+    verdict = Kernels("M9", right, tmp_path / "k.json", clock=look).verdict(PACKED)
+    assert (verdict.use, verdict.seconds, verdict.plain_seconds) == (False, 2, 1)
+
+
+def test_kernels_can_be_tried_while_mlx_traces(tmp_path):
+    kernels = Kernels("M9", right, tmp_path / "k.json", clock=clock(1, 2))
+    used = []
+
+    def traced(x):
+        used.append(kernels.use(PACKED))
+        return x
+
+    mx.compile(traced)(mx.zeros(1))
+    assert used == [True]
