@@ -11,10 +11,9 @@ from types import TracebackType
 import mlx.core as mx
 
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.pieces import ALL, Readable, TensorInfo
 
 from .source import Source
-from .step import ALL, Readable
-from .tensors import TensorInfo
 
 # What a base does not have: taken as it is.
 OWN = ("model.mm_projector.", "model.region_geo_sampler.", "model.vision_tower.")

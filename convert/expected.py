@@ -7,11 +7,11 @@ import mlx.core as mx
 from mm1_mlx.checkpoint import model_shapes
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.pieces import Readable, read_in_pieces
 
 from .packed import Packed
 from .plan import Plan
 from .source import Source
-from .step import Readable, pieces_of
 
 
 def possible_shapes(config: MM1Config) -> dict[str, tuple[int, ...]]:
@@ -53,6 +53,6 @@ def check_tied(source: Source, packed: Packed, result: Plan) -> None:
 
 def _equal(one: Readable, other: Readable) -> bool:
     return one.shape == other.shape and all(
-        mx.array_equal(one.read(rows), other.read(rows)).item()
-        for rows in pieces_of(one)
+        mx.array_equal(*pieces).item()
+        for pieces in zip(read_in_pieces(one), read_in_pieces(other), strict=True)
     )

@@ -1,20 +1,19 @@
 """A conversion that was checked by name and shape: what it writes, tensor by tensor."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
 
-from mm1_mlx.checkpoint import cast_to, model_shapes
+from mm1_mlx.checkpoint import cast_overflowing, model_shapes
 from mm1_mlx.config import MM1Config, Packing, QuantizationConfig
+from mm1_mlx.errors import CheckpointError
+from mm1_mlx.partial import fingerprint, stamps
 from mm1_mlx.quantize import Recipe
 from mm1_mlx.quantize.pack import pack_deferred
-from mm1_mlx.quantize.recipe import plan as plan_packing
+from mm1_mlx.recipe import plan as plan_packing
 from mm1_mlx.shard import Deferred
 
 from .expected import check_tied, possible_shapes
@@ -112,8 +111,7 @@ class Job:
         """
         tensors: Tensors = self._dense_tensors()
         if dtype is not None:
-            cast = partial(cast_to, dtype)
-            tensors = ((name, tensor.map(cast)) for name, tensor in tensors)
+            tensors = ((k, x.map(partial(_cast, k, dtype))) for k, x in tensors)
         if self.upcycle:
             assert self.made.decoder is not None
             tensors = self.upcycle.tensors(tensors, self.made.decoder, SEED)
@@ -132,19 +130,39 @@ class Job:
 
         A source's files are told apart by their names, sizes and times.
         """
-        origins = self.sourced.values()
-        files = {path for origin in origins for path in origin.source.files()}
-        stats = {str(path.absolute()): path.stat() for path in sorted(files)}
+        by_name = {origin.name: origin for origin in self.sourced.values()}
         facts = {
-            "program": version("mm1-mlx"),
             "config": self.made.to_dict(),
             "lineage": self.lineage.to_dict(),
-            "files": {k: (x.st_size, x.st_mtime_ns) for k, x in stats.items()},
+            # Sources may be alike in all but their weights: which of them gives a tensor
+            # decides as much as what they are.
+            "origins": [
+                {
+                    "files": stamps(by_name[name].source.files()),
+                    "steps": [(x.sources, x.targets, x.row) for x in result.steps],
+                }
+                for name, (_, result) in self.plans.items()
+            ],
             "tensors": {k: (x.shape, str(x.dtype)) for k, x in tensors.items()},
         }
-        return sha256(json.dumps(facts).encode()).hexdigest()
+        return fingerprint(facts)
 
     def tokenizer_files(self) -> dict[str, Path]:
         """The tokenizer files by name, of the decoder or else of the text tower."""
         reader = self.sourced.get("decoder") or self.sourced.get("text")
         return tokenizer_files(reader.source) if reader else {}
+
+
+def _cast(name: str, dtype: mx.Dtype, piece: mx.array) -> mx.array:
+    """A piece of a tensor in ``dtype``.
+
+    Raises:
+        CheckpointError: a number is too large for it.
+    """
+    cast, overflows = cast_overflowing(dtype, piece)
+    if overflows.item():
+        raise CheckpointError(
+            f"{name} holds numbers too large for {dtype}; pass --dtype bfloat16, or keep "
+            "the type that they have"
+        )
+    return cast

@@ -92,7 +92,10 @@ def _sized(
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
-    return re.compile(r"(\d+)".join(re.escape(part) for part in pattern.split("{}")))
+    # No number that Python would not read, and no other alphabet's digits.
+    return re.compile(
+        "([0-9]{1,6})".join(re.escape(part) for part in pattern.split("{}"))
+    )
 
 
 def _as_op(rule: str | Op | None) -> Op:

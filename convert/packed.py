@@ -16,12 +16,12 @@ import mlx.core as mx
 
 from mm1_mlx.config import Packing, QuantizationConfig
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.pieces import ALL, Readable, TensorInfo
 
 from .plan import Plan
 from .quantization import check_module, leaves_of, quantization
 from .source import Source
-from .step import ALL, Find, Readable, Step
-from .tensors import TensorInfo
+from .step import Find, Step
 
 
 @dataclass(frozen=True)

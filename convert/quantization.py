@@ -9,10 +9,11 @@ import mlx.core as mx
 
 from mm1_mlx.config import Packing, QuantizationConfig
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.pieces import TensorInfo
 
 from .folder import PACKING
 from .source import Source
-from .tensors import FLOATS, TensorInfo
+from .tensors import FLOATS
 
 
 def quantization(source: Source) -> QuantizationConfig | None:

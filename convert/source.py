@@ -11,12 +11,12 @@ import mlx.core as mx
 
 from mm1_mlx import hub
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.pieces import Readable, TensorInfo
 
 from .folder import PACKING, Folder
 from .place import SUBFOLDERS, licence_of, local_folder
 from .shards import BIN_INDEX, SAFETENSORS_INDEX
-from .step import Readable
-from .tensors import FLOATS, TensorInfo, tensors_in
+from .tensors import FLOATS, tensors_in
 
 
 class Source(Folder):

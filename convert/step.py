@@ -3,35 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import prod
-from typing import Protocol
 
 import mlx.core as mx
 
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.pieces import Readable, read_in_pieces
 from mm1_mlx.shard import Deferred
 
 Shapes = Mapping[str, tuple[int, ...]]
-ALL = slice(None)
-# What is held at a time of a tensor that stays as it is.
-PIECE_BYTES = 16_000_000
-
-
-class Readable(Protocol):
-    """A source tensor that is read when it is asked for."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-
-    @property
-    def dtype(self) -> mx.Dtype:
-        """Its type."""
-
-    def read(self, rows: slice = ALL) -> mx.array:
-        """Its values, or those of some places along the first axis."""
-
-
 Find = Callable[[str], Readable]
 
 
@@ -93,7 +72,7 @@ class Step:
         """One target's values, in order; no more is read at a time than one piece needs."""
         first = sources[0]
         if self.plain:
-            yield from (first.read(rows) for rows in pieces_of(first))
+            yield from read_in_pieces(first)
         elif self.gather:
             yield from (self.function(x.read())[target] for x in sources)
         elif self.each or self.row is not None:
@@ -111,14 +90,3 @@ class Step:
                     f"{self.sources[0]!r}, which stands beside it, {sources[0].dtype}; "
                     "save both in one type"
                 )
-
-
-def pieces_of(tensor: Readable) -> Iterator[slice]:
-    """Rows of a tensor, a piece of it at a time."""
-    if not tensor.shape:
-        yield ALL
-        return
-    width = prod(tensor.shape[1:]) * tensor.dtype.size
-    count = max(PIECE_BYTES // max(width, 1), 1)
-    for start in range(0, tensor.shape[0], count):
-        yield slice(start, start + count)

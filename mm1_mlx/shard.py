@@ -50,6 +50,11 @@ class Deferred:
         """Its size in bytes."""
         return prod(self.shape) * self.dtype.size
 
+    def whole(self) -> mx.array:
+        """The tensor, put together from its pieces."""
+        pieces = [piece.reshape(-1) for piece in self.pieces()]
+        return mx.concatenate(pieces).reshape(self.shape)
+
     def map(self, function: Callable[[mx.array], mx.array]) -> Deferred:
         """The tensor with every number changed by itself."""
         kind = function(mx.zeros(1, self.dtype)).dtype

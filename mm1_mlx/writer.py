@@ -1,15 +1,17 @@
 """Writes a model folder, which appears only when it is whole.
 
-The manifest is written last and the folder renamed into place, so a killed run leaves
-nothing that loads, and the next one goes on where it was.
+The manifest is written last and the folder renamed into place, so a run that is killed
+or stopped leaves nothing that loads, and the next one goes on where it was.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -31,10 +33,13 @@ from mm1_mlx.checkpoint import (
 from mm1_mlx.config import MODEL_TYPE, MM1Config
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import fsync, read_json, replace_json, safe_join, sha256
-from mm1_mlx.partial import JOURNAL, Partial
+from mm1_mlx.hold import LOCK
+from mm1_mlx.partial import JOURNAL, Partial, beside
 from mm1_mlx.shard import Deferred, header_of, in_order, write_shard
 
 MAX_SHARD_BYTES = 1_000_000_000
+# What a disk without room says.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class CheckpointWriter:
@@ -53,14 +58,16 @@ class CheckpointWriter:
         source: what the manifest says of where it comes from.
         packed: the modules that are packed.
         overwrite: whether a model that is there is replaced.
-        size: bytes that the disk must have room for.
-        fingerprint: of all that decides the tensors' values; what a killed run under an
-            equal one has written is not written again.
+        size: bytes that the disk must have room for, with what is there.
+        fingerprint: of all that decides the tensors' values; what a run under an equal
+            one wrote before it was killed or stopped, or the disk failed it, is not
+            written again.
         progress: told, after every tensor, the number written so far and of all.
 
     Raises:
-        CheckpointError: ``out`` exists and ``overwrite`` is false, the disk is too full,
-            or the tensors are not exactly those of the config's model.
+        CheckpointError: ``out`` exists and ``overwrite`` is false, another run is
+            writing it, the disk is too full, or the tensors are not exactly those of
+            the config's model.
     """
 
     def __init__(
@@ -94,16 +101,18 @@ class CheckpointWriter:
         self._flushed: Future[None] | None = None
 
     def __enter__(self) -> Self:
-        self.partial.tidy()
-        # Only now: a model may have come back.
+        self.partial.open()
         try:
+            # Only now: a model may have come back.
             check_place(self.out, overwrite=self.overwrite)
-        except CheckpointError:
+        except BaseException:
             self.partial.remove()
             raise
-        there = sum(shard["bytes"] for shard in self.partial.shards.values())
-        check_space(self.out, max(self.size - there, 0))
-        self.partial.open()
+        try:
+            check_space(self.out, self.size)
+        except BaseException:
+            self.partial.leave()
+            raise
         return self
 
     def add(self, name: str, tensor: mx.array | Deferred) -> None:
@@ -141,12 +150,30 @@ class CheckpointWriter:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if kind is None:
+            if error is None:
                 self._finish()
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
-            # Nothing may still write into the folder that goes.
+            # Nothing may still write into a folder that goes, or is another run's.
             self._flush.shutdown()
+            if error is not None:
+                self._leave(error)
+
+    def _leave(self, error: BaseException) -> None:
+        """Keep for the next run what it can use, where it could do without the error."""
+        stopped = not isinstance(error, Exception)
+        failed = isinstance(error, OSError) or isinstance(error.__context__, OSError)
+        if not stopped and not failed:
             self.partial.remove()
+        elif self.partial.leave():
+            size = sum(shard["bytes"] for shard in self.partial.shards.values())
+            error.add_note(
+                f"{size / 1e6:,.1f} MB of the model stay in {str(self.partial.folder)!r}: "
+                f"the same command goes on there, any other that writes "
+                f"{str(self.out)!r} clears them away"
+            )
 
     def _write_shard(self) -> None:
         """Write the tensors that are held, unless a killed run has done so."""
@@ -183,8 +210,13 @@ class CheckpointWriter:
         try:
             yield
         except OSError as error:
+            way_out = (
+                "is the disk full?"
+                if error.errno in FULL
+                else "check its disk and who may write there"
+            )
             raise CheckpointError(
-                f"{self.out} cannot be written ({error.strerror}); is the disk full?"
+                f"{self.out} cannot be written ({error.strerror or error}); {way_out}"
             ) from None
 
     def _finish(self) -> None:
@@ -192,12 +224,15 @@ class CheckpointWriter:
         self._write_shard()
         with self._writing():
             self._settle()
-        files = self._name_shards()
+        names = self._last_names()
         config = json.dumps(self.config.to_dict(), indent=2)
         self.add_file(CONFIG, config.encode() + b"\n")
+        if len(names) > 1:
+            self.add_file(INDEX, self._index(names.values()))
         with self._writing():
+            files = {last: self._file(name) for name, last in names.items()}
             for path in self.partial.folder.iterdir():
-                if path.name not in (JOURNAL, *files):
+                if path.name not in (JOURNAL, LOCK, *names):
                     fsync(path)
                     size = path.stat().st_size
                     files[path.name] = {"bytes": size, "sha256": sha256(path)}
@@ -208,28 +243,33 @@ class CheckpointWriter:
                 "files": dict(sorted(files.items())),
             }
             replace_json(self.partial.folder / MANIFEST, manifest)
+            self.partial.rename(names)
         self.partial.publish(overwrite=self.overwrite)
 
-    def _name_shards(self) -> dict[str, dict[str, Any]]:
-        """Size and digest of the shards by the names that they now have: Hugging Face's.
+    def _last_names(self) -> dict[str, str]:
+        """By what a shard is called so far, its name now that their number is known.
 
-        Several have an index.
+        Hugging Face's.
         """
-        count, weight_map, files = len(self.shards), {}, {}
-        for i, names in enumerate(self.shards, 1):
-            name = f"model-{i:05}-of-{count:05}.safetensors"
-            name = name if count > 1 else "model.safetensors"
-            (self.partial.folder / _shard(i)).rename(self.partial.folder / name)
-            weight_map.update(dict.fromkeys(names, name))
-            shard = self.partial.shards[_shard(i)]
-            files[name] = {key: shard[key] for key in ("bytes", "sha256")}
-        if count > 1:
-            index = {
-                "metadata": {"total_size": self.total_bytes},
-                "weight_map": weight_map,
-            }
-            self.add_file(INDEX, json.dumps(index, indent=2).encode() + b"\n")
-        return files
+        count = len(self.shards)
+        if count == 1:
+            return {_shard(1): "model.safetensors"}
+        numbers = range(1, count + 1)
+        return {_shard(i): f"model-{i:05}-of-{count:05}.safetensors" for i in numbers}
+
+    def _index(self, names: Iterable[str]) -> bytes:
+        """The file that says which shard of these holds a tensor."""
+        weight_map: dict[str, str] = {}
+        for name, tensors in zip(names, self.shards, strict=True):
+            weight_map.update(dict.fromkeys(tensors, name))
+        metadata = {"total_size": self.total_bytes}
+        content = {"metadata": metadata, "weight_map": weight_map}
+        return json.dumps(content, indent=2).encode() + b"\n"
+
+    def _file(self, name: str) -> dict[str, Any]:
+        """What the manifest says of a shard."""
+        shard = self.partial.shards[name]
+        return {key: shard[key] for key in ("bytes", "sha256")}
 
 
 def _shard(number: int) -> str:
@@ -241,9 +281,16 @@ def check_place(out: Path, *, overwrite: bool) -> None:
     """Pass only where a model may be written.
 
     Raises:
-        CheckpointError: something is there that must not be replaced.
+        CheckpointError: something is there that must not be replaced, or nothing may be
+            written.
     """
     if not out.exists():
+        above = _above(out)
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise CheckpointError(
+                f"{str(out)!r} cannot be made, for {str(above)!r} is not a folder that "
+                "can be written in; choose another place"
+            )
         return
     if not overwrite:
         raise CheckpointError(
@@ -257,17 +304,26 @@ def check_place(out: Path, *, overwrite: bool) -> None:
 
 
 def check_space(out: Path, size: int) -> None:
-    """Pass only where the disk has room for so many bytes more.
+    """Pass only where the disk has room for so many bytes.
+
+    What a killed run left counts as room: it is used, or cleared away.
 
     Raises:
         CheckpointError: it has not.
     """
-    free = shutil.disk_usage(next(x for x in out.parents if x.exists())).free
+    free, left = shutil.disk_usage(_above(out)).free, beside(out.resolve(), "partial")
+    if left.is_dir():
+        free += sum(path.stat().st_size for path in left.iterdir())
     if size > free:
         raise CheckpointError(
             f"{str(out)!r} needs {size / 1e6:,.1f} MB, but its disk has {free / 1e6:,.1f} "
-            "MB free; name a folder on another disk, or pass --dtype float16"
+            "MB free; name a folder on another disk, or pass --bits 4"
         )
+
+
+def _above(out: Path) -> Path:
+    """The nearest folder above a path that is there."""
+    return next(x for x in out.absolute().parents if x.exists())
 
 
 def _is_model(path: Path) -> bool:

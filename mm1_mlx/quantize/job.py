@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,18 @@ from mm1_mlx.checkpoint import (
 )
 from mm1_mlx.config import MM1Config, QuantizationConfig
 from mm1_mlx.errors import CheckpointError, ConfigError
-from mm1_mlx.files import read_shard, safe_join
+from mm1_mlx.files import safe_join
 from mm1_mlx.models import MM1
+from mm1_mlx.partial import fingerprint, stamps
+from mm1_mlx.pieces import tensors_of
 from mm1_mlx.quantize.calibration import Example, examples
 from mm1_mlx.quantize.cost import Cost, Reference, ask, measure
 from mm1_mlx.quantize.distil import EPOCHS, distil
-from mm1_mlx.quantize.pack import pack_tensors
-from mm1_mlx.quantize.recipe import COMPONENTS, Plan, Recipe, component_of, plan
+from mm1_mlx.quantize.pack import pack_deferred
+from mm1_mlx.recipe import COMPONENTS, Plan, Recipe, component_of, plan
+from mm1_mlx.shard import Deferred
 from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
-from mm1_mlx.writer import CheckpointWriter, check_place
+from mm1_mlx.writer import CheckpointWriter, check_place, check_space
 
 # Prompts that are asked; a quarter of them measures.
 MEASURED, LEARNED = 32, 128
@@ -95,8 +99,8 @@ def quantize(
 ) -> Report:
     """Write a packed copy of a model folder, and say what it costs.
 
-    The weights pass one tensor at a time. To measure, or to learn scales, the model runs
-    before and its packed copy after; the two are never in memory together.
+    The weights pass in pieces. To measure, or to learn scales, the model runs before and
+    its packed copy after; the two are never in memory together.
 
     Args:
         path: the model's folder.
@@ -111,7 +115,8 @@ def quantize(
         progress: told what is under way.
 
     Raises:
-        CheckpointError: the model is packed already or damaged, or ``out`` is taken.
+        CheckpointError: the model is packed already or damaged, or ``out`` is taken or
+            has no room.
         ConfigError: there is nothing that the recipe packs, or nothing to learn.
         PromptError: the calibration's prompts do not fit the model.
     """
@@ -136,6 +141,9 @@ def quantize(
             "in the affine mode; leave out --learned"
         )
     job = _Job(path, config, made, progress)
+    rows = job.rows()
+    # Before hours are spent on what would not fit.
+    check_space(out, sum(row.after for row in rows.values()))
     reference = training = None
     if answers and (measured or learned):
         training, reference = job.ask(calibration, count, learned=learned)
@@ -154,7 +162,7 @@ def quantize(
             else None,
         }
     }
-    rows = job.write(out, source, replaced, overwrite=overwrite)
+    job.write(out, source, replaced, overwrite=overwrite)
     cost = None
     if reference:
         said = job.counter("measuring", len(reference.samples))
@@ -222,7 +230,8 @@ class _Job:
         """The packed model, weights rounded, in the device's precision."""
         model = build_model(self.made, self.plan.packed)
         weights = []
-        for name, tensor in pack_tensors(self._tensors(), self.plan.packed):
+        for name, deferred in self._packed_tensors():
+            tensor = deferred.whole()
             floating = mx.issubdtype(tensor.dtype, mx.floating)
             cast = cast_to(device_dtype(tensor.dtype), tensor) if floating else tensor
             # One by one: what the tensor was made from is freed here.
@@ -232,13 +241,16 @@ class _Job:
         model.eval()
         return model
 
-    def _tensors(self) -> Iterator[tuple[str, mx.array]]:
-        """The unpacked model's, one after the other, lazily."""
+    def _tensors(self) -> Iterator[tuple[str, Deferred]]:
+        """The unpacked model's; none is read."""
         for name in sorted(load_manifest(self.path)["files"]):
             if name.endswith(".safetensors"):
-                shard = read_shard(safe_join(self.path, name))
-                # Popped, so that a tensor that was read is freed behind its use.
-                yield from ((found, shard.pop(found)) for found in list(shard))
+                for found, tensor in tensors_of(safe_join(self.path, name)).items():
+                    yield found, tensor.deferred()
+
+    def _packed_tensors(self) -> Iterator[tuple[str, Deferred]]:
+        """The packed model's, rounded when they are asked for."""
+        return pack_deferred(self._tensors(), self.plan.packed)
 
     def write(
         self,
@@ -247,34 +259,40 @@ class _Job:
         replaced: Mapping[str, mx.array],
         *,
         overwrite: bool,
-    ) -> dict[str, Row]:
-        """Write the folder, with ``replaced`` tensors; its components."""
+    ) -> None:
+        """Write the folder, with ``replaced`` tensors."""
         manifest = load_manifest(self.path)
         known = manifest.get("source")
         known = dict(known) if isinstance(known, dict) else {}
         # That was checked of other weights.
         known.pop("parity_checked", None)
-        rows = self.rows()
+        tensors = dict(self._packed_tensors())
+        for name, tensor in replaced.items():
+            tensors[name] = Deferred.of(tensor.astype(tensors[name].dtype))
+        files = {name: safe_join(self.path, name) for name in manifest["files"]}
+        facts = {
+            "config": self.made.to_dict(),
+            "source": known | source,
+            "files": stamps(files.values()),
+            "tensors": {k: (x.shape, str(x.dtype)) for k, x in tensors.items()},
+        }
         with CheckpointWriter(
             out,
             self.made,
             known | source,
             packed=self.plan.packed,
             overwrite=overwrite,
-            size=sum(row.after for row in rows.values()),
+            size=sum(x.nbytes for x in tensors.values()),
+            # Learning again would give other scales.
+            fingerprint=None if replaced else fingerprint(facts),
+            progress=lambda done, total: self.progress("writing", done, total),
         ) as writer:
-            said = self.counter("writing", len(writer.expected))
-            for name, tensor in pack_tensors(self._tensors(), self.plan.packed):
-                if name in replaced:
-                    tensor = replaced[name].astype(tensor.dtype)
-                mx.eval(tensor)
-                writer.add(name, tensor)
-                mx.clear_cache()
-                said()
-            for name in manifest["files"]:
+            for name in list(tensors):
+                # Popped, so that a tensor that was written is freed.
+                writer.add(name, tensors.pop(name))
+            for name, path in files.items():
                 if name not in LEFT and not name.endswith(".safetensors"):
-                    writer.add_file(name, safe_join(self.path, name))
-        return rows
+                    writer.add_file(name, path)
 
     def rows(self) -> dict[str, Row]:
         """The components before and after, from shapes alone."""
@@ -282,11 +300,11 @@ class _Job:
         for name, tensor in self._tensors():
             path, _, leaf = name.rpartition(".")
             row = rows[component_of(path)]
-            row.parameters += tensor.size
+            row.parameters += prod(tensor.shape)
             row.before += tensor.nbytes
             if leaf == "weight" and (way := self.plan.packed.get(path)):
                 word = f"{way.bits}" if way.mode == "affine" else way.mode
-                row.bits[word] += tensor.size
-        for name, tensor in pack_tensors(self._tensors(), self.plan.packed):
+                row.bits[word] += prod(tensor.shape)
+        for name, tensor in self._packed_tensors():
             rows[component_of(name.rpartition(".")[0])].after += tensor.nbytes
         return {name: row for name, row in rows.items() if row.parameters}

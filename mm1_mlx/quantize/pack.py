@@ -12,10 +12,10 @@ from mm1_mlx.shard import Deferred
 LEAVES = ("weight", "scales", "biases")
 
 
-def pack_tensors(
-    tensors: Iterable[tuple[str, mx.array]], packed: Mapping[str, Packing]
-) -> Iterator[tuple[str, mx.array]]:
-    """The tensors as a checkpoint holds them, lazily; weights are rounded.
+def pack_deferred(
+    tensors: Iterable[tuple[str, Deferred]], packed: Mapping[str, Packing]
+) -> Iterator[tuple[str, Deferred]]:
+    """The tensors as a checkpoint holds them, rounded when they are written.
 
     Args:
         tensors: of a model that is not packed, by name.
@@ -26,60 +26,65 @@ def pack_tensors(
         if leaf != "weight" or path not in packed:
             yield name, tensor
             continue
-        parts = mx.quantize(tensor, **packed[path].to_dict())
-        for part, array in zip(LEAVES, parts, strict=False):
-            yield f"{path}.{part}", array
-
-
-def pack_deferred(
-    tensors: Iterable[tuple[str, Deferred]], packed: Mapping[str, Packing]
-) -> Iterator[tuple[str, Deferred]]:
-    """``pack_tensors`` of tensors that are made when they are written."""
-    for name, tensor in tensors:
-        path, _, leaf = name.rpartition(".")
-        if leaf != "weight" or path not in packed:
-            yield name, tensor
-            continue
         for part, deferred in _packed(tensor, packed[path]).items():
             yield f"{path}.{part}", deferred
 
 
 def _packed(tensor: Deferred, way: Packing) -> dict[str, Deferred]:
-    """The tensors of a packed weight, which is rounded once, when one is asked for."""
+    """The tensors of a packed weight.
+
+    The integers, which may be a gigabyte, come as they are made; what is made with them
+    is held until it is asked for. Float32 scales are asked for first, as they lie first
+    in a file: then all is rounded again for the integers.
+    """
     held: dict[str, mx.array] = {}
 
-    def pieces_of(part: str) -> Callable[[], Iterator[mx.array]]:
+    def weight() -> Iterator[mx.array]:
+        small: list[list[mx.array]] = []
+        for integers, *rest in _round(tensor, way):
+            small.append(rest)
+            yield integers
+            del integers
+        for leaf, arrays in zip(LEAVES[1:], zip(*small, strict=True), strict=False):
+            held[leaf] = mx.concatenate(list(arrays))
+
+    def beside(leaf: str) -> Callable[[], Iterator[mx.array]]:
         def pieces() -> Iterator[mx.array]:
-            if part not in held:
-                held.update(_round(tensor, way))
-            yield held.pop(part)
+            if leaf not in held:
+                for _ in weight():
+                    pass
+            yield held.pop(leaf)
 
         return pieces
 
     # Nothing is computed for shapes and types.
     parts = mx.quantize(mx.zeros(tensor.shape, tensor.dtype), **way.to_dict())
     return {
-        part: Deferred(tuple(array.shape), array.dtype, pieces_of(part))
-        for part, array in zip(LEAVES, parts, strict=False)
+        leaf: Deferred(
+            tuple(array.shape),
+            array.dtype,
+            weight if leaf == "weight" else beside(leaf),
+        )
+        for leaf, array in zip(LEAVES, parts, strict=False)
     }
 
 
-def _round(tensor: Deferred, way: Packing) -> dict[str, mx.array]:
-    """The packed weight, a few rows at a time: the unpacked one is never whole."""
-    *rows, width = tensor.shape
+def _round(tensor: Deferred, way: Packing) -> Iterator[tuple[mx.array, ...]]:
+    """What the weight is packed into, a few rows at a time."""
+    width = tensor.shape[-1]
     rest = mx.zeros(0, tensor.dtype)
-    rounded: list[list[mx.array]] = []
     for piece in tensor.pieces():
-        values = mx.concatenate([rest, piece.flatten()])
+        values = piece.reshape(-1)
+        if rest.size:
+            values = mx.concatenate([rest, values])
         whole = values.size // width * width
-        if whole:
-            parts = mx.quantize(values[:whole].reshape(-1, width), **way.to_dict())
-            mx.eval(parts)
-            rounded.append(list(parts))
-        # Evaluated, so that it does not hold the piece it is the end of.
+        # Evaluated, so that neither holds the piece that it is of.
         rest = mx.contiguous(values[whole:])
         mx.eval(rest)
-    return {
-        part: mx.concatenate(list(arrays)).reshape(*rows, -1)
-        for part, arrays in zip(LEAVES, zip(*rounded, strict=True), strict=False)
-    }
+        if whole:
+            rows = values[:whole].reshape(-1, width)
+            del piece, values
+            parts = tuple(mx.quantize(rows, **way.to_dict()))
+            mx.eval(parts)
+            del rows
+            yield parts

@@ -4,6 +4,7 @@ import mlx.core as mx
 import pytest
 
 from mm1_mlx.checkpoint import device_dtype, device_dtypes, load_model
+from mm1_mlx.errors import CheckpointError
 from mm1_mlx.writer import CheckpointWriter
 
 
@@ -55,3 +56,38 @@ def test_weights_are_cast_by_what_most_are_stored_in(
 
     loaded = load_model(tmp_path / "out", choose)
     assert {x.dtype for x in loaded.tensors().values()} == {expected}
+
+
+@pytest.fixture
+def large(tiny_model, write, tmp_path):
+    """A model in bfloat16, one number of which float16 does not hold."""
+    tensors = {k: x.astype(mx.bfloat16) for k, x in tiny_model.tensors().items()}
+    tensors["decoder.norm.weight"][3] = 7e4
+    return write(tmp_path / "large", tiny_model, tensors)
+
+
+def test_where_a_weight_is_too_large_for_the_devices_type_all_are_bfloat16(
+    large, tiny_model
+):
+    """The GPUs of M1 and M2 are quick at float16 alone, and slow but right at this."""
+    loaded = load_model(large, lambda _: mx.float16).tensors()
+    for name, x in tiny_model.tensors().items():
+        expected = x.astype(mx.bfloat16)
+        if name == "decoder.norm.weight":
+            expected[3] = 7e4
+        assert mx.array_equal(loaded[name], expected)
+
+
+def test_a_type_that_was_asked_for_and_is_too_small_is_refused(large):
+    message = (
+        r"1 tensor\(s\) hold numbers too large for .*float16, e.g. \['decoder.norm"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load_model(large, mx.float16)
+
+
+def test_what_is_infinite_as_stored_is_no_overflow(tiny_model, write, tmp_path):
+    tensors = {k: x.astype(mx.bfloat16) for k, x in tiny_model.tensors().items()}
+    tensors["decoder.norm.weight"][3] = float("inf")
+    out = write(tmp_path / "out", tiny_model, tensors)
+    assert load_model(out, mx.float16).tensors()["decoder.norm.weight"][3] == mx.inf

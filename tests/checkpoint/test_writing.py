@@ -1,6 +1,7 @@
 """Models come back bit-equal; a killed or failed writer leaves none."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,13 +18,14 @@ import pytest
 from safetensors import safe_open
 
 import mm1_mlx.writer
-from mm1_mlx import files
+from mm1_mlx import files, hold
 from mm1_mlx.checkpoint import load_manifest, load_model, verify_digests
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import check_shard, read_header, read_json, read_shard
+from mm1_mlx.hold import LOCK, Hold
 from mm1_mlx.models import MM1
 from mm1_mlx.shard import Deferred, in_order, write_shard
-from mm1_mlx.writer import CheckpointWriter
+from mm1_mlx.writer import CheckpointWriter, check_place
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
@@ -193,7 +195,7 @@ def test_a_rename_that_fails_keeps_the_old_model(
     rename = Path.rename
 
     def fail(path, target):
-        if ".mm1-partial-" in path.name:
+        if path.name.endswith(".mm1-partial"):
             raise OSError("no")
         return rename(path, target)
 
@@ -363,31 +365,104 @@ def test_a_killed_writer_leaves_no_half_model(
             assert name != "old" or same(
                 load_model(next(tmp_path.glob("old.mm1-old-*"))), old
             )
-    for left in tmp_path.glob("*.mm1-partial-*"):
+    for left in tmp_path.glob("*.mm1-partial"):
         with contextlib.suppress(CheckpointError):
             assert len(load_model(left).tensors()) == len(old.tensors())
 
 
 def test_the_next_writer_clears_what_a_killed_one_left(tmp_path, make_model, write):
-    dead = 2**22 + 1  # above every process number
-    for name in (
-        f"new.mm1-partial-{dead}",
-        f"new.mm1-partial-{os.getppid()}",
-        "new.old-20240601",
-    ):
+    for name in ("new.mm1-partial", "newer.mm1-partial", "new.old-20240601"):
         (tmp_path / name).mkdir()
-    write(tmp_path / f"new.mm1-old-{dead}", make_model(seed=5))
+        (tmp_path / name / "shard-1.safetensors").write_bytes(b"half")
+    write(tmp_path / "new.mm1-old-1a2b", make_model(seed=5))
     with pytest.raises(CheckpointError, match="already exists; choose another name"):
         write(tmp_path / "new", make_model())
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"new", f"new.mm1-partial-{os.getppid()}", "new.old-20240601"}
+    assert left == {"new", "newer.mm1-partial", "new.old-20240601"}
     load_model(tmp_path / "new")
 
 
+HOLDS = """
+import sys, time
+from pathlib import Path
+from mm1_mlx.hold import Hold
+hold = Hold(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_is_held_by_one_run_until_it_ends(tmp_path, make_model, write):
+    arguments = [sys.executable, "-c", HOLDS, tmp_path / "model.mm1-partial"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(
+            CheckpointError, match=r"another run is at work in .*partial"
+        ):
+            write(tmp_path / "model", make_model())
+        assert [x.name for x in tmp_path.iterdir()] == ["model.mm1-partial"]
+        other.kill()
+    write(tmp_path / "model", make_model())
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_hold_that_was_taken_away_clears_nothing_of_the_next(tmp_path):
+    folder = tmp_path / "folder"
+    first = Hold(folder)
+    folder.rename(tmp_path / "elsewhere")
+    second = Hold(folder)
+    (folder / "file").write_bytes(b"")
+    first.clear()
+    first.remove()
+    first.release()
+    assert sorted(x.name for x in folder.iterdir()) == ["file", LOCK]
+    second.remove()
+    assert [x.name for x in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_a_disk_without_locks_holds_what_is_made(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(hold.fcntl, "flock", fail)
+    held = Hold(tmp_path / "folder")
+    message = (
+        r"cannot say whether a run is at work in it \(No locks available\); if none"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        Hold(tmp_path / "folder")
+    held.remove()
+    Hold(tmp_path / "folder").remove()
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EIO])
+def test_only_a_full_disk_is_said_to_be_full(
+    number, tmp_path, make_model, write, monkeypatch
+):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(mm1_mlx.writer, "write_shard", fail)
+    message = (
+        rf"written \({os.strerror(number)}\); check its disk and who may write there$"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        write(tmp_path / "model", make_model())
+
+
+def test_what_lies_under_a_file_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    message = (
+        r"model' cannot be made, for '.*file' is not a folder that can be written in"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        check_place(tmp_path / "file" / "model", overwrite=False)
+
+
 def test_leftovers_of_a_name_with_brackets_are_cleared(tmp_path, make_model, write):
-    left = tmp_path / f"my[1].mm1-partial-{2**22 + 1}"
-    left.mkdir()
     write(tmp_path / "my[1]", make_model())
+    (tmp_path / "my[1].mm1-old-1a2b").mkdir()
+    write(tmp_path / "my[1]", make_model(), overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["my[1]"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.convert.step import ALL
+from mm1_mlx.pieces import ALL
 from mm1_mlx.shard import Deferred
 
 LLAMA = {

@@ -367,6 +367,19 @@ def test_dtypes_are_kept_unless_one_is_asked_for(tmp_path: Path) -> None:
     assert model.decoder.norm.weight.dtype == mx.float16
 
 
+def test_a_number_that_a_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
+    tensors = {k: x.astype(mx.bfloat16) for k, x in sources.llama_tensors().items()}
+    tensors["model.norm.weight"][3] = 7e4
+    folder = str(sources.write(tmp_path / "in", sources.LLAMA, tensors))
+    message = r"decoder.norm.weight holds numbers too large for .*float16; pass --dtype bfloat"
+    with pytest.raises(CheckpointError, match=message):
+        convert(folder, tmp_path / "half", dtype=mx.float16)
+    assert not (tmp_path / "half").exists()
+    convert(folder, tmp_path / "kept")
+    tensors = load_model(tmp_path / "kept").tensors()
+    assert tensors["decoder.norm.weight"][3].item() == 70144
+
+
 def test_progress_counts_every_tensor(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     llama = sources.llama(tmp_path / "in")

@@ -18,8 +18,8 @@ from mm1_mlx.convert.rules import (
     transpose,
     unstack,
 )
-from mm1_mlx.convert.step import ALL
 from mm1_mlx.errors import CheckpointError
+from mm1_mlx.pieces import ALL
 
 
 def apply(
@@ -253,3 +253,10 @@ def test_what_does_not_fit_is_refused_by_name(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         plan(rules, found, {"x": (1,)}, {"x": (1,)})
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "\u0660", "1234567"])
+def test_what_is_no_plain_number_is_no_layer(number: str) -> None:
+    """Names come from somebody else's file."""
+    with pytest.raises(CheckpointError, match="1 source tensors have no rule"):
+        plan({"layers.{}": "x.{}"}, {f"layers.{number}": (1,)}, {"x.0": (1,)}, {})

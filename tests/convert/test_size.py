@@ -105,7 +105,7 @@ def test_a_full_disk_is_named_before_a_byte_is_written(
     convert(llava, tmp_path / "fits/in/it")
     room.free = size - 1
     calls: list[Any] = []
-    message = r"needs 0.0 MB, but its disk has 0.0 MB free; name .* --dtype float16"
+    message = r"needs 0.0 MB, but its disk has 0.0 MB free; name .* --bits 4"
     with pytest.raises(CheckpointError, match=message):
         convert(llava, tmp_path / "too/full", starting=calls.append)
     assert calls == []

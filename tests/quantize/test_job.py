@@ -1,12 +1,15 @@
 """``quantize``: what it writes, what that costs, and what it refuses."""
 
 import json
+from math import prod
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
 
+from mm1_mlx import pieces, writer
 from mm1_mlx.checkpoint import (
     load_config,
     load_manifest,
@@ -15,10 +18,12 @@ from mm1_mlx.checkpoint import (
 )
 from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.models.linear import named_leaves
+from mm1_mlx.pieces import TensorInfo
 from mm1_mlx.quantize import RECIPES, Recipe, find_recipe, parse_way, quantize
-from mm1_mlx.quantize.pack import pack_tensors
-from mm1_mlx.quantize.recipe import LAYERS, plan
+from mm1_mlx.quantize.pack import LEAVES
+from mm1_mlx.recipe import LAYERS, plan
 from mm1_mlx.runtime import generate, load
+from mm1_mlx.shard import write_shard
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 
@@ -35,6 +40,20 @@ def tensors_of(folder):
     return found
 
 
+def rounded(tensors, packed):
+    """The tensors with those weights as mlx packs them."""
+    expected = {}
+    for name, tensor in tensors.items():
+        path = name.removesuffix(".weight")
+        if path in packed:
+            parts = mx.quantize(tensor, **packed[path].to_dict())
+            leaves = zip(LEAVES, parts, strict=False)
+            expected |= {f"{path}.{leaf}": x for leaf, x in leaves}
+        else:
+            expected[name] = tensor
+    return expected
+
+
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_every_recipe_writes_what_mlx_rounds(name, kind, request, tmp_path):
@@ -42,7 +61,7 @@ def test_every_recipe_writes_what_mlx_rounds(name, kind, request, tmp_path):
     recipe = find_recipe(name)
     report = quantize(source, tmp_path / "out", recipe, measured=False)
     packed = plan(recipe, load_config(source)).packed
-    expected = dict(pack_tensors(tensors_of(source).items(), packed))
+    expected = rounded(tensors_of(source), packed)
     written = tensors_of(tmp_path / "out")
     assert set(written) == set(expected)
     assert all(mx.array_equal(written[name], expected[name]) for name in expected)
@@ -111,7 +130,7 @@ def test_without_memory_to_spare_weights_stay_packed(
     quantize(source, tmp_path / "out", find_recipe("4bit"), measured=False)
     kept = load_model(tmp_path / "out")
     # Enough for the model, and a tenth of it too little for its weights unpacked.
-    monkeypatch.setattr("mm1_mlx.checkpoint.allowed", lambda: 1000)
+    monkeypatch.setattr("mm1_mlx.checkpoint.unswapped", lambda: 1000)
     packed = load_model(tmp_path / "out")
     for model, keeps in ((kept, True), (packed, False)):
         layers = [x for _, x in named_leaves(model) if "scales" in x]
@@ -173,6 +192,66 @@ def test_a_run_that_ends_early_leaves_nothing(dense, tmp_path):
             dense, tmp_path / "out", find_recipe("4bit"), measured=False, progress=stop
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_was_stopped_goes_on(dense, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "MAX_SHARD_BYTES", 100_000)
+    recipe, out, names = find_recipe("4bit"), tmp_path / "out", []
+
+    def stop(_, done, total):
+        if done == total // 2:
+            raise KeyboardInterrupt
+
+    def noted(path, *rest):
+        names.append(path.name)
+        return write_shard(path, *rest)
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(dense, out, recipe, measured=False, progress=stop)
+    monkeypatch.setattr(writer, "write_shard", noted)
+    quantize(dense, out, recipe, measured=False)
+    rest = list(names)
+    quantize(dense, tmp_path / "whole", recipe, measured=False)
+    assert 0 < len(rest) < len(names) - len(rest)
+    for path in (tmp_path / "whole").iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_no_room_is_said_before_a_prompt_is_asked(
+    learned, dense, tmp_path, monkeypatch
+):
+    room = SimpleNamespace(free=1000)
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: room)
+    said = []
+    with pytest.raises(CheckpointError, match=r"but its disk has 0\.0 MB free"):
+        quantize(
+            dense,
+            tmp_path / "out",
+            find_recipe("4bit"),
+            learned=learned,
+            progress=lambda *call: said.append(call),
+        )
+    assert said == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_more_is_read_at_a_time_than_a_piece_needs(dense, tmp_path, monkeypatch):
+    """Not even where a shard is larger."""
+    read, sizes = TensorInfo.read, []
+
+    def noted(info, rows=pieces.ALL):
+        sizes.append((read(info, rows).nbytes, info.shape))
+        return read(info, rows)
+
+    quantize(dense, tmp_path / "a", find_recipe("4bit"), measured=False)
+    monkeypatch.setattr(TensorInfo, "read", noted)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 2000)
+    quantize(dense, tmp_path / "b", find_recipe("4bit"), measured=False)
+    # A row may be larger.
+    assert all(size <= max(2000, 4 * prod(shape[1:])) for size, shape in sizes)
+    a, b = tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b")
+    assert all(mx.array_equal(a[name], b[name]) for name in a)
 
 
 def test_a_config_that_names_modules_that_are_not_packed_is_refused(dense, tmp_path):

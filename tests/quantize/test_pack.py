@@ -5,8 +5,8 @@ import pytest
 
 from mm1_mlx.config import Packing
 from mm1_mlx.config.quantization import MODES
-from mm1_mlx.quantize.pack import pack_deferred, pack_tensors
-from mm1_mlx.shard import Deferred
+from mm1_mlx.quantize.pack import LEAVES, pack_deferred
+from mm1_mlx.shard import Deferred, in_order, write_shard
 
 WAYS = [
     Packing(group_size=groups[0], bits=bits, mode=mode)
@@ -16,19 +16,15 @@ WAYS = [
 each_way = pytest.mark.parametrize("way", WAYS, ids=lambda w: f"{w.mode}-{w.bits}")
 
 
-def joined(tensor):
-    values = [piece.flatten() for piece in tensor.pieces()]
-    return mx.concatenate(values).reshape(tensor.shape)
-
-
 @each_way
 @pytest.mark.parametrize("shape", [(6, 64), (3, 4, 64)])
 @pytest.mark.parametrize("piece", [1, 50, 64, 200, 10_000])
 def test_pieces_give_what_the_whole_gives(way, shape, piece):
     mx.random.seed(0)
     weight = mx.random.normal(shape).astype(mx.float16)
-    tensors = [("a.weight", weight), ("a.bias", weight[0]), ("b.weight", weight)]
-    expected = dict(pack_tensors(tensors, {"a": way}))
+    parts = mx.quantize(weight, **way.to_dict())
+    expected = {f"a.{leaf}": x for leaf, x in zip(LEAVES, parts, strict=False)}
+    expected |= {"a.bias": weight[0], "b.weight": weight}
     flat = weight.flatten()
     cut = Deferred(
         shape,
@@ -48,18 +44,41 @@ def test_pieces_give_what_the_whole_gives(way, shape, piece):
             expected[name].dtype,
         )
         # In whatever order, and again where a writer asks again.
-        assert mx.array_equal(joined(tensor), expected[name])
-    assert mx.array_equal(joined(found["a.scales"]), expected["a.scales"])
+        assert mx.array_equal(tensor.whole(), expected[name])
+    assert mx.array_equal(found["a.scales"].whole(), expected["a.scales"])
 
 
-def test_a_weight_is_rounded_once():
+@pytest.mark.parametrize(("dtype", "times"), [(mx.float16, 1), (mx.float32, 2)])
+def test_a_weight_is_rounded_once_for_small_scales(dtype, times, tmp_path):
+    """Float32 ones lie before the integers in a file."""
     asked = []
 
     def pieces():
         asked.append(1)
-        return [mx.ones((4, 64))]
+        return [mx.ones((4, 64), dtype)]
 
-    tensors = [("a.weight", Deferred((4, 64), mx.float32, pieces))]
-    for _, tensor in pack_deferred(tensors, {"a": WAYS[2]}):
-        list(tensor.pieces())
-    assert len(asked) == 1
+    tensors = [("a.weight", Deferred((4, 64), dtype, pieces))]
+    found = in_order(dict(pack_deferred(tensors, {"a": WAYS[2]})))
+    write_shard(tmp_path / "x.safetensors", found, lambda: None)
+    assert len(asked) == times
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.float32])
+def test_the_integers_are_never_whole(dtype, tmp_path):
+    """Of a weight of 64 pieces no more than a few are alive, whatever comes first."""
+    rows, width, count = 64, 1024, 64
+    size = rows * width * dtype.size
+
+    def pieces():
+        for _ in range(count):
+            yield mx.ones((rows, width), dtype)
+
+    tensors = [("a.weight", Deferred((count * rows, width), dtype, pieces))]
+    way = Packing(group_size=64, bits=8, mode="affine")
+    found = in_order(dict(pack_deferred(tensors, {"a": way})))
+    small = sum(x.nbytes for name, x in found.items() if name != "a.weight")
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    write_shard(tmp_path / "x.safetensors", found, lambda: None)
+    assert mx.get_peak_memory() - before < 8 * size + 2 * small
