@@ -8,6 +8,10 @@ import mlx.nn as nn
 
 from mm1_mlx.kernels.exponential import LOG2_E, erf, exp2
 
+# Values from which on several operations on each cost less than one exponential: more
+# than those of a token that is decoded.
+MANY = 1 << 14
+
 
 def sigmoid(x: mx.array) -> mx.array:
     """1 / (1 + exp(-x))."""
@@ -51,5 +55,6 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 
 
 def _on_cpu(x: mx.array) -> bool:
-    """Whether mlx would compute one exponential at a time."""
-    return mx.default_device() == mx.cpu and x.dtype == mx.float32
+    """Whether mlx would compute one exponential at a time, and many of them."""
+    on_cpu = mx.default_device() == mx.cpu and x.dtype == mx.float32
+    return on_cpu and x.size >= MANY

@@ -13,6 +13,12 @@ def exact_sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+@pytest.fixture(autouse=True, params=[0, 1 << 30], ids=["many", "few"])
+def many(request, monkeypatch):
+    """Both ways of computing on a CPU, whatever the number of values."""
+    monkeypatch.setattr("mm1_mlx.models.activation.MANY", request.param)
+
+
 EXACT = {
     sigmoid: exact_sigmoid,
     silu: lambda x: x * exact_sigmoid(x),
