@@ -33,6 +33,7 @@ from mm1_mlx.presets import PRESETS, VIT_L_14_336
 from mm1_mlx.recipe import find_recipe, plan
 from mm1_mlx.sizes import human_bytes
 from mm1_mlx.train.budget import Training
+from mm1_mlx.train.trainer import TrainConfig, make_optimizer
 from mm1_mlx.writer import CheckpointWriter
 
 # Of what was taken, the most that may be said.
@@ -225,6 +226,7 @@ def test_prompts_are_read_in_the_steps_that_are_counted():
     ("optimizer", "positions"),
     [
         ("adamw", 128),
+        ("muon", 128),
         pytest.param("adafactor", 512, marks=pytest.mark.drill),
         pytest.param("adamw", 512, marks=pytest.mark.drill),
     ],
@@ -232,10 +234,15 @@ def test_prompts_are_read_in_the_steps_that_are_counted():
 def test_a_training_steps_estimate_holds(optimizer, positions, taken):
     whole = medium(vocab_size=8192)
     config = MM1Config(decoder=whole.decoder)
-    makers = {"adamw": optim.AdamW, "adafactor": optim.Adafactor}
+    run = TrainConfig(steps=2, learning_rate=1e-4, warmup_steps=1, decay_steps=1)
+    makers = {
+        "adamw": optim.AdamW(learning_rate=1e-4),
+        "adafactor": optim.Adafactor(learning_rate=1e-4),
+        "muon": make_optimizer(replace(run, optimizer="muon")),
+    }
 
     def train():
-        model, step = MM1(config), makers[optimizer](learning_rate=1e-4)
+        model, step = MM1(config), makers[optimizer]
         step.init(model.trainable_parameters())
         mx.eval(model.state, step.state)
         tokens = mx.zeros((1, positions), mx.int32)

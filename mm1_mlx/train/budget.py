@@ -1,20 +1,34 @@
-"""What a training step takes of memory, from the config and before it begins."""
+"""What a training step takes of memory and time, from the config and before it begins."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
+from typing import Any
 
-from mm1_mlx.budget import encode_bytes
-from mm1_mlx.config import MM1Config
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mm1_mlx.budget import encode_bytes, or_mac, spell_out, weight_bytes
+from mm1_mlx.chips import Chip
+from mm1_mlx.config import MM1Config, Packing
+from mm1_mlx.errors import ConfigError
 from mm1_mlx.models import MM1
+from mm1_mlx.models.linear import named_leaves
+from mm1_mlx.room import allowed
+from mm1_mlx.sizes import human_bytes
+from mm1_mlx.train.optimizer import kept_numbers
+from mm1_mlx.train.sample import Batch
+from mm1_mlx.work import decoder_flops, encode_flops
 
 # Arrays of the width D, of the MLP's width and of all scores that a block keeps for its
 # gradients; measured with decoders of several sizes.
 KEPT_STATES, KEPT_HIDDEN, KEPT_SCORES = 6, 4, 2
 # Logits, their softmax and both gradients, in float32.
 KEPT_LOGITS = 4
+PARTS = ("vision", "connector", "decoder")
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -22,67 +36,104 @@ class Training:
     """A training step.
 
     Attributes:
-        rows: of a batch.
+        rows: of a micro-batch.
         positions: of a row.
-        tiles: of a batch.
+        tiles: of a micro-batch.
         parts: that are trained; the others only run forward.
         lora_rank: of adapters on the parts' linear layers, None to train every weight.
-        optimizer: AdamW keeps two numbers of every weight, AdaFactor sums of rows and of
-            columns.
+        trained: shapes of what is trained, by path, where neither of the two says it.
+        optimizer: "adamw", "muon" or "adafactor".
         checkpointing: whether blocks are computed again for their gradients.
-        itemsize: bytes of a number.
+        micro_batches: whose gradients are averaged.
+        workers: micro-batches that are computed side by side.
+        itemsize: bytes of a number that is not packed.
+        ways: how modules are packed, by path; no others are.
     """
 
     rows: int
     positions: int
     tiles: int = 0
-    parts: tuple[str, ...] = ("vision", "connector", "decoder")
+    parts: tuple[str, ...] = PARTS
     lora_rank: int | None = None
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    trained: Shapes | None = None
+    optimizer: str = "adamw"
     checkpointing: bool = False
+    micro_batches: int = 1
+    workers: int = 1
     itemsize: int = 4
+    ways: Mapping[str, Packing] = field(default_factory=dict)
 
     def bytes(self, config: MM1Config) -> dict[str, int]:
-        """By what they are for; the largest moment of the last."""
-        shapes = {k: tuple(x.shape) for k, x in MM1(config).tensors().items()}
-        trained = [
-            shape
-            for name, own in shapes.items()
-            if name.partition(".")[0] in self.parts
-            for shape in self._trained(name, own)
-        ]
-        adapters = sum(map(prod, trained)) if self.lora_rank else 0
-        weights = sum(map(prod, shapes.values())) + adapters
-        gradients = sum(map(prod, trained))
+        """By what they are for; the largest moment of the last.
+
+        Raises:
+            ConfigError: there is no such optimizer, or packed weights are to be trained.
+        """
+        trained = self._trained(config)
+        adapters = sum(map(prod, trained.values())) if self.lora_rank else 0
+        weights = sum(weight_bytes(config, self.ways, self.itemsize).values())
+        gradients = sum(map(prod, trained.values())) * self.itemsize
+        state = (kept_numbers(self.optimizer, *weight) for weight in trained.items())
         # The step's new values stand beside the old ones.
-        working = max(self._activations(config), gradients * self.itemsize)
+        working = max(self.workers * self.activations(config), gradients)
         return {
-            "weights": weights * self.itemsize,
-            "gradients": gradients * self.itemsize,
-            "optimizer": sum(map(self._state, trained)) * self.itemsize,
+            "weights": weights + adapters * self.itemsize,
+            "gradients": gradients * self.micro_batches,
+            "optimizer": sum(state) * self.itemsize,
             "activations": working,
         }
 
-    def _trained(self, name: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Shapes of what is trained of a tensor."""
+    def _trained(self, config: MM1Config) -> Shapes:
+        """Shapes of what is trained, by path."""
+        if self.trained is not None:
+            return self.trained
+        shapes = {
+            name: tuple(x.shape)
+            for name, x in MM1(replace(config, quantization=None)).tensors().items()
+            if name.partition(".")[0] in self.parts
+        }
         if self.lora_rank is None:
-            return [shape]
-        if ".layers." not in name or len(shape) < 2:
-            return []
-        *experts, rows, columns = shape
+            packed = {path.partition(".")[0] for path in self.ways} & set(self.parts)
+            if packed:
+                raise ConfigError(
+                    f"{sorted(packed)} cannot be trained, their weights are packed; train "
+                    "other parts, or the model that was quantized"
+                )
+            return shapes
         r = self.lora_rank
-        return [(*experts, rows, r), (*experts, r, columns)]
+        adapters: dict[str, tuple[int, ...]] = {}
+        for name, shape in shapes.items():
+            if ".layers." in name and len(shape) >= 2:
+                *experts, rows, columns = shape
+                adapters[f"{name}.lora_b"] = (*experts, rows, r)
+                adapters[f"{name}.lora_a"] = (*experts, r, columns)
+        return adapters
 
-    def _state(self, shape: tuple[int, ...]) -> int:
-        """Numbers that the optimizer keeps of a tensor."""
-        if self.optimizer == "adamw":
-            return 2 * prod(shape)
-        if len(shape) < 2:
-            return prod(shape)
-        return prod(shape[:-1]) + prod((*shape[:-2], shape[-1]))
+    def flops(self, config: MM1Config) -> int:
+        """Operations of a step: of a pass forward, and twice that of one backward.
 
-    def _activations(self, config: MM1Config) -> int:
-        """Bytes that are kept for the gradients."""
+        The gradients of a part's weights, and those of the states that it read, are as
+        many operations each as the part itself. States need none where nothing before
+        them is trained.
+        """
+        vision = encode_flops(replace(config, connector=None), self.tiles)
+        forward = {
+            "vision": vision,
+            "connector": encode_flops(config, self.tiles) - vision,
+            "decoder": 0,
+        }
+        if config.decoder:
+            row = decoder_flops(config.decoder, self.positions, rows=self.positions)
+            forward["decoder"] = self.rows * row
+        total, learns = 0, False
+        for part, once in forward.items():
+            learns |= part in self.parts
+            weights = part in self.parts and self.lora_rank is None
+            total += once * (1 + learns + weights + (learns and self.checkpointing))
+        return total * self.micro_batches
+
+    def activations(self, config: MM1Config) -> int:
+        """Bytes that one micro-batch keeps for its gradients."""
         vision, decoder = config.vision, config.decoder
         total = 0
         if vision and self.tiles:
@@ -124,3 +175,106 @@ class Training:
             # What goes in and comes out of every block, and all of one at a time.
             return (2 * len(blocks) * N * L * D + max(kept)) * self.itemsize
         return sum(kept) * self.itemsize
+
+
+def step_seconds(chip: Chip, config: MM1Config, training: Training) -> float:
+    """Least time of a step on a chip.
+
+    Weights are read forward and backward; gradients and what the optimizer keeps are
+    read and written.
+    """
+    needs = training.bytes(config)
+    read = 2 * training.micro_batches * needs["weights"]
+    read += 2 * (needs["gradients"] + needs["optimizer"])
+    return chip.seconds(training.flops(config), read)
+
+
+def training_of(
+    model: MM1, batch: Batch, optimizer: str, micro_batches: int = 1, workers: int = 1
+) -> Training:
+    """The step that trains what is not frozen of a model on batches like this one."""
+    trained: Any = tree_flatten(model.trainable_parameters())
+    shapes = {path: tuple(x.shape) for path, x in trained}
+    itemsizes = [
+        x.dtype.size
+        for x in model.tensors().values()
+        if mx.issubdtype(x.dtype, mx.floating)
+    ]
+    rows, positions = batch.tokens.shape
+    return Training(
+        rows=rows,
+        positions=positions,
+        tiles=sum(len(picture.tiles) for picture in batch.pictures),
+        parts=tuple(p for p in PARTS if any(x.startswith(f"{p}.") for x in shapes)),
+        trained=shapes,
+        optimizer=optimizer,
+        micro_batches=micro_batches,
+        workers=workers,
+        itemsize=max(itemsizes, default=4),
+        ways={
+            path: Packing(group_size=x.group_size, bits=x.bits, mode=x.mode)
+            for path, x in named_leaves(model)
+            if "scales" in x
+        },
+    )
+
+
+def check_training(config: MM1Config, training: Training) -> None:
+    """Pass only if the device has room for a training step.
+
+    Of the weights, what is in memory already is not counted again.
+
+    Raises:
+        ConfigError: it has not; or ``Training.bytes`` says what cannot be trained.
+    """
+    needs, room = training.bytes(config), allowed()
+    if room is None:
+        return
+    room += min(mx.get_active_memory(), needs["weights"])
+    need = sum(needs.values())
+    if need > room:
+        raise ConfigError(
+            f"a training step needs {human_bytes(need)} ({spell_out(needs)}) of memory, "
+            f"but {human_bytes(room)} are free here; "
+            f"{_way_out(config, training, room)}{or_mac(need)}"
+        )
+
+
+def _way_out(config: MM1Config, training: Training, room: int) -> str:
+    """What of a training step would fit."""
+
+    def fits(changed: Training) -> bool:
+        return sum(changed.bytes(config).values()) <= room
+
+    def with_rows(rows: int) -> Training:
+        tiles = -(-training.tiles * rows // training.rows)
+        return replace(training, rows=rows, tiles=tiles)
+
+    alone = replace(training, micro_batches=1, workers=1)
+    if fits(alone):
+        return "train on one micro-batch a step"
+    if rows := _most(training.rows, lambda n: fits(with_rows(n))):
+        return f"give batches of at most {rows} rows, not {training.rows}"
+    few = replace(with_rows(1), micro_batches=1, workers=1)
+    ways = {"give": few}
+    if config.connector and training.parts != ("connector",):
+        less = replace(few, parts=("connector",), trained=None, lora_rank=None)
+        ways["train the connector alone, and give"] = less
+    for words, step in ways.items():
+
+        def fits_so_long(positions: int, step: Training = step) -> bool:
+            return fits(replace(step, positions=positions))
+
+        tokens = _most(step.positions + 1, fits_so_long)
+        if tokens:
+            return f"{words} batches of one row of at most {tokens:,} tokens"
+    return "train a smaller model"
+
+
+def _most(below: int, fits: Callable[[int], bool]) -> int:
+    """The largest number under ``below`` that fits, 0 if none does."""
+    low, high = 0, below - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

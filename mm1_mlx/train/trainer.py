@@ -22,7 +22,10 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.files import fsync, read_json, read_shard
-from mm1_mlx.models import named_tensors
+from mm1_mlx.models import MM1, named_tensors
+from mm1_mlx.train.budget import check_training, training_of
+from mm1_mlx.train.optimizer import is_matrix
+from mm1_mlx.train.sample import Batch as Rows
 from mm1_mlx.worker import Worker
 
 # What a run may change when it is continued: its length, and what it leaves behind.
@@ -96,11 +99,6 @@ def make_optimizer(config: TrainConfig) -> optim.Optimizer:
     return optim.MultiOptimizer([muon, adamw], [is_matrix])
 
 
-def is_matrix(path: str, tensor: mx.array) -> bool:
-    """Whether a weight maps vectors to vectors, which an embedding table does not."""
-    return tensor.ndim >= 2 and "embed_tokens" not in path and "position" not in path
-
-
 def schedule(config: TrainConfig, peak: float) -> Callable[[mx.array], mx.array]:
     """Linear warmup to the peak, the peak, then a cosine to ``final_fraction`` of it.
 
@@ -129,6 +127,10 @@ class Trainer(Generic[Model, Batch]):
         batches: the batch of (step, shard); every micro-batch is a shard of its own.
         config: the run.
         folder: where the checkpoint and ``log.jsonl`` are kept.
+
+    Raises:
+        ConfigError: the micro-batches cannot be shared out; or the device has no room
+            for a step of an MM1 on batches like the first, before anything is allocated.
     """
 
     def __init__(
@@ -157,15 +159,26 @@ class Trainer(Generic[Model, Batch]):
                 f"{config.micro_batches} micro-batches cannot be shared out among "
                 f"{self.group.size()} processes"
             )
+        parallel = self._share if mx.default_device() == mx.cpu else 1
+        self._check_memory(parallel)
         self.optimizer = make_optimizer(config)
         self.optimizer.init(model.trainable_parameters())
         mx.eval(model.state, self.optimizer.state)
-        parallel = self._share if mx.default_device() == mx.cpu else 1
         self._workers = [Worker() for _ in range(parallel)]
         self._tracing = threading.Lock()
         self._loader = Worker()
         self._loading: dict[tuple[int, int], Future[Batch]] = {}
         self._loss_and_grad = nn.value_and_grad(model, loss)
+
+    def _check_memory(self, workers: int) -> None:
+        """Pass only if there is room for a step; of a module that is no MM1 nobody knows."""
+        if not isinstance(self.model, MM1):
+            return
+        batch = self.batches(0, self.group.rank() * self._share)
+        if isinstance(batch, Rows):
+            name, share = self.config.optimizer, self._share
+            step = training_of(self.model, batch, name, share, workers)
+            check_training(self.model.config, step)
 
     def run(self, report: Callable[[dict[str, Any]], None]) -> None:
         """Train to the last step; ``report`` receives every log line."""
@@ -206,6 +219,8 @@ class Trainer(Generic[Model, Batch]):
             name: sum(part[name] for part in parts) / len(parts) for name in parts[0]
         }
         mean = tree_map(lambda *g: sum(g) / len(g), *grads)
+        # Else they would be in memory until the step is done.
+        del pending, grads
         mean = nn.average_gradients(mean)
         mean, _ = optim.clip_grad_norm(mean, self.config.clip_norm)
         self.optimizer.update(self.model, mean)

@@ -1,0 +1,214 @@
+"""What a training step takes is said, and refused, before it is taken."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from mm1_mlx.checkpoint import build_model
+from mm1_mlx.chips import CHIPS
+from mm1_mlx.config import MM1Config, QuantizationConfig
+from mm1_mlx.errors import ConfigError
+from mm1_mlx.presets import PRESETS
+from mm1_mlx.recipe import find_recipe, plan
+from mm1_mlx.train import budget
+from mm1_mlx.train.budget import Training, check_training, step_seconds, training_of
+from mm1_mlx.train.loss import next_token_loss
+from mm1_mlx.train.trainer import TrainConfig, Trainer, make_optimizer
+from mm1_mlx.work import decoder_flops, encode_flops
+
+RUN = TrainConfig(steps=4, learning_rate=1e-3, warmup_steps=1, decay_steps=1)
+CONFIG = PRESETS["mm1-3b"]
+
+
+def kept(state):
+    """Bytes of what an optimizer keeps of weights; its step and rate are no such."""
+    return sum(x.nbytes for _, x in tree_flatten(state) if x.size > 1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_the_optimizer_keeps_what_is_said(name, make_model, batches):
+    model = make_model()
+    if name == "adafactor":
+        optimizer = optim.Adafactor(learning_rate=1e-3)
+    else:
+        optimizer = make_optimizer(replace(RUN, optimizer=name))
+    optimizer.init(model.trainable_parameters())
+    training = training_of(model, batches(0, 0), name)
+    said = training.bytes(model.config)["optimizer"]
+    assert said == kept(optimizer.state)
+    # By what is trained of the config as of the model.
+    assert replace(training, trained=None).bytes(model.config)["optimizer"] == said
+
+
+def test_an_optimizer_that_there_is_not_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"'adam' is not one of \['adamw', 'muon', 'ad"
+    ):
+        Training(1, 8, optimizer="adam").bytes(CONFIG)
+
+
+def test_a_packed_base_is_counted_packed():
+    ways = plan(find_recipe("4bit"), CONFIG).packed
+    training = Training(1, 128, parts=("decoder",), lora_rank=8, ways=ways)
+    plain = replace(training, ways={}).bytes(CONFIG)
+    needs = training.bytes(CONFIG)
+    assert needs["weights"] < 0.35 * plain["weights"]
+    assert needs["gradients"] == plain["gradients"] > 0
+
+
+@pytest.mark.parametrize("parts", [("decoder",), ("vision", "connector", "decoder")])
+def test_packed_weights_are_not_trained(parts):
+    ways = plan(find_recipe("4bit"), CONFIG).packed
+    with pytest.raises(
+        ConfigError, match=r"\['decoder'\] cannot be trained, their wei"
+    ):
+        Training(1, 8, parts=parts, ways=ways).bytes(CONFIG)
+    assert Training(1, 8, parts=("connector",), ways=ways).bytes(CONFIG)
+
+
+def test_a_models_step_is_read_off_the_model(make_model, batches):
+    model, batch = make_model(), batches(0, 0)
+    model.freeze()
+    model.connector.unfreeze()
+    linear_to_lora_layers(model, 2, {"rank": 4, "scale": 2.0, "dropout": 0.0})
+    training = training_of(model, batch, "adamw", 2, 1)
+    assert training.parts == ("connector", "decoder")
+    assert (training.rows, training.positions) == batch.tokens.shape
+    assert training.tiles == len(batch.pictures)
+    weights = tree_flatten(model.trainable_parameters())
+    trained = sum(x.nbytes for _, x in weights)
+    needs = training.bytes(model.config)
+    # Two micro-batches' are averaged.
+    assert needs["gradients"] == 2 * trained
+    assert needs["optimizer"] == 2 * trained
+
+
+def test_a_packed_models_step_is_read_off_it_too(make_config, batches):
+    config = make_config(decoder={"hidden_size": 64}, connector={"output_size": 64})
+    ways = plan(find_recipe("4bit"), config).packed
+    packed = replace(config, quantization=QuantizationConfig.of_modules(ways))
+    model = build_model(packed, ways)
+    training = training_of(model, batches(0, 0), "adamw")
+    assert training.ways == ways
+    held = sum(x.nbytes for x in model.tensors().values())
+    assert training.bytes(packed)["weights"] == pytest.approx(held, rel=1e-3)
+
+
+# Refusals
+
+
+def free(monkeypatch, size):
+    monkeypatch.setattr(budget, "allowed", lambda: size)
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 0)
+
+
+WHOLE = Training(8, 2048, 8)
+
+
+@pytest.mark.parametrize(
+    ("training", "room", "message"),
+    [
+        (
+            WHOLE,
+            200e9,
+            r"^a training step needs \d{3}\.\d GB \(14\.9 GB weights \+ 14\.9 GB gradients "
+            r"\+ 29\.8 GB optimizer \+ [\d.]+ GB activations\) of memory, but 200\.0 GB are "
+            r"free here; give batches of at most \d rows, not 8, or use a Mac with 512 GB$",
+        ),
+        (WHOLE, 80e9, r"give batches of one row of at most [\d,]+ tokens"),
+        (
+            WHOLE,
+            40e9,
+            r"train the connector alone, and give batches of one row of at most [\d,]+ t",
+        ),
+        (WHOLE, 10e9, "here; train a smaller model, or use"),
+        (
+            replace(WHOLE, rows=1, tiles=1, micro_batches=4, workers=4),
+            150e9,
+            "here; train on one micro-batch a step",
+        ),
+    ],
+)
+def test_a_step_that_does_not_fit_is_refused_with_what_would(
+    training, room, message, monkeypatch
+):
+    free(monkeypatch, int(room))
+    with pytest.raises(ConfigError, match=message):
+        check_training(CONFIG, training)
+    free(monkeypatch, sum(training.bytes(CONFIG).values()))
+    check_training(CONFIG, training)
+    free(monkeypatch, None)
+    check_training(CONFIG, training)
+
+
+def test_what_is_named_as_fitting_fits(monkeypatch):
+    free(monkeypatch, 200_000_000_000)
+    with pytest.raises(ConfigError) as refusal:
+        check_training(CONFIG, WHOLE)
+    rows = int(str(refusal.value).split("at most ")[1].split()[0])
+    check_training(CONFIG, replace(WHOLE, rows=rows, tiles=rows))
+    with pytest.raises(ConfigError):
+        check_training(CONFIG, replace(WHOLE, rows=rows + 1, tiles=rows + 1))
+
+
+def test_weights_that_are_there_are_not_counted_again(monkeypatch):
+    need = sum(WHOLE.bytes(CONFIG).values())
+    free(monkeypatch, need - 14_000_000_000)
+    with pytest.raises(ConfigError):
+        check_training(CONFIG, WHOLE)
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 14_000_000_000)
+    check_training(CONFIG, WHOLE)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_run_that_does_not_fit_does_not_begin(
+    name, make_model, batches, tmp_path, monkeypatch
+):
+    model = make_model()
+    free(monkeypatch, 100_000)
+    with pytest.raises(
+        ConfigError, match=r"a training step needs .* 100.0 kB are free"
+    ):
+        Trainer(
+            model,
+            next_token_loss,
+            batches,
+            replace(RUN, optimizer=name),
+            tmp_path / "x",
+        )
+    assert not list(tmp_path.iterdir())
+
+
+# Seconds
+
+
+def test_a_step_is_one_pass_forward_and_twice_that_back():
+    config = replace(CONFIG, quantization=None)
+    assert isinstance(config, MM1Config)
+    forward = encode_flops(config, 4) + 2 * decoder_flops(config.decoder, 96, rows=96)
+    whole = Training(2, 96, 4)
+    assert whole.flops(config) == 3 * forward
+    assert replace(whole, micro_batches=5).flops(config) == 15 * forward
+    assert replace(whole, checkpointing=True).flops(config) == 4 * forward
+    decoder = 2 * decoder_flops(config.decoder, 96, rows=96)
+    vision = encode_flops(replace(config, connector=None), 4)
+    connector = forward - vision - decoder
+    # Gradients pass through the frozen decoder to the connector, and end there.
+    alone = replace(whole, parts=("connector",)).flops(config)
+    assert alone == vision + 3 * connector + 2 * decoder
+    adapters = replace(whole, parts=("decoder",), lora_rank=8).flops(config)
+    assert adapters == vision + connector + 2 * decoder
+
+
+def test_a_chips_least_time_is_that_of_operations_or_bytes():
+    chip = next(chip for chip in CHIPS if chip.name == "M4 Max")
+    training = Training(4, 2048, 4)
+    fast, wide = replace(chip, flops=1e30), replace(chip, bandwidth=1e30)
+    assert step_seconds(wide, CONFIG, training) == training.flops(CONFIG) / chip.flops
+    needs = training.bytes(CONFIG)
+    read = 2 * (needs["weights"] + needs["gradients"] + needs["optimizer"])
+    assert step_seconds(fast, CONFIG, training) == read / chip.bandwidth
