@@ -292,13 +292,31 @@ def _answer(
             yield from pieces
 
 
-@contextmanager
-def wired() -> Iterator[None]:
-    """Keep the weights in memory meanwhile, where the device has a limit for it."""
-    before = maybe_set_recommended_wired_limit()
-    try:
-        yield
-    finally:
-        if before is not None:
-            mx.synchronize()
-            mx.set_wired_limit(before)
+class _Wired:
+    """The weights kept in memory while anybody answers, where the device has a limit.
+
+    The limit is the process's: the first who answers sets it, the last one resets it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before: int | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._before = maybe_set_recommended_wired_limit()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0 and self._before is not None:
+                    mx.synchronize()
+                    mx.set_wired_limit(self._before)
+
+
+wired = _Wired()

@@ -14,7 +14,7 @@ from mm1_mlx import budget, generate, load, stream
 from mm1_mlx.answer import Settings
 from mm1_mlx.errors import CheckpointError, PromptError
 from mm1_mlx.prefill import prefill
-from mm1_mlx.runtime import TINY, _answer, find_model
+from mm1_mlx.runtime import TINY, _answer, find_model, wired
 from mm1_mlx.transcript import Transcript
 
 STAR = TINY / "red-star.png"
@@ -395,3 +395,14 @@ def test_a_listener_who_leaves_ends_the_reading(monkeypatch):
 def test_settings_of_another_type_are_named(options, match):
     with pytest.raises(PromptError, match=match):
         Settings(**options)
+
+
+def test_the_memory_limit_is_reset_by_the_last_who_answers(monkeypatch):
+    limits = []
+    monkeypatch.setattr("mm1_mlx.runtime.maybe_set_recommended_wired_limit", lambda: 7)
+    monkeypatch.setattr(mx, "set_wired_limit", limits.append)
+    with wired():
+        with wired():
+            pass
+        assert limits == []
+    assert limits == [7]
