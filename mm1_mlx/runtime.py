@@ -21,6 +21,7 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mm1_mlx import hub
 from mm1_mlx.answer import Answer, Options, Piece, Settings, join
+from mm1_mlx.budget import allowed
 from mm1_mlx.checkpoint import (
     Precision,
     device_dtype,
@@ -51,6 +52,8 @@ MODEL_VARIABLE = "MM1_MODEL"
 FEATURES_VARIABLE = "MM1_FEATURES"
 # Of prompts' caches beside the one used last: four of 2,000 tokens for a 3B model.
 PREFIX_BYTES = 2 << 30
+# And no more of what is free once the weights are there.
+PREFIX_SHARE = 0.125
 
 
 @dataclass
@@ -229,7 +232,9 @@ def _load(
     model_print = fingerprint(
         read_manifest(path)["files"], [config.to_dict(), size], kind
     )
-    prefixes = PrefixCache(PREFIX_BYTES)
+    room = allowed()
+    most = PREFIX_BYTES if room is None else int(room * PREFIX_SHARE)
+    prefixes = PrefixCache(min(PREFIX_BYTES, most))
     engine = Engine(
         model=model,
         tokenizer=tokenizer,

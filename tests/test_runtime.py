@@ -406,3 +406,11 @@ def test_the_memory_limit_is_reset_by_the_last_who_answers(monkeypatch):
             pass
         assert limits == []
     assert limits == [7]
+
+
+def test_less_is_kept_where_less_is_free(monkeypatch):
+    with load() as runtime:
+        assert runtime.engine.prefixes.max_bytes <= 2 << 30
+    monkeypatch.setattr("mm1_mlx.runtime.allowed", lambda: 8_000_000)
+    with load() as runtime:
+        assert runtime.engine.prefixes.max_bytes == 1_000_000
