@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ import typer
 
 from .common import Resolution, human_bytes, note, source_line
 from .packing import Bits, GroupSize, Mode, RecipeName, choose_recipe, note_uneven
+from .progress import bars
 
 
 def convert(
@@ -115,7 +116,7 @@ def run_conversion(
 
     from mm1_mlx.convert import convert as run
 
-    with _progress() as advance:
+    with bars() as advance:
         report = run(
             source,
             out,
@@ -127,7 +128,7 @@ def run_conversion(
             dtype=getattr(mx, dtype) if dtype else None,
             overwrite=overwrite,
             starting=_begin,
-            progress=advance,
+            progress=partial(advance, "tensors"),
         )
     _tell(report)
     return report
@@ -151,24 +152,6 @@ def _named_source(connector: str | None) -> str | None:
     from mm1_mlx.convert.connectors import is_spec
 
     return None if connector is None or is_spec(connector) else connector
-
-
-def _progress() -> Any:
-    """A context that gives a callback (done, total), shown as a bar on a terminal."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    @contextmanager
-    def bar() -> Any:
-        columns = ("tensors", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        console = Console(stderr=True)
-        with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as p:
-            task = p.add_task("", total=None)
-            yield lambda done, total: p.update(task, completed=done, total=total)
-
-    return bar()
 
 
 def _tell(report: Any) -> None:

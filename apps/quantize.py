@@ -24,6 +24,7 @@ from .packing import (
     choose_recipe,
     note_uneven,
 )
+from .progress import bars
 
 Calibration = Annotated[
     Path | None,
@@ -84,7 +85,7 @@ def quantize(
         "head": head,
     }
     chosen = choose_recipe(recipe, bits, group_size, mode, components)
-    with _progress() as progress:
+    with bars() as progress:
         report = package.quantize(
             find_model(model),
             user_path(str(out)),
@@ -173,28 +174,3 @@ def _cost(cost: Any) -> str:
         f"{cost.kl_mean:.2g} nats in the mean, {cost.kl_p99:.2g} at the 99th percentile; "
         f"the same token is likeliest at {cost.top1:.1%} of {cost.positions:,} places"
     )
-
-
-def _progress() -> Any:
-    """A context that gives a callback (task, done, total), bars on a terminal."""
-    import sys
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    @contextmanager
-    def bars() -> Any:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        console = Console(stderr=True)
-        tasks: dict[str, Any] = {}
-        with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as p:
-
-            def tell(task: str, done: int, total: int) -> None:
-                if task not in tasks:
-                    tasks[task] = p.add_task(task, total=total)
-                p.update(tasks[task], completed=done)
-
-            yield tell
-
-    return bars()

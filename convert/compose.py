@@ -100,7 +100,7 @@ def convert(
     if spec:
         del chosen["connector"]
     with ExitStack() as stack:
-        origins = open_origins(chosen, source, stack, base)
+        origins = open_origins(chosen, source, stack, base, out.resolve())
         config = compose(origins, spec)
         if resolution is not None:
             config = with_resolution(config, resolution)

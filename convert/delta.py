@@ -29,14 +29,15 @@ class Delta(Source):
     Args:
         name: a folder or a hub repository of differences.
         base: the same of what they are from.
+        out: the place of the model to be made, beside which pickles are unpacked.
 
     Raises:
         CheckpointError: one of them cannot be had.
     """
 
-    def __init__(self, name: str, base: str) -> None:
-        super().__init__(name)
-        self.base = Source(base)
+    def __init__(self, name: str, base: str, out: Path | None = None) -> None:
+        super().__init__(name, out)
+        self.base = Source(base, out)
 
     def __exit__(
         self,

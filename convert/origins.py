@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import CheckpointError
@@ -42,6 +43,7 @@ def open_origins(
     whole: str | None,
     stack: ExitStack,
     base: str | None = None,
+    out: Path | None = None,
 ) -> Origins:
     """The origin of every part that has one; each source is opened once.
 
@@ -50,6 +52,7 @@ def open_origins(
         whole: the source of all other parts.
         stack: closes the sources.
         base: what ``whole`` holds differences from.
+        out: the place of the model to be made, beside which pickles are unpacked.
 
     Raises:
         CheckpointError: a source does not have the part it was named for, or holds
@@ -63,7 +66,7 @@ def open_origins(
             continue
         if wanted not in opened:
             opened[wanted] = PRESETS.get(wanted) or _open(
-                wanted, base if wanted == whole else None, stack
+                wanted, base if wanted == whole else None, stack, out
             )
         if getattr(config_of(opened[wanted]), part) is not None:
             _check_here(opened[wanted], part)
@@ -124,8 +127,9 @@ def elsewhere(origin: Origin | MM1Config | None) -> dict[str, str]:
     return origin.format.elsewhere(origin.source)
 
 
-def _open(name: str, base: str | None, stack: ExitStack) -> Origin:
-    source = stack.enter_context(Delta(name, base) if base else Source(name))
+def _open(name: str, base: str | None, stack: ExitStack, out: Path | None) -> Origin:
+    opened = Delta(name, base, out) if base else Source(name, out)
+    source = stack.enter_context(opened)
     format = detect_format(source)
     shown = f"{name} + {base}" if base else name
     return Origin(shown, source, format, format.config(source))

@@ -1,13 +1,20 @@
 """Which files of a folder hold its weights, and pickles as safetensors."""
 
 import re
+import secrets
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mm1_mlx import hub
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import read_json, safe_join
+from mm1_mlx.hold import Hold
+from mm1_mlx.partial import beside, left_beside
+from mm1_mlx.writer import check_space
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
@@ -73,6 +80,41 @@ def what_lies_in(folder: Path) -> str:
     return "; give the folder of a Hugging Face checkpoint"
 
 
+@contextmanager
+def scratch(out: Path | None, size: int) -> Iterator[Path]:
+    """A folder for so many bytes that are unpacked, on the disk of the model to be made.
+
+    The system's own place for such things is often memory. What killed runs left is
+    cleared away.
+
+    Args:
+        out: the model's place; None where none is made.
+        size: in bytes.
+
+    Raises:
+        CheckpointError: the disk has too little room.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="mm1-convert-") as name:
+            yield Path(name)
+        return
+    for left in left_beside(out, "unpacked"):
+        # Unless a run is at work in it.
+        with suppress(CheckpointError):
+            Hold(left).remove()
+    check_space(out, size)
+    made = [path for path in out.parents if not path.exists()]
+    hold = Hold(beside(out, f"unpacked-{secrets.token_hex(4)}"))
+    try:
+        yield hold.folder
+    finally:
+        hold.remove()
+        # Only if nothing came to be there.
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
 def unpickle(paths: list[Path], folder: Path) -> list[Path]:
     """PyTorch pickles as safetensors files in ``folder``, by a child process.
 
@@ -97,4 +139,4 @@ def unpickle(paths: list[Path], folder: Path) -> list[Path]:
             "enough memory?"
         )
         raise CheckpointError(lines[-1] if lines else silent)
-    return sorted(folder.iterdir())
+    return sorted(folder.glob("*.safetensors"))

@@ -31,17 +31,19 @@ class Source(Folder):
 
     Args:
         name: a folder or a hub repository.
+        out: the place of the model to be made, beside which pickles are unpacked.
 
     Raises:
         CheckpointError: there is no such folder or repository, or it cannot be had.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, out: Path | None = None) -> None:
         folder = local_folder(name)
         super().__init__(name, folder or hub.download_small(name, SUBFOLDERS))
         self._remote = folder is None
         self.licence = licence_of(folder) if folder else None
         self._unpacked = ExitStack()
+        self._out = out
 
     def __enter__(self) -> Self:
         return self
@@ -75,9 +77,9 @@ class Source(Folder):
                 pickles=find_spec("torch") is not None,
                 folders=self.subfolders,
             )
-        tensors = tensors_in(self.folder, self._unpacked)
+        tensors = tensors_in(self.folder, self._unpacked, out=self._out)
         for folder in self.subfolders:
-            inside = tensors_in(self.folder, self._unpacked, folder)
+            inside = tensors_in(self.folder, self._unpacked, folder, out=self._out)
             tensors |= {f"{folder}/{name}": info for name, info in inside.items()}
         return tensors
 

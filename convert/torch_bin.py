@@ -36,8 +36,8 @@ def main(arguments: list[str]) -> None:
                 save_file(shard, Path(folder) / f"shard-{count:05}.safetensors")
             except (SafetensorError, OSError) as error:
                 raise SystemExit(
-                    f"{folder} cannot be written ({error}); is the disk full? "
-                    "TMPDIR names another folder for what is unpacked"
+                    f"{folder} cannot be written ({error}); what is unpacked needs room "
+                    "there, name an OUT on another disk"
                 ) from None
 
 

@@ -22,11 +22,13 @@ from huggingface_hub.errors import (
 )
 from safetensors.numpy import save_file
 
-from mm1_mlx import hub
+from mm1_mlx import hub, writer
+from mm1_mlx.checkpoint import load_model
 from mm1_mlx.convert import SourceInfo, convert, describe
-from mm1_mlx.convert.shards import unpickle, weight_files
+from mm1_mlx.convert.shards import scratch, unpickle, weight_files
 from mm1_mlx.convert.source import Source
 from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.hold import Hold
 from mm1_mlx.hub import model_type
 
 
@@ -265,9 +267,58 @@ def test_a_full_disk_is_named_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     torch.save({"a": torch.ones(2)}, path)
     with pytest.raises(
-        CheckpointError, match=r"/gone cannot be written .*TMPDIR names"
+        CheckpointError,
+        match=r"/gone cannot be written .*needs room there, name an OUT",
     ):
         unpickle([path], tmp_path / "gone")
+
+
+@pytest.mark.reference
+def test_pickles_are_unpacked_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's place for temporary files is often memory."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    folder, out = sources.llama(tmp_path / "in"), tmp_path / "new" / "out"
+    tensors = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    state = {name: torch.from_numpy(np.array(x)) for name, x in tensors.items()}
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+    def look(*_: int) -> None:
+        names = sorted(x.name.rpartition("-")[0] for x in out.parent.iterdir())
+        raise CheckpointError(f"beside it are {names}")
+
+    with pytest.raises(CheckpointError, match=r"\['out\.mm1', 'out\.mm1-unpacked'\]"):
+        convert(str(folder), out, progress=look)
+    assert not out.parent.exists()
+    convert(str(folder), out)
+    assert [x.name for x in out.parent.iterdir()] == ["out"]
+    assert len(load_model(out).tensors()) == len(tensors)
+
+
+def test_room_to_unpack_is_asked_for_and_what_killed_runs_unpacked_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    left = tmp_path / "out.mm1-unpacked-1a2b"
+    left.mkdir()
+    (left / "shard-00001.safetensors").write_bytes(b"half")
+    held = Hold(tmp_path / "out.mm1-unpacked-3c4d")
+    monkeypatch.setattr(
+        writer.shutil, "disk_usage", lambda _: SimpleNamespace(free=999)
+    )
+    with (
+        pytest.raises(CheckpointError, match=r"out' needs 0\.0 MB"),
+        scratch(out, 1000),
+    ):
+        pass
+    with scratch(out, 999) as folder:
+        (folder / "file").write_bytes(b"")
+        assert {*tmp_path.iterdir()} == {folder, held.folder}
+    assert [*tmp_path.iterdir()] == [held.folder]
 
 
 def test_without_torch_the_extra_is_named(

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -244,6 +245,48 @@ def test_of_two_threads_one_writes(
                 assert (out / path.name).read_bytes() == path.read_bytes()
             assert {x.name for x in tmp_path.iterdir()} == {"in", "out", "whole"}
             shutil.rmtree(out)
+
+
+STOPPED = """
+import os, signal, sys
+from mm1_mlx import writer
+from mm1_mlx.apps.cli import main
+
+writer.MAX_SHARD_BYTES = 3000
+tell, number = writer.CheckpointWriter._tell, int(sys.argv.pop(1))
+
+def told(self):
+    tell(self)
+    if self.written == 12:
+        os.kill(os.getpid(), number)
+
+writer.CheckpointWriter._tell = told
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_says_in_one_line_what_it_leaves(
+    number: int, tmp_path: Path, written: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama, out = sources.llama(tmp_path / "in"), tmp_path / "out"
+    run = subprocess.run(
+        [sys.executable, "-c", STOPPED, *map(str, (number, "convert", llama, out))],
+        # What a shell runs in the background ignores the signal, as would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (128 + number, "")
+    first, said = run.stderr.split("\n", 1)
+    assert "licence" in first
+    assert said.strip().startswith("0.0 MB of the model stay in")
+    assert "\n" not in said.strip()
+    monkeypatch.setattr(writer, "MAX_SHARD_BYTES", SHARD_BYTES)
+    convert(str(llama), out)
+    assert written[0] != "shard-1.safetensors"
+    assert verify_digests(out) > 5
 
 
 def test_an_error_of_its_own_leaves_nothing(
