@@ -98,6 +98,8 @@ def quantize(
             progress=progress,
         )
     note_uneven(report.uneven)
+    if report.unmeasured:
+        note(report.unmeasured)
     if learned and not report.learned:
         note("learned scales cost more than rounded ones, which were kept")
     if as_json:
@@ -123,11 +125,18 @@ def _facts(report: Any) -> dict[str, Any]:
         "learned": report.learned,
         "cost": report.cost and report.cost.to_dict(),
         "cost_of_rounding": report.rounded and report.rounded.to_dict(),
+        "accuracy": report.accuracy
+        and dict(
+            zip(
+                ("before", "after"), (x.to_dict() for x in report.accuracy), strict=True
+            )
+        ),
+        "unmeasured": report.unmeasured,
     }
 
 
 def _show(report: Any) -> None:
-    """The report as a table, and two sentences."""
+    """The report as a table, and sentences."""
     from rich.console import Console
     from rich.table import Table
 
@@ -157,6 +166,12 @@ def _show(report: Any) -> None:
         print(f"divergence {_cost(report.cost)}")
     if report.rounded:
         print(f"rounded, not learned: {_cost(report.rounded)}")
+    if report.accuracy:
+        before, after = report.accuracy
+        print(
+            f"accuracy on {after.questions} questions about drawn shapes: "
+            f"{_share(after)}; unpacked {_share(before)}"
+        )
     print(report.out)
 
 
@@ -167,6 +182,11 @@ def _bits(bits: Mapping[str, int]) -> str:
         return next(iter(bits), "kept")
     shares = (f"{way} ({n / total:.0%})" for way, n in sorted(bits.items()))
     return ", ".join(shares)
+
+
+def _share(accuracy: Any) -> str:
+    low, high = accuracy.interval
+    return f"{accuracy.share:.1%} (95% interval {low:.1%} to {high:.1%})"
 
 
 def _cost(cost: Any) -> str:

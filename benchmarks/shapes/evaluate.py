@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -25,6 +24,7 @@ from benchmarks.shapes.plain import SHAPES as PLAIN_SHAPES
 from benchmarks.shapes.plain import plain_pictures
 from benchmarks.shapes.questions import KINDS, Question, ask_place, caption, questions
 from benchmarks.shapes.scene import UNSEEN_PAIRS, Split, random_scene, split_rng
+from mm1_mlx.quantize.shapes import wilson
 
 # A picture and a question in, an answer out.
 Answerer = Callable[[Image.Image, str], str]
@@ -75,15 +75,6 @@ class Tally:
             "chance_majority": round(max(self.answers.values()) / self.total, 4),
             "answered_unseen_pair": round(self.unseen / self.total, 4),
         }
-
-
-def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a proportion."""
-    p = right / total
-    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    half /= 1 + z * z / total
-    return centre - half, centre + half
 
 
 def normalise(answer: str) -> str:

@@ -65,6 +65,11 @@ def examples(
     Raises:
         PromptError: there are none to be had, or too few.
     """
+    if count < MIN_EXAMPLES:
+        raise PromptError(
+            f"{count} example(s) are too few to learn on and to measure by, at least "
+            f"{MIN_EXAMPLES} are needed"
+        )
     if source is None:
         found = _drawn(count) if sees else [Example(text) for text in TEXTS]
     else:
@@ -94,13 +99,19 @@ def _pictures(folder: Path) -> list[Example]:
             f"calibration {str(folder)!r} does not exist; give a folder of pictures or a "
             "JSONL file"
         )
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    # A Mac leaves "._a.png" beside "a.png" where its disk is another's.
+    paths = sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
     return [Example(_question(i), (path,)) for i, path in enumerate(paths)]
 
 
 def _read(path: Path) -> list[Example]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # By line feeds alone: JSON may hold other separators as they are.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise PromptError(f"{path} is no text; give JSON lines") from None
     return [

@@ -15,7 +15,6 @@ from mlx_lm.generate import generate_step
 
 from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Prompt
-from mm1_mlx.quantize.calibration import Example
 from mm1_mlx.tokenizer import Tokenizer
 
 MAX_ANSWER = 16
@@ -72,17 +71,12 @@ class Cost:
 def ask(
     model: MM1,
     tokenizer: Tokenizer,
-    examples: Sequence[Example],
+    prompts: Sequence[Prompt],
     progress: Callable[[], None] = lambda: None,
 ) -> Reference:
-    """What the unpacked model answers, greedily, and predicts on the way.
-
-    Raises:
-        PromptError: a prompt does not fit the model.
-    """
+    """What the unpacked model answers, greedily, and predicts on the way."""
     samples, logits = [], []
-    for example in examples:
-        prompt = Prompt.build(example.prompt, example.pictures, model.config, tokenizer)
+    for prompt in prompts:
         embeddings = _embed(model, prompt.tokens, prompt, image_tokens(model, prompt))
         answer = []
         steps = generate_step(

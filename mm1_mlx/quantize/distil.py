@@ -10,7 +10,8 @@ Source: https://github.com/ml-explore/mlx-lm/blob/v0.32.2/mlx_lm/quant/dwq.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import mlx.core as mx
@@ -31,6 +32,7 @@ def distil(
     model: MM1,
     reference: Reference,
     *,
+    stored: Mapping[str, mx.Dtype] = MappingProxyType({}),
     epochs: int = EPOCHS,
     learning_rate: float = LEARNING_RATE,
     progress: Callable[[], None] = lambda: None,
@@ -38,21 +40,31 @@ def distil(
     """Scales and biases by name, learned on the reference; the model has them, too.
 
     Only affine packing has scales that can move, and only the decoder's learn.
+
+    Args:
+        model: packed; its scales are those that rounding gives.
+        reference: what the unpacked model predicts.
+        stored: the types that scales and biases are written in, by name; what is learned
+            is what they can hold.
+        epochs: how often each sample is learned from.
+        learning_rate: at the beginning, in a group's own steps.
+        progress: told that one more sample was learned from.
     """
     layers = _affine_layers(model)
     rounded = {path: (x.scales, x.biases) for path, x in layers.items()}
     shifts = {
         path: mx.zeros((2, *scales.shape)) for path, (scales, _) in rounded.items()
     }
-    pictures = [image_tokens(model, sample.prompt) for sample in reference.samples]
 
-    def loss(shifts: dict[str, mx.array], i: int) -> mx.array:
-        _apply(layers, rounded, shifts)
-        logits = predict(model, reference.samples[i], pictures[i])
+    def loss(
+        shifts: dict[str, mx.array], i: int, pictures: Sequence[mx.array]
+    ) -> mx.array:
+        _apply(layers, rounded, shifts, stored)
+        logits = predict(model, reference.samples[i], pictures)
         return divergence(logits, reference.logits[i]).sum()
 
-    gradient = mx.value_and_grad(loss)
-    order = [i for epoch in range(epochs) for i in _shuffled(len(pictures), epoch)]
+    gradient, count = mx.value_and_grad(loss), len(reference.samples)
+    order = [i for epoch in range(epochs) for i in _shuffled(count, epoch)]
     steps = [order[i : i + STEP_SAMPLES] for i in range(0, len(order), STEP_SAMPLES)]
     schedule = optim.cosine_decay(learning_rate, len(steps))
     optimizer = optim.Adam(schedule, betas=[0.9, 0.99], bias_correction=True)
@@ -60,14 +72,16 @@ def distil(
         total = None
         positions = sum(len(reference.samples[i].answer) for i in step)
         for i in step:
-            _, gradients = gradient(shifts, i)
+            # Encoded again each time: those of all samples would be too many to keep.
+            pictures = image_tokens(model, reference.samples[i].prompt)
+            _, gradients = gradient(shifts, i, pictures)
             gradients = tree_map(lambda x: x / positions, gradients)  # noqa: B023
             total = tree_map(mx.add, total, gradients) if total else gradients
             mx.eval(total)
             progress()
         shifts = optimizer.apply_gradients(cast(Any, total), shifts)
         mx.eval(shifts, optimizer.state)
-    _apply(layers, rounded, shifts)
+    _apply(layers, rounded, shifts, stored)
     learned = {
         f"{path}.{leaf}": layer[leaf]
         for path, layer in layers.items()
@@ -90,14 +104,19 @@ def _apply(
     layers: dict[str, Any],
     rounded: dict[str, tuple[mx.array, mx.array]],
     shifts: dict[str, mx.array],
+    stored: Mapping[str, mx.Dtype],
 ) -> None:
-    """Move scales and biases by shares of the scale, in the precision they are kept in."""
+    """Move scales and biases by shares of the scale, to what is stored of them."""
     for path, layer in layers.items():
         scales, biases = rounded[path]
         step = scales.astype(mx.float32)
-        layer.scales = (step * (1 + shifts[path][0])).astype(scales.dtype)
-        moved = biases.astype(mx.float32) + step * shifts[path][1]
-        layer.biases = moved.astype(biases.dtype)
+        moved = {
+            "scales": step * (1 + shifts[path][0]),
+            "biases": biases.astype(mx.float32) + step * shifts[path][1],
+        }
+        for leaf, tensor in moved.items():
+            kind = stored.get(f"{path}.{leaf}", scales.dtype)
+            layer[leaf] = tensor.astype(kind).astype(scales.dtype)
 
 
 def _shuffled(count: int, seed: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,19 @@ from mm1_mlx.checkpoint import (
     load_model,
 )
 from mm1_mlx.config import MM1Config, QuantizationConfig
-from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.errors import CheckpointError, ConfigError, MemoryLimitError
 from mm1_mlx.files import safe_join
 from mm1_mlx.models import MM1
 from mm1_mlx.partial import fingerprint, stamps
 from mm1_mlx.pieces import tensors_of
+from mm1_mlx.prompt import Prompt
+from mm1_mlx.quantize import shapes
 from mm1_mlx.quantize.calibration import Example, examples
 from mm1_mlx.quantize.cost import Cost, Reference, ask, measure
 from mm1_mlx.quantize.distil import EPOCHS, distil
+from mm1_mlx.quantize.needs import check_memory, learning_bytes, measuring_bytes
 from mm1_mlx.quantize.pack import pack_deferred
+from mm1_mlx.quantize.shapes import QUESTIONS, Accuracy
 from mm1_mlx.recipe import COMPONENTS, Plan, Recipe, component_of, plan
 from mm1_mlx.shard import Deferred
 from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
@@ -73,6 +78,8 @@ class Report:
         uneven: modules whose width no group size divides; they stay as they are.
         cost: what it costs, None if that was not measured.
         rounded: what it would cost without learned scales, None if none were asked for.
+        accuracy: of mm1-tiny's own questions, before and after; None for other models.
+        unmeasured: why the cost was not measured though it was to be, None if it was.
         learned: whether scales were learned; not where they cost more than rounded ones.
     """
 
@@ -82,6 +89,8 @@ class Report:
     cost: Cost | None
     rounded: Cost | None
     learned: bool
+    accuracy: tuple[Accuracy, Accuracy] | None = None
+    unmeasured: str | None = None
 
 
 def quantize(
@@ -108,9 +117,9 @@ def quantize(
         recipe: how each component is packed.
         learned: whether scales are learned (``distil.py``).
         calibration: prompts and pictures, None for those built in (``calibration.py``).
-        count: how many of them, a quarter to measure by.
+        count: how many of them, a quarter to measure by; at least 4.
         epochs: how often each is learned from.
-        measured: whether the cost is measured.
+        measured: whether the cost is measured, if there is memory to run the model.
         overwrite: whether an existing ``out`` is replaced.
         progress: told what is under way.
 
@@ -118,7 +127,8 @@ def quantize(
         CheckpointError: the model is packed already or damaged, or ``out`` is taken or
             has no room.
         ConfigError: there is nothing that the recipe packs, or nothing to learn.
-        PromptError: the calibration's prompts do not fit the model.
+        PromptError: the calibration's prompts do not fit the model, or are too few; or
+            there is no memory to learn.
     """
     check_place(out, overwrite=overwrite)
     config = load_config(path)
@@ -144,15 +154,20 @@ def quantize(
     rows = job.rows()
     # Before hours are spent on what would not fit.
     check_space(out, sum(row.after for row in rows.values()))
-    reference = training = None
+    asked, unmeasured = None, None
     if answers and (measured or learned):
-        training, reference = job.ask(calibration, count, learned=learned)
+        try:
+            asked = job.ask(calibration, count, learned=learned)
+        except MemoryLimitError as error:
+            if learned:
+                raise
+            unmeasured = str(error)
     replaced: dict[str, mx.array] = {}
     rounded = None
     if learned:
-        assert reference is not None
-        assert training is not None
-        replaced, rounded = job.learn(training, reference, epochs)
+        assert asked is not None
+        assert asked.training is not None
+        replaced, rounded = job.learn(asked.training, asked.held_out, epochs)
     source = {
         "quantized": {
             "recipe": recipe.name,
@@ -163,11 +178,33 @@ def quantize(
         }
     }
     job.write(out, source, replaced, overwrite=overwrite)
-    cost = None
-    if reference:
-        said = job.counter("measuring", len(reference.samples))
-        cost = measure(load_model(out, device_dtype), reference, said)
-    return Report(out, rows, made.uneven, cost, rounded, bool(replaced))
+    cost = accuracy = None
+    if asked:
+        said = job.counter("measuring", len(asked.held_out.samples))
+        model = load_model(out, device_dtype)
+        cost = measure(model, asked.held_out, said)
+        if asked.accuracy:
+            accuracy = asked.accuracy, job.score(model, "answering again")
+    return Report(
+        *(out, rows, made.uneven, cost, rounded, bool(replaced)),
+        accuracy=accuracy,
+        unmeasured=unmeasured,
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the unpacked model says.
+
+    Attributes:
+        training: on what is learned from, None if nothing is.
+        held_out: on what is measured by.
+        accuracy: of mm1-tiny's own questions, None if it is another model.
+    """
+
+    training: Reference | None
+    held_out: Reference
+    accuracy: Accuracy | None
 
 
 @dataclass(frozen=True)
@@ -192,19 +229,60 @@ class _Job:
 
     def ask(
         self, calibration: Path | None, count: int | None, *, learned: bool
-    ) -> tuple[Reference | None, Reference]:
-        """What the unpacked model predicts, on what is learned from and on the rest."""
-        count = count or (LEARNED if learned else MEASURED)
-        train, held_out = examples(calibration, count, sees=self.config.sees)
-        model = load_model(self.path, device_dtype)
-        tokenizer = self._tokenizer()
+    ) -> _Asked:
+        """What the unpacked model says, before it is gone.
 
-        def asked(examples: list[Example], task: str) -> Reference:
-            return ask(model, tokenizer, examples, self.counter(task, len(examples)))
+        Raises:
+            MemoryLimitError: there is no room to run it, or for what is kept of it.
+        """
+        if count is None:
+            count = LEARNED if learned else MEASURED
+        train, held_out = (
+            [self._build(x) for x in part]
+            for part in examples(calibration, count, sees=self.config.sees)
+        )
+        train = train if learned else []
+        self._check_memory([*held_out, *train], learned=learned)
+        model, tokenizer = load_model(self.path, device_dtype), self._tokenizer
 
-        held = asked(held_out, "asking")
-        return (asked(train, "asking to learn") if learned else None), held
+        def asked(prompts: list[Prompt], task: str) -> Reference:
+            return ask(model, tokenizer, prompts, self.counter(task, len(prompts)))
 
+        return _Asked(
+            asked(train, "asking to learn") if learned else None,
+            asked(held_out, "asking"),
+            self.score(model, "answering") if self._is_tiny else None,
+        )
+
+    def _check_memory(self, prompts: list[Prompt], *, learned: bool) -> None:
+        """Pass only if there is room to ask the unpacked model, and then to learn."""
+        needs = measuring_bytes(self.config, dict(self._tensors()), prompts)
+        fewer = "a smaller --count, or leave out --learned"
+        what = "learning" if learned else "measuring"
+        check_memory(what, needs, f"give {fewer}" if learned else "nothing is measured")
+        if learned:
+            packed = dict(self._packed_tensors())
+            needs = learning_bytes(self.config, packed, self.plan.packed, prompts)
+            check_memory(what, needs, f"give {fewer}")
+
+    def _build(self, example: Example) -> Prompt:
+        return Prompt.build(
+            example.prompt, example.pictures, self.config, self._tokenizer
+        )
+
+    @property
+    def _is_tiny(self) -> bool:
+        """Whether the model is mm1-tiny, or one that was made of it."""
+        source = load_manifest(self.path).get("source")
+        named = isinstance(source, dict) and source.get("name") == shapes.MODEL
+        return named and self.config.sees
+
+    def score(self, model: MM1, task: str) -> Accuracy:
+        """How many of mm1-tiny's own questions a model answers right."""
+        said = self.counter(task, QUESTIONS)
+        return shapes.score(model, self._tokenizer, QUESTIONS, said)
+
+    @cached_property
     def _tokenizer(self) -> Tokenizer:
         assert self.config.prompt is not None
         regions = self.config.region is not None
@@ -218,10 +296,15 @@ class _Job:
         None where learning helped nothing.
         """
         model = self._packed_model()
+        stored = {name: x.dtype for name, x in self._packed_tensors()}
         rounded = measure(model, reference)
         total = epochs * len(training.samples)
         learned = distil(
-            model, training, epochs=epochs, progress=self.counter("learning", total)
+            model,
+            training,
+            stored=stored,
+            epochs=epochs,
+            progress=self.counter("learning", total),
         )
         better = measure(model, reference).kl_mean < rounded.kl_mean
         return (learned if better else {}), rounded

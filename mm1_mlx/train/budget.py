@@ -39,6 +39,7 @@ class Training:
         rows: of a micro-batch.
         positions: of a row.
         tiles: of a micro-batch.
+        targets: positions of a micro-batch that are learned, all of them if None.
         parts: that are trained; the others only run forward.
         lora_rank: of adapters on the parts' linear layers, None to train every weight.
         trained: shapes of what is trained, by path, where neither of the two says it.
@@ -53,6 +54,7 @@ class Training:
     rows: int
     positions: int
     tiles: int = 0
+    targets: int | None = None
     parts: tuple[str, ...] = PARTS
     lora_rank: int | None = None
     trained: Shapes | None = None
@@ -159,8 +161,10 @@ class Training:
                 blocks.append((width, sizes.num_attention_heads))
             size = (self.rows, self.positions, decoder.hidden_size)
             total += self._blocks(blocks, size)
-            logits = self.rows * self.positions * decoder.vocab_size
-            total += KEPT_LOGITS * logits * 4
+            targets = self.targets
+            if targets is None:
+                targets = self.rows * self.positions
+            total += KEPT_LOGITS * targets * decoder.vocab_size * 4
         return total
 
     def _blocks(self, blocks: list[tuple[int, int]], size: tuple[int, int, int]) -> int:
@@ -205,6 +209,7 @@ def training_of(
         rows=rows,
         positions=positions,
         tiles=sum(len(picture.tiles) for picture in batch.pictures),
+        targets=int(batch.learned[:, 1:].sum()),
         parts=tuple(p for p in PARTS if any(x.startswith(f"{p}.") for x in shapes)),
         trained=shapes,
         optimizer=optimizer,
@@ -248,7 +253,10 @@ def _way_out(config: MM1Config, training: Training, room: int) -> str:
 
     def with_rows(rows: int) -> Training:
         tiles = -(-training.tiles * rows // training.rows)
-        return replace(training, rows=rows, tiles=tiles)
+        targets = training.targets
+        if targets is not None:
+            targets = -(-targets * rows // training.rows)
+        return replace(training, rows=rows, tiles=tiles, targets=targets)
 
     alone = replace(training, micro_batches=1, workers=1)
     if fits(alone):

@@ -1,6 +1,7 @@
 """``mm1 quantize``: a table, JSON, and one line where it cannot."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -14,6 +15,9 @@ from mm1_mlx.runtime import TINY
 @pytest.fixture
 def mm1(monkeypatch, capsys):
     """A function: run the command line; its exit status, stdout and stderr."""
+
+    # A tenth of what users wait for.
+    monkeypatch.setattr("mm1_mlx.quantize.job.QUESTIONS", 30)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["mm1", *map(str, arguments)])
@@ -36,6 +40,12 @@ def test_it_shows_what_each_component_takes_and_what_it_costs(mm1, tmp_path):
     assert "connector" in out
     assert "kept" in out
     assert "nats in the mean" in out
+    assert re.search(
+        r"^accuracy on 30 questions about drawn shapes: (9\d.\d|100.0)% \(95% interval "
+        r"\d\d.\d% to \d+.\d%\); unpacked (9\d.\d|100.0)% \(95%",
+        out,
+        re.MULTILINE,
+    )
     assert load_config(tmp_path / "out").quantization.bits == 4
 
 
@@ -52,6 +62,12 @@ def test_json_holds_the_same(mm1, tmp_path):
     assert parts["connector"]["bytes_before"] == parts["connector"]["bytes_after"]
     assert 0 < facts["cost"]["kl_mean"] < facts["cost"]["kl_p99"]
     assert facts["cost_of_rounding"] is None
+    assert facts["unmeasured"] is None
+    for asked in (facts["accuracy"]["before"], facts["accuracy"]["after"]):
+        low, high = asked["interval_95"]
+        assert asked["questions"] == 30
+        assert 0.8 < low < asked["share"] <= high
+        assert asked["share"] == asked["right"] / 30
     ways = load_config(tmp_path / "out").quantization
     assert ways.way("decoder.embed_tokens") == Packing(
         group_size=32, bits=8, mode="mxfp8"
@@ -108,3 +124,13 @@ def test_converting_packs(mm1, tmp_path):
     assert load_config(tmp_path / "out").quantization.bits == 8
     status, out, _ = mm1("convert", TINY, tmp_path / "plain")
     assert load_config(tmp_path / "plain").quantization is None
+
+
+def test_where_memory_cannot_measure_it_packs_and_says_so(mm1, tmp_path, monkeypatch):
+    monkeypatch.setattr("mm1_mlx.quantize.needs.allowed", lambda: 1_000_000)
+    status, out, err = mm1("quantize", TINY, tmp_path / "out")
+    assert status == 0
+    assert "measuring needs" in err
+    assert "1.0 MB are free here; nothing is measured" in " ".join(err.split())
+    assert "nats" not in out
+    assert load_config(tmp_path / "out").quantization.bits == 4

@@ -92,3 +92,36 @@ def test_what_is_not_there_or_too_little_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(PromptError, match=r"x.jsonl is no text; give JSON lines"):
         examples(tmp_path / "x.jsonl", 8, sees=True)
+
+
+def test_a_folder_gives_no_folders_and_nothing_hidden(tmp_path):
+    folder = save(tmp_path / "in", [f"{i}.png" for i in range(4)])
+    (folder / "5.png").mkdir()
+    (folder / "._0.png").write_bytes(b"what a Mac leaves")
+    train, held_out = examples(folder, 8, sees=True)
+    names = {x.pictures[0].name for x in (*train, *held_out)}
+    assert names == {"0.png", "1.png", "2.png", "3.png"}
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_a_line_ends_with_a_line_feed_alone(separator, tmp_path):
+    prompt = f"a{separator}b"
+    line = json.dumps({"prompt": prompt}, ensure_ascii=False)
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\r\n".join([line] * 4), encoding="utf-8", newline="")
+    train, held_out = examples(path, 8, sees=True)
+    assert [x.prompt for x in (*train, *held_out)] == [prompt] * 4
+
+
+def test_a_byte_order_mark_is_no_line(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n' * 4, encoding="utf-8-sig")
+    assert len(examples(path, 8, sees=True)[0]) == 3
+
+
+@pytest.mark.parametrize("count", [3, 2, 1, 0, -1])
+def test_so_few_that_none_is_held_out_are_refused(count):
+    with pytest.raises(
+        PromptError, match=rf"^{count} example\(s\) are too few to learn"
+    ):
+        examples(None, count, sees=True)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mm1_mlx.checkpoint import load_config, load_model
+from mm1_mlx.prompt import Prompt
 from mm1_mlx.quantize.calibration import examples
 from mm1_mlx.quantize.cost import ask, divergence, measure, predict
 from mm1_mlx.tokenizer import load_tokenizer
@@ -15,7 +16,11 @@ def asked(dense):
     """A model, and what it says about two drawn pictures."""
     model = load_model(dense)
     tokenizer = load_tokenizer(dense, load_config(dense).prompt)
-    return model, ask(model, tokenizer, examples(None, 8, sees=True)[1])
+    prompts = [
+        Prompt.build(x.prompt, x.pictures, model.config, tokenizer)
+        for x in examples(None, 8, sees=True)[1]
+    ]
+    return model, ask(model, tokenizer, prompts)
 
 
 def test_what_is_kept_costs_nothing(asked):

@@ -1,6 +1,7 @@
 """``quantize``: what it writes, what that costs, and what it refuses."""
 
 import json
+import re
 from math import prod
 from types import SimpleNamespace
 
@@ -16,10 +17,11 @@ from mm1_mlx.checkpoint import (
     load_model,
     verify_digests,
 )
-from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.errors import CheckpointError, ConfigError, PromptError
 from mm1_mlx.models.linear import named_leaves
 from mm1_mlx.pieces import TensorInfo
 from mm1_mlx.quantize import RECIPES, Recipe, find_recipe, parse_way, quantize
+from mm1_mlx.quantize.cost import measure
 from mm1_mlx.quantize.pack import LEAVES
 from mm1_mlx.recipe import LAYERS, plan
 from mm1_mlx.runtime import generate, load
@@ -326,3 +328,60 @@ def test_experts_learn_too(sparse, tmp_path):
     learned, rounded = tensors_of(tmp_path / "out"), tensors_of(tmp_path / "plain")
     name = "decoder.layers.1.mlp.switch_mlp.down_proj.scales"
     assert not mx.array_equal(learned[name], rounded[name])
+
+
+@pytest.mark.parametrize("count", [-1, 0, 3])
+def test_too_few_prompts_are_refused_before_anything_is_written(count, dense, tmp_path):
+    with pytest.raises(PromptError, match=r"example\(s\) are too few"):
+        quantize(dense, tmp_path / "out", find_recipe("4bit"), count=count)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_memory_to_measure_it_is_packed_all_the_same(
+    dense, tmp_path, monkeypatch
+):
+    """A machine too small for the unpacked model is who needs a packed one."""
+    for module in ("quantize.needs", "budget"):
+        monkeypatch.setattr(f"mm1_mlx.{module}.allowed", lambda: 100_000)
+    report = quantize(dense, tmp_path / "out", find_recipe("4bit"), count=8)
+    assert report.cost is None
+    assert re.match(
+        r"measuring needs .* weights \+ .* logits of 2 answers \+ .* of memory, but "
+        r"100.0 kB are free here; nothing is measured$",
+        report.unmeasured,
+    )
+    monkeypatch.undo()
+    assert load_config(tmp_path / "out").quantization.bits == 4
+    assert quantize(dense, tmp_path / "more", find_recipe("4bit")).unmeasured is None
+
+
+def test_what_memory_cannot_learn_is_refused_before_it_begins(
+    dense, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mm1_mlx.quantize.needs.allowed", lambda: 100_000)
+    with pytest.raises(
+        PromptError, match=r"learning needs .*; give a smaller --count, or"
+    ):
+        quantize(dense, tmp_path / "out", find_recipe("4bit"), learned=True, count=8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_learned_scales_are_what_is_written(write_model, tmp_path, monkeypatch):
+    """Better in float32 is not better: what was decided on is rounded as it is stored."""
+    source = write_model(tmp_path / "half", mx.float16)
+    decided = []
+
+    def remember(model, reference, *progress):
+        cost = measure(model, reference, *progress)
+        decided.append(cost.kl_mean)
+        return cost
+
+    monkeypatch.setattr("mm1_mlx.quantize.job.measure", remember)
+    report = quantize(
+        source, tmp_path / "out", uniform("3"), learned=True, count=16, epochs=3
+    )
+    rounded, learned, written = decided
+    assert report.learned
+    assert learned < rounded
+    # Bit by bit the same weights; the same sums but for the order.
+    assert written == pytest.approx(learned, rel=1e-5)
