@@ -55,7 +55,8 @@ def steps_of(rules: Rules, found: Shapes, shapes: Shapes) -> list[Step]:
             steps.append(Step(sources, targets, function, each=op.each, plain=plain))
     if orphans:
         raise CheckpointError(
-            f"{len(orphans)} source tensors have no rule, e.g. {orphans[:5]}; the "
+            f"{len(orphans)} source tensors have no rule, e.g. "
+            f"{[name[:80] for name in orphans[:5]]}; the "
             "source is not laid out as its config.json says"
         )
     for targets, numbered in gathered.items():

@@ -55,13 +55,17 @@ class Partial:
         # Nearest first.
         self.made = [path for path in self.out.parents if not path.exists()]
         self._hold = Hold(self.folder)
-        for old in left_beside(self.out, "old"):
-            if self.out.exists():
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                old.rename(self.out)
-        self.shards = self._shards_there()
-        self._clear()
+        try:
+            for old in left_beside(self.out, "old"):
+                if self.out.exists():
+                    shutil.rmtree(old, ignore_errors=True)
+                else:
+                    old.rename(self.out)
+            self.shards = self._shards_there()
+            self._clear()
+        except BaseException:
+            self._hold.release()
+            raise
 
     def record(self, name: str, shard: dict[str, Any]) -> None:
         """Note a shard that is written, once it is on the disk."""
@@ -107,7 +111,7 @@ class Partial:
 
     def leave(self) -> bool:
         """Let the folder go, and whether it stays because the next run can use it."""
-        if self.fingerprint is None or not self.shards:
+        if self.fingerprint is None or not (self.folder / JOURNAL).is_file():
             self.remove()
             return False
         with suppress(OSError):

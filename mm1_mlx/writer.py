@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -312,7 +312,8 @@ def check_space(out: Path, size: int) -> None:
         CheckpointError: it has not.
     """
     free, left = shutil.disk_usage(_above(out)).free, beside(out.resolve(), "partial")
-    if left.is_dir():
+    # Gone meanwhile, if another run is at work there.
+    with suppress(FileNotFoundError):
         free += sum(path.stat().st_size for path in left.iterdir())
     if size > free:
         raise CheckpointError(
