@@ -30,6 +30,10 @@ COMMANDS = (
         "convert",
         "quantize",
         "embed",
+        "prefix",
+        "prefix save",
+        "prefix list",
+        "prefix drop",
         "inspect",
         "verify",
         "bench",
@@ -508,7 +512,7 @@ def test_help_is_as_reviewed(command):
         capture_output=True, text=True, env=environment, check=True,
     )  # fmt: skip
     text = "\n".join(line.rstrip() for line in run.stdout.strip().splitlines()) + "\n"
-    path = HELP / f"{command or 'mm1'}.txt"
+    path = HELP / f"{command.replace(' ', '-') or 'mm1'}.txt"
     if os.environ.get("MM1_UPDATE_HELP"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
