@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -315,8 +315,24 @@ def load_model(path: Path, dtype: Precision = None, way_out: str | None = None) 
             f"{path}: {len(large)} tensor(s) hold numbers too large for {kind}, e.g. "
             f"{large[:5]}; load them as bfloat16"
         )
+    _evaluate(list(weights.values()))
     model.load_weights(list(weights.items()))
     return settle(model)
+
+
+def _evaluate(tensors: Sequence[mx.array]) -> None:
+    """Read and cast tensors, at a time no more than the largest has bytes.
+
+    Of all together mlx would hold what a dozen are cast from.
+    """
+    largest = max((x.nbytes for x in tensors), default=0)
+    group: list[mx.array] = []
+    for tensor in tensors:
+        if sum(x.nbytes for x in group) + tensor.nbytes > largest:
+            mx.eval(group)
+            group = []
+        group.append(tensor)
+    mx.eval(group)
 
 
 def settle(model: MM1) -> MM1:

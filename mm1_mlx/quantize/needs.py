@@ -7,12 +7,13 @@ from math import prod
 
 import mlx.core as mx
 
-from mm1_mlx.budget import Answer, spell_out
+from mm1_mlx.budget import HELD, Answer, spell_out
 from mm1_mlx.checkpoint import device_dtype
 from mm1_mlx.config import MM1Config, Packing
 from mm1_mlx.errors import MemoryLimitError
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.quantize.cost import MAX_ANSWER
+from mm1_mlx.recipe import component_of
 from mm1_mlx.room import allowed
 from mm1_mlx.shard import Deferred
 from mm1_mlx.sizes import human_bytes
@@ -75,8 +76,12 @@ def learning_bytes(
     )
     gradients = step.activations(config)
     if mx.default_device() == mx.cpu:
-        # There many rows unpack a layer, which its gradient needs again.
-        gradients += 4 * sum(n * packed[path].group_size for path, n in sizes.items())
+        # There many rows unpack a layer, and the gradient of its scales begins as one of
+        # all its weights; experts' are picked out of all of them besides.
+        unpacked = {p: 4 * n * packed[p].group_size for p, n in sizes.items()}
+        gradients += HELD * max(unpacked.values())
+        for path, size in unpacked.items():
+            gradients += size * (4 if component_of(path) == "experts" else 2)
     return {
         "weights": _held(tensors),
         **_kept(config, prompts),
