@@ -6,7 +6,14 @@ import pytest
 from typer.testing import CliRunner
 
 from mm1_mlx.apps.cli import app
+from mm1_mlx.budget import usual_bytes, weight_bytes
+from mm1_mlx.checkpoint import load_config
 from mm1_mlx.chips import CHIPS
+from mm1_mlx.limits import decode_rate
+from mm1_mlx.presets import PRESETS
+from mm1_mlx.quantize import find_recipe, parse_way, quantize
+from mm1_mlx.recipe import LAYERS, plan
+from mm1_mlx.runtime import TINY
 
 
 def inspect(*arguments):
@@ -26,6 +33,48 @@ def test_a_row_for_every_mac_fits_a_narrow_terminal(monkeypatch):
         "M1", "Max", "(32)", "32", "227/166", "58%", "32", "123/102", "72%", "32",
         "65/59", "78%", "0.21", "s",
     ]  # fmt: skip
+
+
+def test_where_it_does_not_fit_there_is_no_first_token(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [line.split() for line in inspect("mm1-30b").splitlines()]
+    (row,) = [row for row in rows if row[:2] == ["M1", "(8)"]]
+    assert row[2:] == ["no"] * 4
+    (row,) = [row for row in rows if row[:3] == ["M1", "Max", "(32)"]]
+    assert row[-2:] == ["1.24", "s"]
+
+
+def test_a_packed_model_is_shown_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    recipe = find_recipe("4bit")
+    three = recipe.with_ways(dict.fromkeys(LAYERS, parse_way("3", "bits")))
+    quantize(TINY, tmp_path / "out", three, measured=False)
+    text = inspect(str(tmp_path / "out"))
+    assert "3 bits" in text
+    assert "8 bits" not in text
+    facts = json.loads(inspect(str(tmp_path / "out"), "--json"))
+    config, ways = load_config(TINY), plan(three, load_config(TINY)).packed
+    assert facts["needs"] == {
+        "3": sum(weight_bytes(config, ways).values()) + usual_bytes(config)
+    }
+    m1 = facts["chips"][0]["bits"]["3"]
+    assert m1["fits"] == [8, 16]
+    assert m1["decode_share"] is None
+    assert m1["tokens_per_second"]["0"] == decode_rate(CHIPS[0], config, ways)
+    # What its files hold, not what others would.
+    (size,) = facts["bytes"].items()
+    file = tmp_path / "out/model.safetensors"
+    assert size == ("3-bit", file.stat().st_size)
+
+
+@pytest.mark.parametrize("model", ["mm1-3b", "mm1-7b-moe"])
+def test_the_weights_are_those_that_the_recipes_make(model):
+    facts, config = json.loads(inspect(model, "--json")), PRESETS[model]
+    for name, recipe in (("8-bit", "8bit"), ("4-bit", "4bit")):
+        ways = plan(find_recipe(recipe), config).packed
+        assert facts["bytes"][name] == sum(weight_bytes(config, ways).values())
+    room = facts["needs"]["4"] - facts["bytes"]["4-bit"]
+    assert room == facts["needs"]["16"] - facts["bytes"]["float16"] > 0
 
 
 def test_json_has_what_the_table_has():

@@ -385,3 +385,30 @@ def test_learned_scales_are_what_is_written(write_model, tmp_path, monkeypatch):
     assert learned < rounded
     # Bit by bit the same weights; the same sums but for the order.
     assert written == pytest.approx(learned, rel=1e-5)
+
+
+def test_unpacked_weights_give_way_before_an_answer_is_refused(
+    dense, tmp_path, monkeypatch
+):
+    quantize(dense, tmp_path / "out", find_recipe("4bit"), measured=False)
+
+    def kept(model):
+        return [x for _, x in named_leaves(model) if "_unpacked" in x]
+
+    with load(tmp_path / "out") as runtime:
+        first = generate(runtime, "What is this?", max_tokens=8)
+        assert kept(runtime.model)
+        runtime.forget()
+        room = iter([1000, 10**12])
+        monkeypatch.setattr("mm1_mlx.budget.allowed", lambda: next(room))
+        again = generate(runtime, "What is this?", max_tokens=8)
+        assert not kept(runtime.model)
+    assert again.tokens == first.tokens
+
+
+def test_weights_are_not_kept_unpacked_in_swap(dense, tmp_path, monkeypatch):
+    quantize(dense, tmp_path / "out", find_recipe("4bit"), measured=False)
+    monkeypatch.setattr("mm1_mlx.room._system", lambda: (0, 10**12))
+    monkeypatch.setattr("mm1_mlx.room.mx.get_cache_memory", lambda: 0)
+    model = load_model(tmp_path / "out")
+    assert not any("_unpacked" in layer for _, layer in named_leaves(model))
