@@ -31,6 +31,7 @@ from mm1_mlx.convert.stages import ask_source  # noqa: E402
 from mm1_mlx.convert.verify import PICTURE, verify  # noqa: E402
 from mm1_mlx.errors import CheckpointError  # noqa: E402
 from mm1_mlx.files import sha256  # noqa: E402
+from mm1_mlx.runtime import TINY  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
@@ -266,3 +267,9 @@ REFUSED = {
     "config.json": "transformers has no model of the kind 'AutoModelForCausalLM'",
     "preprocessor_config.json": "transformers cannot run .* contains custom code",
 }
+
+
+def test_where_memory_has_no_room_it_is_said_what_verifying_is(monkeypatch):
+    monkeypatch.setattr("mm1_mlx.budget.allowed", lambda: 1000)
+    with pytest.raises(CheckpointError, match="here; verify it where there is more"):
+        verify(TINY, "somebody/llava")
