@@ -271,12 +271,22 @@ def device_dtypes() -> tuple[mx.Dtype, ...]:
     return mx.bfloat16, mx.float16
 
 
-def load_model(path: Path, dtype: Precision = None, way_out: str | None = None) -> MM1:
+def load_model(
+    path: Path,
+    dtype: Precision = None,
+    way_out: str | None = None,
+    group: mx.distributed.Group | None = None,
+) -> MM1:
     """The model of a folder, its weights in ``dtype`` (as stored if None).
 
-    ``dtype`` may be a function of the type that is stored, such as ``device_dtype``:
-    where a weight is too large for what it gives, all are bfloat16, which holds any.
-    ``way_out`` is what to do where memory has no room, by default to quantize the model.
+    Args:
+        path: the folder.
+        dtype: a type, or a function of the type that is stored, such as
+            ``device_dtype``: where a weight is too large for what that gives, all are
+            bfloat16, which holds any.
+        way_out: what to do where memory has no room, by default to quantize the model.
+        group: processes that each keep a part of the decoder's layers; no other part is
+            held at once.
 
     Raises:
         CheckpointError: a file is missing or damaged, or does not fit the config; a
@@ -304,19 +314,22 @@ def load_model(path: Path, dtype: Precision = None, way_out: str | None = None) 
         kind = dtype if isinstance(dtype, mx.Dtype) else dtype(_stored(weights))
         for name in weights:
             weights[name], overflows[name] = cast_overflowing(kind, weights[name])
-    check_load(weights, path, config, way_out)
+    model.load_weights(list(weights.items()))
+    del weights
+    if group is not None:
+        model.shard(group)
+    check_load(model.tensors(), path, config, way_out)
     # Popped, so that each tensor is cast by itself, and what it was cast from freed.
     large = [name for name in list(overflows) if overflows.pop(name).item()]
     if large and not isinstance(dtype, mx.Dtype):
-        del weights, model
-        return load_model(path, mx.bfloat16, way_out)
+        del model
+        return load_model(path, mx.bfloat16, way_out, group)
     if large:
         raise CheckpointError(
             f"{path}: {len(large)} tensor(s) hold numbers too large for {kind}, e.g. "
             f"{large[:5]}; load them as bfloat16"
         )
-    _evaluate(list(weights.values()))
-    model.load_weights(list(weights.items()))
+    _evaluate(list(model.tensors().values()))
     return settle(model)
 
 

@@ -220,11 +220,8 @@ def _load(
         raise CheckpointError(f"{path} has no decoder, so it cannot answer")
     if resolution is not None:
         config = with_resolution(config, resolution)
-    model = load_model(path, dtype)
+    model = load_model(path, dtype, group=group)
     model.config = config
-    if group is not None:
-        model.shard(group)
-        mx.eval(model.state)
     tokenizer = load_tokenizer(path, prompt, regions=config.region is not None)
     kind = model.decoder.norm.weight.dtype
     size = group.size() if group else 1

@@ -9,6 +9,7 @@ import mlx.core as mx
 import pytest
 
 from mm1_mlx import generate, load
+from mm1_mlx.checkpoint import load_model
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.models import MM1
 from mm1_mlx.models.parallel import shard
@@ -146,3 +147,22 @@ def test_one_process_keeps_everything(make_model):
     model.shard(mx.distributed.init())
     after = model.tensors()
     assert all(mx.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_process_holds_its_part_alone(write, monkeypatch):
+    folder = write({})
+    whole = load_model(folder)
+    held = []
+    monkeypatch.setattr(
+        "mm1_mlx.checkpoint.check_load",
+        lambda weights, *_: held.append(sum(x.nbytes for x in weights.values())),
+    )
+    part = load_model(folder, group=Group(2))
+    layers = sum(x.nbytes for n, x in whole.tensors().items() if "decoder.layers." in n)
+    everything = sum(x.nbytes for x in whole.tensors().values())
+    # All but half of the decoder's layers, whose norms stay whole.
+    assert held[0] < everything - 0.45 * layers
+    assert part.processes == 2
+    cache = part.make_cache()
+    assert part.decoder.layers[0].self_attn.num_kv_heads == 1
+    assert len(cache) == len(whole.make_cache())
