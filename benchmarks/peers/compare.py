@@ -287,19 +287,21 @@ def whole_model(bench: Bench, bits: str) -> list[Row]:
     return rows
 
 
-def against_itself(bench: Bench) -> list[Row]:
-    """What this project saves itself: guessing, remembering, batches."""
+def prompt_lookup(bench: Bench) -> list[Row]:
+    """Guessing from the prompt, on a copying task."""
     ours = bench.peer("mm1", "ours")
-    picture = bench.pictures
-    rows = []
-    said: dict[str, Any] = {}
+    said: dict[bool, Any] = {}
 
     def copy(lookup: bool) -> float:
         result = ours(
-            "ask", prompt=COPY, images=[picture[0]], tokens=TOKENS,
-            prompt_lookup=lookup, fresh=False,
-        )  # fmt: skip
-        said[str(lookup)] = result["tokens"]
+            "ask",
+            prompt=COPY,
+            images=bench.pictures[:1],
+            tokens=TOKENS,
+            prompt_lookup=lookup,
+            fresh=False,
+        )
+        said[lookup] = result["tokens"]
         return float(result["rate"])
 
     row = interleave(
@@ -308,25 +310,31 @@ def against_itself(bench: Bench) -> list[Row]:
         lambda _: copy(True),
         lambda _: copy(False),
     )
-    row.note = f"tokens {'equal' if said['True'] == said['False'] else 'DIFFER'}"
-    rows.append(row)
+    row.note = f"tokens {'equal' if said[True] == said[False] else 'DIFFER'}"
+    ours.close()
+    return [row]
 
-    def remembered(i: int, fresh: bool) -> float:
+
+def remembering(bench: Bench) -> list[Row]:
+    """What this project saves itself that the caller does not keep."""
+    ours = bench.peer("mm1", "ours")
+    picture = bench.pictures
+
+    def second(i: int, fresh: bool) -> float:
+        image = [picture[i + 1]]
         if not fresh:
-            ours("ask", prompt=QUESTION, images=[picture[i + 1]], tokens=1)
-        result = ours(
-            "ask", prompt="describe it", images=[picture[i + 1]], tokens=1, fresh=fresh
-        )
+            ours("ask", prompt=QUESTION, images=image, tokens=1)
+        result = ours("ask", prompt="describe it", images=image, fresh=fresh)
         return float(result["first"])
 
-    rows.append(
+    rows = [
         interleave(
             bench.rounds,
             Row("second question, same picture, fp32, own first", "lower", "s"),
-            lambda i: remembered(i, False),
-            lambda i: remembered(i, True),
+            lambda i: second(i, False),
+            lambda i: second(i, True),
         )
-    )
+    ]
     examples = [[path, "what is it", str(i)] for i, path in enumerate(picture[:8])]
 
     def shown(i: int, fresh: bool, image: str | None = None) -> float:
@@ -347,9 +355,14 @@ def against_itself(bench: Bench) -> list[Row]:
         text.ours.append(shown(3 * i + 1, False))
         seen.ours.append(shown(3 * i + 2, False, picture[10 + 2 * i]))
         seen.peer.append(shown(3 * i + 2, True, picture[11 + 2 * i]))
-    rows += [text, seen]
+    ours.close()
+    return [*rows, text, seen]
 
-    prompts = [[f"{QUESTION} {i}", picture[i]] for i in range(8)]
+
+def batches(bench: Bench) -> list[Row]:
+    """Eight answers at once and one after the other."""
+    ours = bench.peer("mm1", "ours")
+    prompts = [[f"{QUESTION} {i}", bench.pictures[i]] for i in range(8)]
     row = Row("batch of 8 with pictures, fp32, eight single runs", "higher", "tokens/s")
     equal = True
     for _ in range(min(5, bench.rounds)):
@@ -362,9 +375,8 @@ def against_itself(bench: Bench) -> list[Row]:
         row.peer.append(8 / sum(1 / single["rate"] for single in singles))
         equal &= together["tokens"] == [single["tokens"] for single in singles]
     row.note = f"tokens {'equal' if equal else 'DIFFER'}"
-    rows.append(row)
     ours.close()
-    return rows
+    return [row]
 
 
 def encoding(bench: Bench) -> list[Row]:
@@ -522,7 +534,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-PARTS = ("count", "decode", "vlm", "vlm-4bit", "self", "encode", "spawn")
+PARTS = (
+    *("count", "decode", "vlm", "vlm-4bit", "lookup", "memory", "batch", "encode"),
+    "spawn",
+)
 
 
 def main() -> None:
@@ -544,30 +559,31 @@ def main() -> None:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="mm1-peers-"))
     bench = Bench(folder, pythons, options.rounds)
     bench.prepare()
-    rows: list[Row] = []
+    results: dict[str, Any] = {"machine": machine(pythons), "parts": {}}
+    if options.out.is_file():
+        # Parts that are not measured now stay, each with the machine it belongs to.
+        results["parts"] = json.loads(options.out.read_text())["parts"]
     for part in options.only:
         print(f"{part} ...", file=sys.stderr, flush=True)
-        if part == "count":
-            rows += counted(bench)
-        elif part == "decode":
-            rows += [decode_against_lm(bench, bits) for bits in ("", "4bit")]
-        elif part == "vlm":
-            rows += whole_model(bench, "")
-        elif part == "vlm-4bit":
-            rows += whole_model(bench, "4bit")
-        elif part == "self":
-            rows += against_itself(bench)
-        elif part == "encode":
-            rows += encoding(bench)
-        elif part == "spawn":
-            rows.append(spawned(bench))
-    made = [row.to_dict() for row in rows]
-    options.out.write_text(
-        json.dumps({"machine": machine(pythons), "rows": made}, indent=2) + "\n"
-    )
-    print(table(made))
+        made = [row.to_dict() for row in MEASURES[part](bench)]
+        results["parts"][part] = {"commit": results["machine"]["commit"], "rows": made}
+        options.out.write_text(json.dumps(results, indent=2) + "\n")
+        print(table(made), flush=True)
     if not options.folder:
         shutil.rmtree(folder)
+
+
+MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
+    "count": counted,
+    "decode": lambda bench: [decode_against_lm(bench, bits) for bits in ("", "4bit")],
+    "vlm": lambda bench: whole_model(bench, ""),
+    "vlm-4bit": lambda bench: whole_model(bench, "4bit"),
+    "lookup": prompt_lookup,
+    "memory": remembering,
+    "batch": batches,
+    "encode": encoding,
+    "spawn": lambda bench: [spawned(bench)],
+}
 
 
 if __name__ == "__main__":
