@@ -39,16 +39,18 @@ class Sampler:
         # Of the token drawn next.
         self.position = 0
 
-    def __call__(self, logprobs: mx.array) -> mx.array:
-        """The tokens [T] of this position and the next ones, from logprobs [T, V]."""
-        first, self.position = self.position, self.position + logprobs.shape[0]
+    def __call__(self, logits: mx.array) -> mx.array:
+        """The tokens [T] of this position and the next ones, from logits [T, V]."""
+        first, self.position = self.position, self.position + logits.shape[0]
         if self.greedy:
-            return mx.argmax(logprobs, axis=-1)
+            return mx.argmax(logits, axis=-1)
         # In half precision small temperatures overflow.
-        logprobs = logprobs.astype(mx.float32)
+        logits = logits.astype(mx.float32)
         if self.top_p < 1:
-            logprobs = apply_top_p(logprobs, self.top_p)
-        logits = logprobs / self.temperature
+            logits = apply_top_p(
+                logits - mx.logsumexp(logits, axis=-1, keepdims=True), self.top_p
+            )
+        logits = logits / self.temperature
         drawn = [
             mx.random.categorical(row, key=self._key(first + i))
             for i, row in enumerate(logits)

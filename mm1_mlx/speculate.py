@@ -161,8 +161,7 @@ def speculate(
         # One more than was guessed comes of every step.
         guess = _known(drafter.propose(tokens)[: left - 1], vocabulary)
         logits = model(mx.array([[tokens[-1], *guess]]), cache=cache)[0]
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        drawn = cast(list[int], sampler(logprobs).tolist())
+        drawn = cast(list[int], sampler(logits).tolist())
         right = 0
         while right < len(guess) and guess[right] == drawn[right]:
             right += 1

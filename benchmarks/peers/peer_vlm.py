@@ -15,7 +15,6 @@ worker.preload()
 
 import mlx.core as mx  # noqa: E402
 from mlx_vlm import load, stream_generate  # noqa: E402
-from mlx_vlm.prompt_utils import apply_chat_template  # noqa: E402
 
 model: Any = None
 processor: Any = None
@@ -38,7 +37,12 @@ def ask(
 ) -> dict[str, Any]:
     """One answer; with ``keep`` as a caller asks who keeps the prompt's cache by hand."""
     global state
-    text = apply_chat_template(processor, model.config, prompt, num_images=len(images))
+    # Pictures before the text, as the others are asked: a second question then begins
+    # like the first.
+    parts = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": parts}], add_generation_prompt=True
+    )
     options: dict[str, Any] = {}
     if keep:
         from mlx_vlm.generate import PromptCacheState
