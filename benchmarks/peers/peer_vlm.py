@@ -40,8 +40,10 @@ def ask(
     # Pictures before the text, as the others are asked: a second question then begins
     # like the first.
     parts = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": parts}], add_generation_prompt=True
+    text = processor.tokenizer.apply_chat_template(
+        [{"role": "user", "content": parts}],
+        add_generation_prompt=True,
+        tokenize=False,
     )
     options: dict[str, Any] = {}
     if keep:
