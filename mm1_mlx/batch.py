@@ -135,7 +135,7 @@ class Batch:
             size = self._engine.model.decoder.norm.weight.dtype.size
             grown = kv_bytes(config, longest, size) * len(requests)
             held = group.generator.prompt_cache_nbytes
-            total += max(grown // self._engine.model.processes - held, 0) + held
+            total += max(grown // self._engine.model.processes, held)
         return total
 
     def _insert(self, row: _Row, cache: list[Any]) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import jinja2
 
@@ -53,7 +54,7 @@ class Prompt:
         """Positions filled by pictures and their regions."""
         return sum(span.length for span in self.spans)
 
-    @property
+    @cached_property
     def positions(self) -> tuple[int | tuple[str, int], ...]:
         """What stands at every position: a token, or a picture's digest and which token.
 
