@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +21,7 @@ from .common import (
     picture,
     print_json,
 )
+from .progress import bars
 
 prefix = typer.Typer(
     name="prefix",
@@ -68,8 +67,10 @@ def save(
         tuple(read_shots(shots)) if shots else (),
         shot_style,
     )
-    with open_runtime(model, yes, resolution) as runtime:
-        count = runtime.save_prefix(made, _progress())
+    with open_runtime(model, yes, resolution) as runtime, bars() as tell:
+        count = runtime.save_prefix(
+            made, lambda done, total: tell("tokens", done, total)
+        )
     note(f"{name}: {count:,} tokens kept; ask behind it with --prefix {name}")
 
 
@@ -102,15 +103,3 @@ def drop(name: Name) -> None:
 
     delete(prefix_folder(), name)
     note(f"{name} is deleted")
-
-
-def _progress() -> Callable[[int, int], None] | None:
-    """A callback that writes how far the reading is, on a terminal."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        end = "\n" if done == total else ""
-        print(f"\r{done:,} of {total:,} tokens", end=end, file=sys.stderr, flush=True)
-
-    return show
