@@ -2,13 +2,13 @@
 
 import mlx.core as mx
 import pytest
+from attention_runs import exact, make_run, numbers
 from mlx_lm.models import cache as mlx_lm
 
 from mm1_mlx.caches.quantized import BatchQuantizedKVCache, KVCache, QuantizedKVCache
 from mm1_mlx.caches.shared import share
 from mm1_mlx.kernels import attend, attention, fused, plain
 from mm1_mlx.kernels.run import runs_of
-from runs import exact, make_run, numbers
 
 F32 = mx.float32
 D = 64

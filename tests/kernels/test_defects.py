@@ -4,11 +4,11 @@ import re
 
 import mlx.core as mx
 import pytest
+from attention_runs import exact, make_run, numbers
 from metal_cpu import CPUFactory
 from msl_build import MSLError
 
 from mm1_mlx.kernels import metal
-from runs import exact, make_run, numbers
 
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 FIRST = f"{BARRIER}\n\n    float qsum"

@@ -2,10 +2,10 @@
 
 import mlx.core as mx
 import pytest
+from attention_runs import KINDS, exact, make_run, numbers
 from metal_cpu import CPUFactory
 
 from mm1_mlx.kernels import metal
-from runs import KINDS, exact, make_run, numbers
 
 F16, BF16, F32 = mx.float16, mx.bfloat16, mx.float32
 

@@ -2,9 +2,9 @@
 
 import mlx.core as mx
 import pytest
+from attention_runs import KINDS, exact, make_run, numbers
 
 from mm1_mlx.kernels import fused, plain
-from runs import KINDS, exact, make_run, numbers
 
 F32 = mx.float32
 
