@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PICTURES := mm1_mlx/tiny
 
-.PHONY: demo test lint drill peers wheel clean
+.PHONY: demo test lint drill peers mac-proof wheel clean
 
 demo: $(VENV)/demo
 	@echo "Two pictures: $(CURDIR)/$(PICTURES)/red-star.png"
