@@ -69,4 +69,5 @@ def main() -> None:
     # What is not UTF-8 arrives as it does in arguments, and is refused as they are.
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
-    guarded(app)
+    # However Python was started, help and errors say the name that users type.
+    guarded(lambda: app(prog_name="mm1"))
