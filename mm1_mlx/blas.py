@@ -14,11 +14,11 @@ from __future__ import annotations
 import ctypes
 import sys
 
-# Of glibc's mallopt: when freed memory is given back, and from which size on an array
-# has a mapping of its own.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-# Free memory at the heap's end that is kept: that of an operation, not of a model.
-KEPT = 32 * 2**20
+# Of glibc's mallopt: how much free memory at the heap's end is kept, from which size on
+# an array has a mapping of its own, and how many heaps the threads share.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+# The results of a few operations on a long prompt, not the weights of a model.
+KEPT = 128 * 2**20
 LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
 
 
@@ -33,6 +33,13 @@ def preload_blas() -> str | None:
     if _keep_freed_memory():
         _keep_nothing_twice()
     return loaded
+
+
+def give_back() -> None:
+    """Give the system what the heap keeps, holes too: after a model is let go."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _load_first(names: tuple[str, ...]) -> str | None:
@@ -52,7 +59,10 @@ def _keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(_TRIM_THRESHOLD, KEPT) and mallopt(_MMAP_THRESHOLD, 2**30))
+    # One heap: arrays made by a thread and freed by another leave holes in two.
+    options = {_TRIM_THRESHOLD: KEPT, _MMAP_THRESHOLD: KEPT, _ARENA_MAX: 1}
+    results = [mallopt(option, value) for option, value in options.items()]
+    return all(results)
 
 
 def _keep_nothing_twice() -> None:

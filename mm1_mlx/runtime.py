@@ -21,6 +21,7 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mm1_mlx import hub
 from mm1_mlx.answer import Answer, Options, Piece, Settings, join
+from mm1_mlx.blas import give_back
 from mm1_mlx.budget import allowed
 from mm1_mlx.checkpoint import (
     Precision,
@@ -132,6 +133,7 @@ class Runtime:
             # Whoever keeps the closed runtime does not keep the weights.
             self.__dict__.pop("engine", None)
             mx.clear_cache()
+            give_back()
 
 
 def load(

@@ -41,3 +41,20 @@ def test_a_process_that_has_mlx_already_is_left_as_it_is():
     )
     assert int(before) > 0
     assert (answer, int(after)) == ("None", 12345678)
+
+
+def test_a_model_that_is_let_go_gives_its_memory_back():
+    held, left = ask(
+        "from mm1_mlx.blas import give_back, preload_blas; preload_blas()\n"
+        "import mlx.core as mx, gc\n"
+        "from mm1_mlx.room import PROC\n"
+        "def resident():\n"
+        "    lines = (PROC / 'self/status').read_text().splitlines()\n"
+        "    return next(int(x.split()[1]) for x in lines if x.startswith('RssAnon'))\n"
+        "arrays = [mx.ones((2**20,)) * i for i in range(100)]\n"
+        "mx.eval(arrays); held = resident()\n"
+        # The last one holds the heap's end.
+        "last = arrays.pop(); arrays.clear(); gc.collect(); give_back()\n"
+        "print(held, resident())"
+    )
+    assert int(held) - int(left) > 350_000  # kB of 400 MB

@@ -25,6 +25,7 @@ class Forced:
 
     def __init__(self, model, tokens):
         self.model, self.tokens = model, tokens
+        self.decoder = ForcedDecoder(model.decoder, self)
         self.shown = None
         self.said = 0
 
@@ -39,10 +40,26 @@ class Forced:
         return self.model.embed(tokens, image_tokens, spans)
 
     def __call__(self, inputs, cache=None, input_embeddings=None):
-        logits = self.model(inputs, cache, input_embeddings)
+        return self.say(self.model(inputs, cache, input_embeddings))
+
+    def say(self, logits):
+        """Logits of which the next token to say is the largest."""
         token = self.tokens[min(self.said, len(self.tokens) - 1)]
-        self.said += input_embeddings is None or inputs.shape[1] == 1
+        self.said += 1
         return mx.where(mx.arange(logits.shape[-1]) == token, 1e3, logits)
+
+
+class ForcedDecoder:
+    """Its logits, which are those behind the prompt."""
+
+    def __init__(self, decoder, model):
+        self.decoder, self.model = decoder, model
+
+    def __getattr__(self, name):
+        return getattr(self.decoder, name)
+
+    def logits(self, states):
+        return self.model.say(self.decoder.logits(states))
 
 
 @pytest.fixture
@@ -56,11 +73,11 @@ def force():
         hf = runtime.tokenizer.hf
         tokens = hf.encode(text, add_special_tokens=False)
         assert hf.decode(tokens).strip() == text.strip()
-        runtime.model = Forced(runtime.model, [*tokens, *hf.eos_token_ids])
+        runtime.engine.model = Forced(runtime.model, [*tokens, *hf.eos_token_ids])
         if prompt:
             values = runtime.config.prompt.to_dict() | prompt
             section = PromptConfig.from_dict(values)
-            runtime.config = replace(runtime.config, prompt=section)
+            runtime.engine.config = replace(runtime.config, prompt=section)
         return runtime
 
     yield force
@@ -68,12 +85,15 @@ def force():
         runtime.close()
 
 
-def text_of(runtime, forced=None):
+def text_of(runtime):
     """What the model was shown, pictures left out."""
-    shown = (forced or runtime.model).shown
+    return text_shown(runtime.model.shown, runtime.tokenizer)
+
+
+def text_shown(shown, tokenizer):
     filled = {i for span in shown.spans for i in range(span.start, span.stop)}
     words = [t for i, t in enumerate(shown.tokens) if i not in filled]
-    return runtime.tokenizer.hf.decode(words)
+    return tokenizer.hf.decode(words)
 
 
 def test_a_forced_answer_is_the_answer(force):
@@ -156,7 +176,8 @@ def test_the_command_line_takes_shots_and_thoughts(force, tmp_path, monkeypatch,
     path.write_text(json.dumps(row | {"reasoning": "One, two."}))
     assert read_shots(path)[0].solution == "One, two. Answer: 4"
     runtime = force("it is red. Answer: star")
-    forced = runtime.model  # the command closes its runtime
+    # The command closes its runtime.
+    forced, tokenizer = runtime.model, runtime.tokenizer
     monkeypatch.setattr("mm1_mlx.apps.generate.open_runtime", lambda *_: runtime)
     arguments = ["-i", str(STAR), "-p", "What is it?", "--shots", str(path)]
     command = ["mm1", "generate", *arguments, "--think", "--json"]
@@ -167,6 +188,6 @@ def test_the_command_line_takes_shots_and_thoughts(force, tmp_path, monkeypatch,
     printed = json.loads(capfd.readouterr().out)
     assert printed["text"] == "it is red. Answer: star"
     assert printed["answer"] == "star"
-    shown = text_of(runtime, forced)
+    shown = text_shown(forced.shown, tokenizer)
     assert "Think step by step" in shown
     assert "One, two. Answer: 4" in shown

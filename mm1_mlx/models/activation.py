@@ -11,20 +11,22 @@ from mm1_mlx.kernels.exponential import LOG2_E, erf, exp2
 # Values from which on several operations on each cost less than one exponential: more
 # than those of a token that is decoded.
 MANY = 1 << 14
+# Values of a block, whose steps a core's cache holds.
+BLOCK = 1 << 18
 
 
 def sigmoid(x: mx.array) -> mx.array:
     """1 / (1 + exp(-x))."""
     if _on_cpu(x):
         # Below, the power would leave float32.
-        return 1 / (exp2(mx.maximum(x, -80.0) * -LOG2_E) + 1)
+        return _by_blocks(lambda x: 1 / (exp2(mx.maximum(x, -80.0) * -LOG2_E) + 1), x)
     return mx.sigmoid(x)
 
 
 def gelu(x: mx.array) -> mx.array:
     """X times the normal distribution's probability below x."""
     if _on_cpu(x):
-        return x * (erf(x * 0.5**0.5) + 1) * 0.5
+        return _by_blocks(lambda x: x * (erf(x * 0.5**0.5) + 1) * 0.5, x)
     return nn.gelu(x)
 
 
@@ -58,3 +60,14 @@ def _on_cpu(x: mx.array) -> bool:
     """Whether mlx would compute one exponential at a time, and many of them."""
     on_cpu = mx.default_device() == mx.cpu and x.dtype == mx.float32
     return on_cpu and x.size >= MANY
+
+
+def _by_blocks(function: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    """A function of each value, a block at a time: so its steps take no memory.
+
+    mlx's CPU backend makes the results of several operations before it frees the first.
+    """
+    if x.size <= BLOCK:
+        return function(x)
+    blocks = mx.split(x.reshape(-1), range(BLOCK, x.size, BLOCK))
+    return mx.concatenate([function(block) for block in blocks]).reshape(x.shape)
