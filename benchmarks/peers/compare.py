@@ -420,7 +420,7 @@ def counted(bench: Bench) -> list[Row]:
     ]
 
 
-def spawned(bench: Bench) -> Row:
+def spawned(bench: Bench) -> list[Row]:
     """From spawning the command to its first byte on stdout, and its peak memory."""
     mm1 = Path(bench.pythons["mm1"]).parent / "mm1"
     ours = [mm1, "generate", "-m", bench.ours, "-p", QUESTION, "--max-tokens", "8"]
@@ -428,7 +428,9 @@ def spawned(bench: Bench) -> Row:
         bench.pythons["vlm"], "-c", SPAWNED_VLM, bench.hf, QUESTION,
     ]  # fmt: skip
 
-    def first_byte(command: list[Any], i: int, flag: str) -> float:
+    memory = Row("peak memory of a command, fp32, mlx-vlm", "lower", "bytes")
+
+    def first_byte(command: list[Any], i: int, flag: str, held: list[float]) -> float:
         start = time.perf_counter()
         process = subprocess.Popen(
             [str(part) for part in [*command, flag, bench.pictures[i + 1]]],
@@ -440,15 +442,20 @@ def spawned(bench: Bench) -> Row:
         process.stdout.read(1)
         seconds = time.perf_counter() - start
         process.stdout.read()
-        process.wait()
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise RuntimeError(f"{command[:3]} ended with status {status}")
+        if i >= 0:
+            held.append(usage.ru_maxrss * 1024.0)
         return seconds
 
-    return interleave(
+    seconds = interleave(
         bench.rounds,
         Row("spawn to first byte, fp32, mlx-vlm", "lower", "s"),
-        lambda i: first_byte(ours, i, "-i"),
-        lambda i: first_byte(vlm, i, "--image"),
+        lambda i: first_byte(ours, i, "-i", memory.ours),
+        lambda i: first_byte(vlm, i, "--image", memory.peer),
     )
+    return [seconds, memory]
 
 
 # Its command, with OpenBLAS under it as under ours; what it prints before is not counted.
@@ -582,7 +589,7 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "memory": remembering,
     "batch": batches,
     "encode": encoding,
-    "spawn": lambda bench: [spawned(bench)],
+    "spawn": spawned,
 }
 
 
