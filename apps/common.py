@@ -136,12 +136,32 @@ def _group() -> Any:
     """The processes of ``mlx.launch`` that this one belongs to, else None.
 
     They answer together; the first of them prints.
+
+    Raises:
+        ConfigError: they cannot find each other.
     """
     if "MLX_RANK" not in os.environ:
         return None
     import mlx.core as mx
 
-    group = mx.distributed.init(strict=True)
+    from mm1_mlx.errors import ConfigError
+
+    try:
+        # mlx takes what is no number for 0, and waits.
+        int(os.environ["MLX_RANK"])
+        group = mx.distributed.init(strict=True)
+    # What the file of hosts and the rank do wrong is told by either.
+    except (RuntimeError, ValueError) as error:
+        said = {
+            name: os.environ.get(name, "not set")
+            for name in ("MLX_RANK", "MLX_HOSTFILE")
+        }
+        settings = ", ".join(f"{name} {value!r:.80}" for name, value in said.items())
+        raise ConfigError(
+            f"this process finds no others to answer with ({settings}): {error}; start "
+            "all of them with 'mlx.launch -n 2 -- mm1 ...', or unset MLX_RANK to answer "
+            "alone"
+        ) from None
     if group.rank():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return group if group.size() > 1 else None

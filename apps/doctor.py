@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -62,10 +63,24 @@ def _device(blas: str | None) -> dict[str, str]:
             "reference, 50 times slower than OpenBLAS; install it: "
             "apt install libopenblas0-pthread"
         )
+        facts["heap"] = _heap()
         facts["C++ compiler"] = shutil.which("g++") or (
             "none; mlx compiles some CPU kernels and needs it: apt install g++"
         )
     return facts
+
+
+def _heap() -> str:
+    """What becomes of freed memory, in words."""
+    from mm1_mlx.blas import HEAP_VARIABLE, heap_keeps
+
+    if heap_keeps():
+        return (
+            f"keeps freed memory for the next array ({HEAP_VARIABLE}=off: it does not)"
+        )
+    if os.environ.get(HEAP_VARIABLE) == "off":
+        return f"as the system has it ({HEAP_VARIABLE}=off)"
+    return "as the system has it"
 
 
 def _kernels() -> dict[str, str]:

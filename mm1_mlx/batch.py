@@ -1,8 +1,9 @@
 """Several answers at once: each prompt is read by itself, then all are decoded together.
 
 mlx-lm's ``BatchGenerator`` decodes; it takes the caches that prompts with pictures were
-read into. An answer is the one that it would have been alone, its seed its own; only
-guessing (``prompt_lookup``, ``draft``) is left out, which changes no answer.
+read into. An answer is the one that it would have been alone, up to the rounding of
+several rows at once, its seed its own; only guessing (``prompt_lookup``, ``draft``) is
+left out, which changes none but for the same rounding.
 """
 
 from __future__ import annotations

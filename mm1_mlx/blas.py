@@ -6,37 +6,56 @@ than OpenBLAS. Loaded first and globally, OpenBLAS answers for its symbols.
 Every result of an operation is a new array. The C library gives large ones back to the
 system when they are freed, and the next one is mapped and cleared anew, page by page:
 that costs element-wise operations four times their arithmetic. So the heap keeps them,
-and mlx, which would keep them beside it by their sizes, does not.
+and mlx, which would keep them beside it by their sizes, does not. That is the whole
+process's: where another program's needs differ, ``MM1_HEAP=off`` leaves both as they are.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+
+from mm1_mlx.errors import ConfigError
 
 # Of glibc's mallopt: how much free memory at the heap's end is kept, from which size on
 # an array has a mapping of its own, and how many heaps the threads share.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 # The results of a few operations on a long prompt, not the weights of a model.
 KEPT = 128 * 2**20
+HEAP_VARIABLE = "MM1_HEAP"
 LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
+# Of the process, as what it is about.
+_heap_keeps = False
 
 
 def preload_blas() -> str | None:
     """Load OpenBLAS before the first ``import mlx.core``; its name, or None.
 
     Does nothing on macOS, where mlx uses Accelerate, or once mlx is imported.
+
+    Raises:
+        ConfigError: ``MM1_HEAP`` is neither "on" nor "off".
     """
+    global _heap_keeps
     if not sys.platform.startswith("linux") or "mlx.core" in sys.modules:
         return None
     loaded = _load_first(LIBRARIES)
-    if _keep_freed_memory():
+    if _may_keep() and _keep_freed_memory():
+        _heap_keeps = True
         _keep_nothing_twice()
     return loaded
 
 
+def heap_keeps() -> bool:
+    """Whether this process's heap was told to keep freed memory."""
+    return _heap_keeps
+
+
 def give_back() -> None:
     """Give the system what the heap keeps, holes too: after a model is let go."""
+    if not _may_keep():
+        return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -51,6 +70,17 @@ def _load_first(names: tuple[str, ...]) -> str | None:
             continue
         return name
     return None
+
+
+def _may_keep() -> bool:
+    """Whether the user lets the process's heap be set up."""
+    value = os.environ.get(HEAP_VARIABLE, "on")
+    if value not in ("on", "off"):
+        raise ConfigError(
+            f"{HEAP_VARIABLE}={value!r} is not known; set it to 'off' to leave the heap "
+            "as it is, or unset it"
+        )
+    return value == "on"
 
 
 def _keep_freed_memory() -> bool:

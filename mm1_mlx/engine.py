@@ -151,7 +151,6 @@ class Engine:
     def save_prefix(
         self,
         prefix: Prefix,
-        model: str,
         progress: Callable[[int, int], None] | None = None,
     ) -> int:
         """Read a prefix and write it to disk under its name; how many positions it has.
@@ -164,7 +163,7 @@ class Engine:
                 "a prefix is saved by one process; save it without mlx.launch"
             )
         context = self.read_prefix(prefix, KVPrecision(), progress=progress)
-        self.named.save(prefix, context.prompt, context.cache, model)
+        self.named.save(prefix, context.prompt, context.cache)
         return len(context.prompt.tokens)
 
     def read_prefix(

@@ -118,10 +118,7 @@ class Runtime:
         Raises:
             PromptError: it is empty, or does not fit the model.
         """
-        work = self._worker.submit(
-            self.engine.save_prefix, prefix, str(self.path), progress
-        )
-        return work.result()
+        return self._worker.submit(self.engine.save_prefix, prefix, progress).result()
 
     def forget(self) -> None:
         """Let go of what is kept in memory of earlier pictures and prompts."""
@@ -240,7 +237,7 @@ def _load(
         config=config,
         features=FeatureCache(model.encode, model_print, features),
         prefixes=prefixes,
-        named=NamedPrefixes(model_print, prefixes),
+        named=NamedPrefixes(str(path.absolute()), model_print, prefixes),
         group=group,
     )
     return Runtime(engine, path, worker)

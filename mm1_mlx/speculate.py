@@ -1,8 +1,8 @@
 """Several tokens a step: guessed by somebody cheap, and checked by the model at once.
 
 A guess is right where it is the token that the model would have drawn itself, so the
-answer is the one it would have given alone: in greedy mode up to the rounding of the
-products of several rows, with a seed likewise. A guess that is wrong is cut from the cache.
+answer is the one it would have given alone, greedily or with a seed, up to the rounding of
+several rows at once. A guess that is wrong is cut from the cache.
 
 Source: speculative decoding, arXiv 2211.17192; prompt lookup,
 https://github.com/apoorvumang/prompt-lookup-decoding

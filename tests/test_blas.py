@@ -1,18 +1,29 @@
 """What a fresh process sets up before its first import of mlx."""
 
+import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from mm1_mlx.blas import give_back
+from mm1_mlx.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="a Mac has Accelerate"
 )
 
 
-def ask(script):
+def ask(script, **environment):
     run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return run.stdout.split()
 
@@ -58,3 +69,50 @@ def test_a_model_that_is_let_go_gives_its_memory_back():
         "print(held, resident())"
     )
     assert int(held) - int(left) > 350_000  # kB of 400 MB
+
+
+# What the C library is told, beside what mlx is.
+WATCHED = (
+    "import ctypes\n"
+    "told, library = [], ctypes.CDLL\n"
+    "class Library:\n"
+    "    def __init__(self, name, **mode):\n"
+    "        self.real = library(name, **mode)\n"
+    "    def __getattr__(self, name):\n"
+    "        told.append(name)\n"
+    "        return getattr(self.real, name)\n"
+    "ctypes.CDLL = Library\n"
+    "from mm1_mlx import load\n"
+    "from mm1_mlx.blas import heap_keeps\n"
+    "import mlx.core as mx\n"
+    "load().close()\n"
+    "print(mx.set_cache_limit(0) == 0, heap_keeps(), *told)"
+)
+
+
+def test_a_host_program_may_keep_its_heap_as_it_is():
+    limited, keeps, *told = ask(WATCHED, MM1_HEAP="off")
+    assert (limited, keeps, told) == ("False", "False", [])
+    _, keeps, *told = ask(WATCHED, MM1_HEAP="on")
+    # Where the C library has the call.
+    if keeps == "True":
+        assert told == ["mallopt", "malloc_trim"]
+
+
+def test_a_word_that_is_not_known_is_refused(monkeypatch):
+    monkeypatch.setenv("MM1_HEAP", "no")
+    with pytest.raises(
+        ConfigError, match="MM1_HEAP='no' is not known; set it to 'off'"
+    ):
+        give_back()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("on", "keeps freed memory"), ("off", r"as the system has it \(MM1_HEAP=off\)")],
+)
+def test_doctor_says_which(word, said):
+    command = [Path(sys.executable).with_name("mm1"), "doctor", "--json"]
+    environment = os.environ | {"MM1_HEAP": word}
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert re.match(said, json.loads(done.stdout)["heap"])

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports only from rows above its own; a package's modules from each other.
 ROWS = [
-    ["errors", "blas", "chips", "folders", "room", "sizes", "worker"],
-    ["section", "files", "answer", "hold"],
+    ["errors", "chips", "folders", "room", "sizes", "worker"],
+    ["blas", "section", "files", "answer", "hold"],
     ["hub", "kernels", "partial", "shard"],
     ["config", "pieces"],
     ["layout", "presets", "resize", "resolution", "templates", "work"],

@@ -1,4 +1,7 @@
-"""A LLaVA of 176 M parameters in Hugging Face's layout, which every runtime here can load.
+"""A LLaVA in Hugging Face's layout, which every runtime here can load.
+
+176.7 M parameters on disk, of which an answer uses 173.5 M: the features are those of the
+last encoder block but one.
 
 The weights are random but for two attention heads that copy: where a token was seen
 before, the model says what came after it. So an answer can repeat its prompt, which is

@@ -73,7 +73,7 @@ def _engine(
         config=model.config,
         features=FeatureCache(model.encode, name),
         prefixes=prefixes,
-        named=NamedPrefixes(name, prefixes),
+        named=NamedPrefixes(name, name, prefixes),
     )
 
 

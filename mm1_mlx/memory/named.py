@@ -88,15 +88,21 @@ class NamedPrefixes:
     """The prefixes of one folder, as one model may use them.
 
     Args:
+        model: the model's name, for people.
         fingerprint: of the model, its config and its precision.
         prefixes: where their caches are kept in memory.
         folder: where they lie; by default in the user's cache folder.
     """
 
     def __init__(
-        self, fingerprint: str, prefixes: PrefixCache, folder: Path | None = None
+        self,
+        model: str,
+        fingerprint: str,
+        prefixes: PrefixCache,
+        folder: Path | None = None,
     ) -> None:
         self.folder = folder or prefix_folder()
+        self._model = model
         self._fingerprint = fingerprint
         self._prefixes = prefixes
         self._found: dict[str, tuple[Prefix, tuple[Position, ...]]] = {}
@@ -116,9 +122,14 @@ class NamedPrefixes:
             )
         record = _read_record(place)
         if record["fingerprint"] != self._fingerprint:
+            # The end of a path says more than its beginning.
+            then, now = record["model"][-80:], self._model[-80:]
+            others = "that model in another version, precision or resolution"
+            if record["model"] != self._model:
+                others = f"{then!r}"
             raise PromptError(
-                f"prefix {name!r} was saved for {record['model']!r:.80}, in another "
-                "version or precision than this one; save it again"
+                f"prefix {name!r} was saved for {others}, and asked of {now!r}; save it "
+                "again, or ask the model that it was saved for"
             )
         prefix = Prefix(
             name,
@@ -147,16 +158,13 @@ class NamedPrefixes:
             pack(cache, precision)
             self._prefixes.keep(saved, cache, precision)
 
-    def save(
-        self, prefix: Prefix, prompt: Prompt, cache: list[Any], model: str
-    ) -> Path:
+    def save(self, prefix: Prefix, prompt: Prompt, cache: list[Any]) -> Path:
         """Write a prefix, in place of one of the same name; its folder.
 
         Args:
             prefix: what stands there.
             prompt: its positions.
             cache: the keys and values of exactly these.
-            model: the model's name, for people.
         """
         place = _place(self.folder, prefix.name)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +178,7 @@ class NamedPrefixes:
             record = {
                 "format_version": FORMAT_VERSION,
                 "fingerprint": self._fingerprint,
-                "model": model,
+                "model": self._model,
                 "system": prefix.system,
                 "images": [*_write_pictures(prefix.images, partial, "image")],
                 "shots": [

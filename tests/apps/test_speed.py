@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,20 @@ def test_two_processes_answer_as_one(hosts):
     assert (first, second) == (DESCRIPTION, "")
     assert "tokens at" in noted
     assert nothing == ""
+
+
+@pytest.mark.parametrize("hosts", [None, "missing", "damaged", "short", "rank"])
+def test_processes_that_do_not_find_each_other_are_one_line(
+    mm1, monkeypatch, tmp_path, hosts
+):
+    monkeypatch.setenv("MLX_RANK", {"short": "1", "rank": "x"}.get(hosts, "0"))
+    monkeypatch.delenv("MLX_HOSTFILE", raising=False)
+    if hosts:
+        file = tmp_path / hosts
+        monkeypatch.setenv("MLX_HOSTFILE", str(file))
+        if hosts != "missing":
+            file.write_text('[["127.0.0.1:5000"]]' if hosts == "short" else "{")
+    code, out, err = mm1("generate", "-p", "hi")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(r"error: this process finds no others to answer with .*\n", err)
+    assert "unset MLX_RANK to answer alone" in err

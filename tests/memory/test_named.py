@@ -1,5 +1,6 @@
 """Named prefixes: saved by one process, continued by another, refused elsewhere."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -111,12 +112,32 @@ def test_pictures_in_memory_are_kept_as_they_are_seen(runtime, other):
     assert (answer.text, answer.cached_tokens >= 16) == ("red", True)
 
 
-def test_a_prefix_of_another_model_is_refused():
+def test_a_prefix_of_another_precision_is_refused():
     with (
         load(dtype=mx.float16) as half,
-        pytest.raises(PromptError, match="another version or precision"),
+        pytest.raises(
+            PromptError, match=r"for that model in another .* of '.*tiny'; sa"
+        ),
     ):
         generate(half, "What?", prefix="page")
+
+
+def test_a_prefix_of_another_model_says_which(tmp_path):
+    copy = tmp_path / "other"
+    shutil.copytree(TINY, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["decoder"]["rope_theta"] *= 2
+    text = json.dumps(config).encode()
+    (copy / "config.json").write_bytes(text)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    digest = hashlib.sha256(text).hexdigest()
+    manifest["files"]["config.json"] = {"bytes": len(text), "sha256": digest}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    message = (
+        r"^prefix 'page' was saved for '.*/tiny', and asked of '.*/other'; save it"
+    )
+    with load(copy) as other, pytest.raises(PromptError, match=message):
+        generate(other, "What?", prefix="page")
 
 
 def test_an_unknown_name_says_which_are_known(runtime):
