@@ -105,17 +105,7 @@ def prepare(
     if not reused:
         # What is kept for others makes room before new memory is taken.
         prefixes.make_room()
-    needs = Needs(
-        positions=len(prompt.tokens),
-        room=room,
-        tiles=features.count_new_tiles(_shown(prompt.after(reused))),
-        reused=reused,
-        itemsize=model.decoder.norm.weight.dtype.size,
-        kv_bits=precision.bits,
-        kv_group_size=precision.group_size,
-        kv_start=precision.start,
-        processes=model.processes,
-    )
+    needs = needs_of(model, prompt, features, precision, room, reused)
     try:
         check_answer(model.config, needs, promised=promised)
     except MemoryLimitError:
@@ -140,6 +130,28 @@ def prepare(
     else:
         cache = model.make_cache()
     return Context(prompt, cache, precision, reused, embeddings, shares)
+
+
+def needs_of(
+    model: MM1,
+    prompt: Prompt,
+    features: FeatureCache,
+    precision: KVPrecision,
+    room: int,
+    reused: int,
+) -> Needs:
+    """What an answer takes: arguments as ``prepare`` has them, and positions known."""
+    return Needs(
+        positions=len(prompt.tokens),
+        room=room,
+        tiles=features.count_new_tiles(_shown(prompt.after(reused))),
+        reused=reused,
+        itemsize=model.decoder.norm.weight.dtype.size,
+        kv_bits=precision.bits,
+        kv_group_size=precision.group_size,
+        kv_start=precision.start,
+        processes=model.processes,
+    )
 
 
 def embed(model: MM1, prompt: Prompt, features: FeatureCache) -> mx.array:
@@ -190,11 +202,11 @@ def prefill(
     while True:
         end = min(done + step, total)
         part = context.embeddings[done - context.reused : end - context.reused]
-        states = model.decoder.hidden(tokens[None, done:end], context.cache, part[None])
+        state = model.decoder.last(tokens[None, done:end], context.cache, part[None])
         pack(context.cache, context.precision)
         done = end
         if done == total:
-            logits = model.decoder.logits(states[:, -1])
+            logits = model.decoder.logits(state[:, -1])
             mx.eval(logits, [layer.state for layer in context.cache])
             break
         mx.eval([layer.state for layer in context.cache])

@@ -137,19 +137,22 @@ def decoder_flops(
         config: the decoder's.
         positions: how many are run.
         before: how many the cache holds.
-        rows: of how many the logits are wanted.
+        rows: of how many, the last ones, the logits are wanted. The last layer computes
+            for the others their keys and values alone.
     """
     D = config.hidden_size
-    keys = _keys(positions, before, config.sliding_window)
     total = rows * D * config.vocab_size
     for layer in range(config.num_hidden_layers):
+        last = layer == config.num_hidden_layers - 1
+        asked = rows if last else positions
+        keys = _keys(asked, before + positions - asked, config.sliding_window)
         sizes = config.sizes(layer)
         q = sizes.num_attention_heads * config.head_dim
         kv = sizes.num_key_value_heads * config.head_dim
         mlp = 3 * D * sizes.intermediate_size
         if config.moe and config.is_sparse(layer):
             mlp = mlp * config.moe.experts_per_token + D * config.moe.num_experts
-        total += positions * (D * (2 * q + 2 * kv) + mlp) + 2 * keys * q
+        total += asked * (2 * D * q + mlp) + positions * 2 * D * kv + 2 * keys * q
     return 2 * total
 
 

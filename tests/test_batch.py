@@ -101,13 +101,13 @@ def test_rows_of_several_precisions_go_together(runtime):
 def test_examples_are_read_once(runtime, monkeypatch):
     runtime.forget()
     rows = []
-    hidden = runtime.model.decoder.hidden
+    routed = runtime.model.decoder.routed
 
-    def count(tokens, *args):
+    def count(tokens, *args, **options):
         rows.append(tokens.shape[1])
-        return hidden(tokens, *args)
+        return routed(tokens, *args, **options)
 
-    monkeypatch.setitem(runtime.model.decoder.__dict__, "hidden", count)
+    monkeypatch.setitem(runtime.model.decoder.__dict__, "routed", count)
     answers = together(runtime, shots=SHOTS)
     cached = {answer.cached_tokens for answer in answers}
     assert len(cached) == 1

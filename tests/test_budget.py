@@ -188,9 +188,9 @@ def read(model, positions):
     for start in range(0, positions, step):
         part = x[start : start + step]
         tokens = mx.zeros((1, len(part)), mx.int32)
-        states = model.decoder.hidden(tokens, cache, part[None])
+        state = model.decoder.last(tokens, cache, part[None])
         mx.eval(
-            model.decoder.logits(states[:, -1]) if start + step >= positions else [],
+            model.decoder.logits(state[:, -1]) if start + step >= positions else [],
             [layer.state for layer in cache],
         )
     return cache

@@ -349,17 +349,17 @@ def test_a_model_that_will_not_fit_is_refused(monkeypatch):
 def test_a_listener_who_leaves_ends_the_reading(monkeypatch):
     with load() as runtime:
         steps = []
-        hidden = runtime.model.decoder.hidden
+        routed = runtime.model.decoder.routed
         reading, left = threading.Event(), threading.Event()
 
-        def counted(tokens, *args):
+        def counted(tokens, *args, **options):
             steps.append(tokens.shape[1])
             if len(steps) == 3:
                 reading.set()
                 assert left.wait(5)
-            return hidden(tokens, *args)
+            return routed(tokens, *args, **options)
 
-        monkeypatch.setitem(runtime.model.decoder.__dict__, "hidden", counted)
+        monkeypatch.setitem(runtime.model.decoder.__dict__, "routed", counted)
         options = prefill.__kwdefaults__ | {"step": 1}
         monkeypatch.setattr(prefill, "__kwdefaults__", options)
         gone = []

@@ -75,13 +75,13 @@ def test_a_draft_model_gives_the_same_answer(runtime, draft, question, images, c
 def count_steps(runtime, monkeypatch):
     """How many positions every step of a model has, from now on."""
     steps = []
-    hidden = runtime.model.decoder.hidden
+    routed = runtime.model.decoder.routed
 
-    def counted(tokens, *args):
+    def counted(tokens, *args, **options):
         steps.append(tokens.shape[1])
-        return hidden(tokens, *args)
+        return routed(tokens, *args, **options)
 
-    monkeypatch.setitem(runtime.model.decoder.__dict__, "hidden", counted)
+    monkeypatch.setitem(runtime.model.decoder.__dict__, "routed", counted)
     return steps
 
 
@@ -110,15 +110,15 @@ def test_cancelling_while_the_draft_reads_ends_the_answer(runtime, draft, monkey
     draft.forget()
     runtime.forget()
     cancel = threading.Event()
-    hidden = draft.model.decoder.hidden
+    routed = draft.model.decoder.routed
 
-    def read(*args):
+    def read(*args, **options):
         cancel.set()
-        return hidden(*args)
+        return routed(*args, **options)
 
     monkeypatch.setattr("mm1_mlx.prefill.STEP", 4)
     monkeypatch.setattr(prefill, "__kwdefaults__", prefill.__kwdefaults__ | {"step": 4})
-    monkeypatch.setitem(draft.model.decoder.__dict__, "hidden", read)
+    monkeypatch.setitem(draft.model.decoder.__dict__, "routed", read)
     answer = generate(runtime, *QUESTIONS[1], draft=draft, cancel=cancel)
     assert answer.finish_reason == "cancelled"
     monkeypatch.undo()

@@ -103,8 +103,9 @@ def test_the_connector_does_what_is_counted(name, counted):
     ],
 )
 @pytest.mark.parametrize(("before", "positions"), [(0, 7), (5, 1), (3, 6)])
+@pytest.mark.parametrize("rows", [1, "all"])
 def test_the_decoder_does_what_is_counted(
-    changes, before, positions, make_config, counted
+    changes, before, positions, rows, make_config, counted
 ):
     config = make_config(
         vision=None, connector=None, image=None, prompt=None, decoder=changes
@@ -114,9 +115,13 @@ def test_the_decoder_does_what_is_counted(
     if before:
         model(mx.zeros((1, before), mx.int32), cache)
     counted["flops"] = 0
-    states = model.decoder.hidden(mx.zeros((1, positions), mx.int32), cache)
-    model.decoder.logits(states[:, -1:])
-    assert counted["flops"] == decoder_flops(config.decoder, positions, before)
+    tokens = mx.zeros((1, positions), mx.int32)
+    if rows == 1:
+        states = model.decoder.last(tokens, cache)
+    else:
+        rows, states = positions, model.decoder.hidden(tokens, cache)
+    model.decoder.logits(states)
+    assert counted["flops"] == decoder_flops(config.decoder, positions, before, rows)
 
 
 def test_a_window_hides_keys():
@@ -124,8 +129,9 @@ def test_a_window_hides_keys():
     near = MM1Config.from_dict({"decoder": decoder.to_dict() | {"sliding_window": 4}})
     D, layers = decoder.hidden_size, decoder.num_hidden_layers
     saved = decoder_flops(decoder, 6, 2) - decoder_flops(near.decoder, 6, 2)
-    # The six look at 3 to 8 keys, at most 4 of them.
-    assert saved == 4 * D * layers * ((3 + 4 + 5 + 6 + 7 + 8) - (3 + 5 * 4))
+    # The six look at 3 to 8 keys, at most 4 of them; in the last layer the last one asks.
+    seen = (layers - 1) * ((3 + 4 + 5 + 6 + 7 + 8) - (3 + 5 * 4)) + 8 - 4
+    assert saved == 4 * D * seen
 
 
 def test_the_papers_encoder_takes_what_the_arithmetic_says():

@@ -12,22 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 from benchmarks.peers import fixture
+from benchmarks.peers.machine import check_installed, machine
+from benchmarks.peers.rows import Row, interleave, table
 
 HERE = Path(__file__).parent
 ROUNDS = 7
@@ -46,12 +44,15 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
 class Peer:
     """A process that holds one runtime, from ``worker.py``."""
 
-    def __init__(self, python: str, script: str, model: Path) -> None:
+    def __init__(
+        self, python: str, script: str, model: Path, options: tuple[str, ...] = ()
+    ) -> None:
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the process)
         self.process = subprocess.Popen(
-            [python, str(HERE / script)],
+            [python, str(HERE / script), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.log,
             text=True,
             env=ENVIRONMENT,
         )
@@ -65,7 +66,9 @@ class Peer:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args} ended at {task}")
+            self.log.seek(0)
+            said = self.log.read()[-4000:]
+            raise RuntimeError(f"{self.process.args} ended at {task}:\n{said}")
         return json.loads(line)
 
     def close(self) -> int:
@@ -74,67 +77,8 @@ class Peer:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+        self.log.close()
         return held
-
-
-@dataclass
-class Row:
-    """One comparison: what each measured, and ours against the peer."""
-
-    name: str
-    # "higher" or "lower": which is better.
-    better: str
-    unit: str
-    ours: list[float] = field(default_factory=list)
-    peer: list[float] = field(default_factory=list)
-    note: str = ""
-
-    @property
-    def ratios(self) -> list[float]:
-        """How many times as good as the peer, round by round."""
-        pairs = zip(self.ours, self.peer, strict=True)
-        return [a / b if self.better == "higher" else b / a for a, b in pairs]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row as results hold it."""
-        ratios = self.ratios
-        return {
-            "name": self.name,
-            "unit": self.unit,
-            "ours": summary(self.ours),
-            "peer": summary(self.peer),
-            "ratio": round(median(ratios), 3),
-            "ratio_lower_95": round(lower_bound(ratios), 3),
-            "note": self.note,
-        }
-
-
-def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median and range, to four digits."""
-    made = {"median": median(values), "min": min(values), "max": max(values)}
-    return {name: float(f"{value:.4g}") for name, value in made.items()}
-
-
-def lower_bound(ratios: Sequence[float], draws: int = 4000) -> float:
-    """The 2.5% quantile of the median over resampled rounds (bootstrap)."""
-    source = random.Random(0)
-    medians = sorted(
-        median(source.choices(ratios, k=len(ratios))) for _ in range(draws)
-    )
-    return medians[int(0.025 * draws)]
-
-
-def interleave(
-    rounds: int, row: Row, ours: Callable[[int], float], peer: Callable[[int], float]
-) -> Row:
-    """Fill a row, round by round, each going first every other time; one round warms up."""
-    for i in range(-1, rounds):
-        pair = [(row.ours, ours), (row.peer, peer)]
-        for kept, measure in pair if i % 2 else reversed(pair):
-            value = measure(i)
-            if i >= 0:
-                kept.append(value)
-    return row
 
 
 class Bench:
@@ -188,20 +132,19 @@ class Bench:
             made.append(str(path))
         return made
 
-    def peer(self, name: str, model: Path | str) -> Peer:
+    def peer(self, name: str, model: Path | str, *options: str) -> Peer:
         """A process of a peer with a model of ``folder``."""
-        return Peer(self.pythons[name], f"peer_{SCRIPTS[name]}.py", self.folder / model)
+        script = f"peer_{name}.py"
+        return Peer(self.pythons[name], script, self.folder / model, options)
 
 
-SCRIPTS = {"mm1": "mm1", "vlm": "vlm", "lm": "lm", "torch": "torch"}
-
-
-def decode_against_lm(bench: Bench, bits: str) -> Row:
-    """Decoding of the decoder alone."""
+def decode_against_lm(bench: Bench, bits: str) -> list[Row]:
+    """Decoding of the decoder alone, and what that holds in memory."""
     suffix = f"-{bits}" if bits else ""
+    kind = bits or "fp32"
     ours = bench.peer("mm1", f"ours-decoder{suffix}")
     lm = bench.peer("lm", f"lm{suffix}" if bits else "hf/decoder")
-    row = Row(f"decode {bits or 'fp32'}, mlx-lm", "higher", "tokens/s")
+    row = Row(f"decode {kind}, mlx-lm", "higher", "tokens/s")
     prompt = "USER: 300 301 302 what is it ASSISTANT:"
     said: dict[str, Any] = {}
 
@@ -216,10 +159,23 @@ def decode_against_lm(bench: Bench, bits: str) -> Row:
         lambda _: rate("ours", ours, "300 301 302 what is it"),
         lambda _: rate("lm", lm, prompt),
     )
-    row.note = f"{len(said['ours'])} and {len(said['lm'])} tokens"
-    ours.close()
-    lm.close()
-    return row
+    row.note = _equal(said["ours"], said["lm"])
+    if bits:
+        row.note += "; ours unpacked to float32 once, as a small model's are on a CPU"
+    held = Row(f"peak memory, decode {kind}, mlx-lm", "lower", "bytes")
+    held.ours, held.peer = [ours.close()], [lm.close()]
+    held.note = ONE_READING
+    return [row, held]
+
+
+ONE_READING = "one reading, of the process that all rounds asked"
+
+
+def _equal(ours: list[int], theirs: list[int]) -> str:
+    """How many of the first tokens are equal."""
+    pairs = zip(ours, theirs, strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(ours))
+    return f"first {same} of {len(ours)} tokens equal"
 
 
 def whole_model(bench: Bench, bits: str) -> list[Row]:
@@ -258,8 +214,7 @@ def whole_model(bench: Bench, bits: str) -> list[Row]:
             lambda _: rate(vlm, "vlm"),
         )
     )
-    same = both["ours"][:32] == both["vlm"][:32]
-    rows[-1].note = f"first 32 tokens {'equal' if same else 'differ'}"
+    rows[-1].note = _equal(both["ours"], both["vlm"])
 
     def second(peer: Peer, i: int, **options: Any) -> float:
         for question in (QUESTION, "describe it"):
@@ -280,10 +235,71 @@ def whole_model(bench: Bench, bits: str) -> list[Row]:
             lambda i: second(vlm, i, keep=True),
         )
     )
-    mine, theirs = ours.close(), vlm.close()
-    rows.append(
-        Row(f"peak memory, {kind}, mlx-vlm", "lower", "bytes", [mine], [theirs])
+    held = Row(f"peak memory, {kind}, mlx-vlm", "lower", "bytes", note=ONE_READING)
+    held.ours, held.peer = [ours.close()], [vlm.close()]
+    return [*rows, held]
+
+
+def same_heap(bench: Bench) -> list[Row]:
+    """First tokens with the heap under mlx-vlm that this project sets up for itself."""
+    ours, vlm = bench.peer("mm1", "ours"), bench.peer("vlm", "hf", "--our-heap")
+
+    def first(peer: Peer, i: int) -> float:
+        images = [bench.pictures[i + 1]]
+        return float(peer("ask", prompt=QUESTION, images=images, tokens=1)["first"])
+
+    row = interleave(
+        bench.rounds,
+        Row("first token, one picture, fp32, mlx-vlm on our heap", "lower", "s"),
+        lambda i: first(ours, i),
+        lambda i: first(vlm, i),
     )
+    ours.close()
+    vlm.close()
+    return [row]
+
+
+def against_torch(bench: Bench) -> list[Row]:
+    """First token and decoding beside transformers on torch, which has no window to look into.
+
+    Its decoding is what an answer takes longer for all tokens than for one.
+    """
+    if "torch" not in bench.pythons:
+        return []
+    ours, torch = bench.peer("mm1", "ours"), bench.peer("torch", "hf")
+
+    def ask(peer: Peer, i: int, tokens: int) -> dict[str, Any]:
+        images = [bench.pictures[i + 1]]
+        result: dict[str, Any] = peer(
+            "ask", prompt=QUESTION, images=images, tokens=tokens
+        )
+        return result
+
+    said: dict[str, Any] = {}
+
+    def rate(peer: Peer, name: str, i: int) -> float:
+        one = ask(peer, i, 1)["total"]
+        many = ask(peer, i, TOKENS)
+        said[name] = many["tokens"]
+        return (len(many["tokens"]) - 1) / float(many["total"] - one)
+
+    rows = [
+        interleave(
+            bench.rounds,
+            Row("first token, one picture, fp32, torch", "lower", "s"),
+            lambda i: float(ask(ours, i, 1)["first"]),
+            lambda i: float(ask(torch, i, 1)["first"]),
+        ),
+        interleave(
+            bench.rounds,
+            Row("decode fp32, whole model, torch", "higher", "tokens/s"),
+            lambda i: rate(ours, "ours", i),
+            lambda i: rate(torch, "torch", i),
+        ),
+    ]
+    rows[-1].note = _equal(said["ours"], said["torch"])
+    ours.close()
+    torch.close()
     return rows
 
 
@@ -348,33 +364,51 @@ def remembering(bench: Bench) -> list[Row]:
         return float(result["first"])
 
     name = "after 8 shots with pictures, fp32, own first"
-    text = Row(f"query {name}", "lower", "s")
-    seen = Row(f"query about another picture {name}", "lower", "s")
-    for i in range(min(5, bench.rounds)):
-        text.peer.append(shown(3 * i, True))
-        text.ours.append(shown(3 * i + 1, False))
-        seen.ours.append(shown(3 * i + 2, False, picture[10 + 2 * i]))
-        seen.peer.append(shown(3 * i + 2, True, picture[11 + 2 * i]))
+    rounds = min(5, bench.rounds)
+    rows += [
+        interleave(
+            rounds,
+            Row(f"query {name}", "lower", "s"),
+            lambda i: shown(2 * i + 2, False),
+            lambda i: shown(2 * i + 3, True),
+        ),
+        interleave(
+            rounds,
+            Row(f"query about another picture {name}", "lower", "s"),
+            lambda i: shown(100 + 2 * i, False, picture[10 + 2 * i]),
+            lambda i: shown(101 + 2 * i, True, picture[11 + 2 * i]),
+        ),
+    ]
     ours.close()
-    return [*rows, text, seen]
+    return rows
 
 
 def batches(bench: Bench) -> list[Row]:
     """Eight answers at once and one after the other."""
     ours = bench.peer("mm1", "ours")
     prompts = [[f"{QUESTION} {i}", bench.pictures[i]] for i in range(8)]
-    row = Row("batch of 8 with pictures, fp32, eight single runs", "higher", "tokens/s")
-    equal = True
-    for _ in range(min(5, bench.rounds)):
-        together = ours("batch", prompts=prompts, tokens=TOKENS)
+    said: dict[str, Any] = {}
+
+    def together() -> float:
+        result = ours("batch", prompts=prompts, tokens=TOKENS)
+        said["together"] = result["tokens"]
+        return float(result["rate"])
+
+    def apart() -> float:
         singles = [
             ours("ask", prompt=prompt, images=[image], tokens=TOKENS)
             for prompt, image in prompts
         ]
-        row.ours.append(together["rate"])
-        row.peer.append(8 / sum(1 / single["rate"] for single in singles))
-        equal &= together["tokens"] == [single["tokens"] for single in singles]
-    row.note = f"tokens {'equal' if equal else 'DIFFER'}"
+        said["apart"] = [single["tokens"] for single in singles]
+        return float(8 / sum(1 / single["rate"] for single in singles))
+
+    row = interleave(
+        min(5, bench.rounds),
+        Row("batch of 8 with pictures, fp32, eight single runs", "higher", "tokens/s"),
+        lambda _: together(),
+        lambda _: apart(),
+    )
+    row.note = f"tokens {'equal' if said['together'] == said['apart'] else 'DIFFER'}"
     ours.close()
     return [row]
 
@@ -486,67 +520,6 @@ def _run(*command: Any) -> None:
     )
 
 
-def machine(pythons: dict[str, str]) -> dict[str, Any]:
-    """What the figures belong to."""
-    code = (
-        "import json; from importlib.metadata import version, PackageNotFoundError\n"
-        "def of(n):\n"
-        "    try: return version(n)\n"
-        "    except PackageNotFoundError: return None\n"
-        "names = ['mm1-mlx','mlx','mlx-lm','mlx-vlm','transformers','torch']\n"
-        "print(json.dumps({n: of(n) for n in names if of(n)}))"
-    )
-    versions = {
-        name: json.loads(subprocess.check_output([python, "-c", code], text=True))
-        for name, python in pythons.items()
-    }
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    lines = [
-        "| what, beside whom | ours | theirs | times as good | at least (95%) | |",
-        "|---|--:|--:|--:|--:|---|",
-    ]
-    for row in rows:
-        unit = row["unit"]
-        ours, peer = (row[side]["median"] for side in ("ours", "peer"))
-        if unit == "bytes":
-            ours, peer, unit = ours / 1e6, peer / 1e6, "MB"
-        lines.append(
-            f"| {row['name']} | {ours:.4g} {unit} | {peer:.4g} {unit} | "
-            f"{row['ratio']:.2f} | {row['ratio_lower_95']:.2f} | {row['note']} |"
-        )
-    return "\n".join(lines)
-
-
-PARTS = (
-    *("count", "decode", "vlm", "vlm-4bit", "lookup", "memory", "batch", "encode"),
-    "spawn",
-)
-
-
 def main() -> None:
     """Measure, print the table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -558,22 +531,24 @@ def main() -> None:
     parser.add_argument("--torch", help="python with torch and transformers")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--folder", type=Path, help="where models are kept")
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="*", choices=MEASURES, default=[*MEASURES])
     options = parser.parse_args()
+    check_installed(options.mm1)
     pythons = {"mm1": options.mm1, "vlm": options.vlm, "lm": options.vlm}
     if options.torch:
         pythons["torch"] = options.torch
     folder = options.folder or Path(tempfile.mkdtemp(prefix="mm1-peers-"))
     bench = Bench(folder, pythons, options.rounds)
     bench.prepare()
-    results: dict[str, Any] = {"machine": machine(pythons), "parts": {}}
+    results: dict[str, Any] = {"parts": {}}
     if options.out.is_file():
-        # Parts that are not measured now stay, each with the machine it belongs to.
-        results["parts"] = json.loads(options.out.read_text())["parts"]
+        # Parts that are not measured now stay, each with what it belongs to.
+        results = json.loads(options.out.read_text())
     for part in options.only:
         print(f"{part} ...", file=sys.stderr, flush=True)
+        here = machine(pythons)
         made = [row.to_dict() for row in MEASURES[part](bench)]
-        results["parts"][part] = {"commit": results["machine"]["commit"], "rows": made}
+        results["parts"][part] = {"machine": here, "rows": made}
         options.out.write_text(json.dumps(results, indent=2) + "\n")
         print(table(made), flush=True)
     if not options.folder:
@@ -582,8 +557,11 @@ def main() -> None:
 
 MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "count": counted,
-    "decode": lambda bench: [decode_against_lm(bench, bits) for bits in ("", "4bit")],
+    "decode": lambda bench: decode_against_lm(bench, ""),
+    "decode-4bit": lambda bench: decode_against_lm(bench, "4bit"),
     "vlm": lambda bench: whole_model(bench, ""),
+    "heap": same_heap,
+    "torch": against_torch,
     "vlm-4bit": lambda bench: whole_model(bench, "4bit"),
     "lookup": prompt_lookup,
     "memory": remembering,

@@ -23,7 +23,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from benchmarks.peers import fixture
-from benchmarks.peers.compare import ENVIRONMENT, Row, machine, table
+from benchmarks.peers.compare import ENVIRONMENT
+from benchmarks.peers.machine import check_installed, machine
+from benchmarks.peers.rows import Row, table
 
 WIDTH, INTERMEDIATE, LAYERS, HEADS = 2560, 6912, 36, 20
 SHARDS = 3
@@ -129,6 +131,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the checkpoint is kept")
     options = parser.parse_args()
+    check_installed(options.mm1)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="mm1-conversion-"))
     source = folder / "llava-6gb"
     if not source.is_dir():
@@ -139,6 +142,7 @@ def main() -> None:
         Row("converting, most anonymous memory, mlx-vlm", "lower", "bytes"),
         Row("converting, most memory in all, mlx-vlm", "lower", "bytes"),
     ]
+    here = machine({"mm1": options.mm1, "vlm": options.vlm})
     out = folder / "converted"
     mm1 = [Path(options.mm1).with_name("mm1"), "convert", source, out]
     vlm = [options.vlm, "-m", "mlx_vlm", "convert", "--hf-path", source]
@@ -153,8 +157,7 @@ def main() -> None:
                 getattr(row, side).append(float(value))
     shutil.rmtree(out, ignore_errors=True)
     made = [row.to_dict() for row in rows]
-    pythons = {"mm1": options.mm1, "vlm": options.vlm}
-    result = {"machine": machine(pythons), "bytes": size, "rows": made}
+    result = {"machine": here, "bytes": size, "rows": made}
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(table(made))
     if not options.folder:

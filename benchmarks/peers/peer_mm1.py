@@ -86,30 +86,36 @@ def count(size: int, text: int) -> dict[str, int]:
     import mlx.core as mx
 
     from mm1_mlx.kernels import blocked, exponential
+    from mm1_mlx.memory.prefixes import KVPrecision
+    from mm1_mlx.prefill import Context, prefill
+    from mm1_mlx.prompt import Prompt
 
     model = runtime.model
     softmax = 0
-    exp2, exponential_ = blocked.exp2, exponential._exp2
+    exp2, exponential_, evaluate = blocked.exp2, exponential._exp2, mx.eval
 
     def seen(x: mx.array) -> mx.array:
         nonlocal softmax
         softmax += x.size
         return exp2(x)
 
-    def first(pixels: mx.array) -> mx.array:
+    def first(pixels: mx.array) -> list[mx.array]:
         tokens = model.connector(model.vision(pixels))[0]
         words = mx.zeros((text, tokens.shape[1]))
-        embeddings = mx.concatenate([words, tokens])[None]
-        ids = mx.zeros(embeddings.shape[:2], mx.int32)
-        states = model.decoder.hidden(ids, model.make_cache(), embeddings)
-        return model.decoder.logits(states[:, -1])
+        embeddings = mx.concatenate([words, tokens])
+        prompt = Prompt((0,) * embeddings.shape[0])
+        context = Context(prompt, model.make_cache(), KVPrecision(), 0, embeddings)
+        logits = prefill(model, context)
+        return [logits, *(x for layer in context.cache for x in layer.state[:2])]
 
-    # A gradient's rule cannot be traced, and softmaxes here are made of plain operations.
+    # A gradient's rule cannot be traced, softmaxes here are made of plain operations,
+    # and what is traced is never evaluated.
     blocked.exp2, exponential._exp2 = seen, exponential._power
+    mx.eval = lambda *_: None
     try:
         counts = worker.count_products(first, mx.zeros((1, size, size, 3)))
     finally:
-        blocked.exp2, exponential._exp2 = exp2, exponential_
+        blocked.exp2, exponential._exp2, mx.eval = exp2, exponential_, evaluate
     return counts | {"softmax_elements": softmax}
 
 

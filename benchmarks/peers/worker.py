@@ -19,9 +19,20 @@ Task = Callable[..., Any]
 
 
 def preload() -> None:
-    """Load OpenBLAS before mlx is imported, for every peer alike."""
+    """Load OpenBLAS before mlx is imported, for every peer alike.
+
+    With ``--our-heap`` what ``mm1_mlx/blas.py`` asks of the C library and of mlx is asked
+    for a peer too.
+    """
     with suppress(OSError):
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+    if "--our-heap" in sys.argv:
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((-1, 1 << 27), (-3, 1 << 27), (-8, 1)):
+            mallopt(option, value)
+        import mlx.core as mx
+
+        mx.set_cache_limit(0)
 
 
 def serve(tasks: dict[str, Task]) -> None:

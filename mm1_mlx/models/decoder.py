@@ -48,25 +48,39 @@ class Attention(nn.Module):
             config.max_position_embeddings,
         )
 
-    def __call__(self, x: mx.array, mask: Any, cache: Any) -> mx.array:
+    def __call__(
+        self, x: mx.array, mask: Any, cache: Any, rows: int | None = None
+    ) -> mx.array:
+        """Attention [B, T, D] of x over the cache and itself, or of its last rows."""
         B, T, _ = x.shape
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        rows = rows or T
+        q, k, v = self.q_proj(x[:, T - rows :]), self.k_proj(x), self.v_proj(x)
         if self.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
-        q = q.reshape(B, T, self.num_heads, -1)
+        q = q.reshape(B, rows, self.num_heads, -1)
         k = k.reshape(B, T, self.num_kv_heads, -1)
         v = v.reshape(B, T, self.num_kv_heads, -1).transpose(0, 2, 1, 3)
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3)
         offset = cache.offset if cache is not None else 0
-        q, k = self.rope(q, offset=offset), self.rope(k, offset=offset)
+        q = self.rope(q, offset=offset + T - rows)
+        k = self.rope(k, offset=offset)
         if self.qk_norm == "rotated":
             q, k = self.q_norm(q), self.k_norm(k)
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
+        if rows < T:
+            mask = _last_rows(mask, rows)
         x = attend(q, k, v, cache=cache, scale=self.scale, mask=mask)
-        return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))
+        return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, rows, -1))
+
+
+def _last_rows(mask: Any, rows: int) -> Any:
+    """A mask for the last queries alone; nothing is hidden from the last one of all."""
+    if isinstance(mask, mx.array):
+        return mask[..., -rows:, :]
+    return None if rows == 1 else mask
 
 
 class MLP(nn.Module):
@@ -119,9 +133,14 @@ class Block(nn.Module):
         mask: Any,
         cache: Any,
         real: NDArray[np.bool_] | None = None,
+        rows: int | None = None,
     ) -> tuple[mx.array, mx.array | None]:
-        """States [B, T, D], and the gate's logits [B, T, E] where there are experts."""
-        x = x + self.self_attn(self.input_layernorm(x), mask, cache)
+        """States [B, T, D], and the gate's logits [B, T, E] where there are experts.
+
+        With ``rows`` the last states alone: the others are only keys and values.
+        """
+        attention = self.self_attn(self.input_layernorm(x), mask, cache, rows)
+        x = x[:, -attention.shape[1] :] + attention
         y, logits = self.mlp.routed(self.post_attention_layernorm(x), real)
         return x + y, logits
 
@@ -135,6 +154,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.sliding_window = config.sliding_window
+        self.counts_tokens = bool(config.moe and config.moe.capacity_factor)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config, i) for i in range(config.num_hidden_layers)]
         self.embedding_scale = config.embedding_scale
@@ -168,16 +188,33 @@ class Decoder(nn.Module):
         """The normed states [B, T, D] that ``logits`` reads."""
         return self.routed(tokens, cache, input_embeddings)[0]
 
+    def last(
+        self,
+        tokens: mx.array,
+        cache: list[Any],
+        input_embeddings: mx.array | None = None,
+    ) -> mx.array:
+        """The last of the normed states alone, [B, 1, D].
+
+        The last layer then computes for the other positions what the cache keeps, and
+        nothing else.
+        """
+        # Where experts have places for so many tokens, who asks decides who gets one.
+        rows = None if self.counts_tokens else 1
+        return self.routed(tokens, cache, input_embeddings, rows=rows)[0][:, -1:]
+
     def routed(
         self,
         tokens: mx.array,
         cache: list[Any] | None = None,
         input_embeddings: mx.array | None = None,
         real: NDArray[np.bool_] | None = None,
+        rows: int | None = None,
     ) -> tuple[mx.array, list[mx.array]]:
         """The normed states, and the gate's logits [B, T, E] of every sparse layer.
 
-        ``real`` [B, T] says which tokens are no padding, None that all are.
+        ``real`` [B, T] says which tokens are no padding, None that all are; with
+        ``rows`` the last layer gives the last states alone.
         """
         x = self.embed(tokens) if input_embeddings is None else input_embeddings
         if self.embedding_scale != 1:
@@ -187,7 +224,8 @@ class Decoder(nn.Module):
         mask = create_attention_mask(x, caches[0], window_size=self.sliding_window)
         gates = []
         for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x, logits = layer(x, mask, layer_cache, real)
+            asked = rows if layer is self.layers[-1] else None
+            x, logits = layer(x, mask, layer_cache, real, asked)
             if logits is not None:
                 gates.append(logits)
         return self.norm(x), gates

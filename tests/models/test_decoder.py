@@ -108,6 +108,37 @@ def test_a_token_changes_only_what_follows(changes, make_decoder, assert_close):
     assert mx.abs(after[0, 5:] - before[0, 5:]).max() > 0.01
 
 
+@variants
+@pytest.mark.parametrize("before", [0, 1, 6])
+def test_the_last_state_alone_is_that_of_all(
+    changes, before, make_decoder, assert_close
+):
+    decoder = make_decoder(**changes)
+    states, kept = [], []
+    for read in (decoder.hidden, decoder.last):
+        caches = [KVCache() for _ in decoder.layers]
+        if before:
+            decoder.hidden(TOKENS[:, :before], caches)
+        states.append(read(TOKENS[:, before:], caches))
+        kept.append([x for cache in caches for x in cache.state[:2]])
+    assert states[1].shape == (2, 1, 48)
+    assert_close(states[1], states[0][:, -1:])
+    for one, other in zip(*kept, strict=True):
+        assert_close(one, other)
+
+
+def test_places_of_experts_are_shared_out_among_all_tokens(make_decoder, assert_close):
+    moe = {"num_experts": 4, "every": 1, "offset": 0, "capacity_factor": 0.25}
+    decoder = make_decoder(moe=moe)
+    caches = [[KVCache() for _ in decoder.layers] for _ in range(2)]
+    last = decoder.last(TOKENS, caches[0])
+    assert_close(last, decoder.hidden(TOKENS, caches[1])[:, -1:])
+    # Alone the last token would have had a place.
+    decoder.counts_tokens = False
+    caches = [KVCache() for _ in decoder.layers]
+    assert mx.abs(decoder.last(TOKENS, caches) - last).max() > 1e-3
+
+
 def reference(decoder, config, tokens):
     """Logits [T, V] by numpy-like steps: explicit mask, repeated keys, plain softmax."""
     T, head_dim = len(tokens), config.head_dim
