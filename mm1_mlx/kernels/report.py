@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mm1_mlx.kernels import metal
 from mm1_mlx.kernels.choice import SWITCH, Variant, current, switch
 
 
@@ -24,6 +25,8 @@ class Row:
     """Of what runs otherwise."""
     chosen: bool
     why: str
+    unpacked_seconds: float | None = None
+    """Of mlx's attention over as many keys that every row holds plain, to compare."""
 
     @property
     def runs(self) -> str:
@@ -47,8 +50,12 @@ def kernel_report(
         for bits in (8, 4, 0):
             variant = Variant(bits, 64 if bits else 0, dtype, D)
             name = variant.name if bits else f"shared prefix, {variant.name}"
-            if kernels is None:
+            covered = D in metal.HEAD_DIMS
+            if kernels is None or not covered:
                 why = f"{SWITCH}=off" if value == "off" else "no Metal here"
+                if not covered:
+                    known = " and ".join(map(str, metal.HEAD_DIMS))
+                    why = f"the kernels read heads of {known}"
                 device = "CPU" if mx.default_device() == mx.cpu else "GPU"
                 rows.append(Row(name, device, "not run", None, None, False, why))
                 continue
@@ -64,6 +71,7 @@ def kernel_report(
                     verdict.plain_seconds,
                     verdict.use,
                     verdict.reason,
+                    verdict.unpacked_seconds,
                 )
             )
     return rows

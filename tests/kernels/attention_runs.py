@@ -5,10 +5,6 @@ import numpy as np
 
 from mm1_mlx.kernels.run import Run
 
-# Largest difference from float64, relative to the largest value: the house's table for
-# an operation; in half precision the result is rounded to it.
-KINDS = {mx.float32: "op", mx.float16: "float16", mx.bfloat16: "bfloat16"}
-
 
 def numbers(shape, dtype, seed):
     return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)

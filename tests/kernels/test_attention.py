@@ -1,5 +1,7 @@
 """Which attention runs: the dispatch, its numbers, and that it changes no input."""
 
+from types import SimpleNamespace
+
 import mlx.core as mx
 import pytest
 from attention_runs import exact, make_run, numbers
@@ -142,6 +144,19 @@ def test_a_mask_in_numbers_needs_no_kernel(roads, monkeypatch):
     run_attend("packed", 1, mask=mx.ones((1, 1)) > 0)
     assert roads == ["plain.attend"]
     assert not fake.calls
+
+
+@pytest.mark.parametrize("use", [True, False])
+def test_a_run_of_no_keys_is_left_out(use, monkeypatch, assert_close):
+    fake = FakeKernels(use)
+    monkeypatch.setattr(attention, "current", lambda: fake)
+    empty = make_run(1, 2, 0, D, dtype=F32, bits=8, group=64, room=8)
+    own = make_run(1, 2, 9, D, dtype=F32, bits=8, group=64)
+    cache = SimpleNamespace(runs=lambda: [empty, own])
+    q = numbers((1, 4, 1, D), F32, 0)
+    out = attend(q, None, None, cache=cache, scale=0.125, mask=None)
+    assert_close(out, exact(q, [own], 0.125, causal=False), "op")
+    assert fake.calls == use
 
 
 def test_runs_of_a_batch_of_mlx_lms(assert_close):

@@ -60,9 +60,9 @@ def right(*, name, **_):
     return partial if name.endswith(metal.PARTIAL) else merge
 
 
-def clock(kernels, alternative):
+def clock(kernels, alternative, unpacked=4):
     """Seconds that pass between two looks: those of each call in turn."""
-    steps = itertools.cycle([kernels, 0, alternative, 0])
+    steps = itertools.cycle([kernels, 0, alternative, 0, unpacked, 0])
     total = [0.0]
 
     def look():
@@ -163,6 +163,25 @@ def test_wrong_kernels_are_never_used_and_the_reason_is_known(
     assert re.match(reason, verdict.reason)
 
 
+@pytest.mark.parametrize("dtype", metal.DTYPES)
+def test_half_precisions_may_differ_in_the_last_bit_only(dtype, tmp_path):
+    variant = Variant(8, 64, dtype, 64)
+
+    def off(by):
+        def factory(*, name, **_):
+            made = right(name=name)
+            if name.endswith(metal.PARTIAL):
+                return made
+            return lambda **call: [x * (1 + by) for x in made(**call)]
+
+        return Kernels("M9", factory, tmp_path / "k.json", timed=False)
+
+    bit = max(mx.finfo(dtype).eps, 5e-6)
+    assert off(0).use(variant)
+    assert choice.TOLERANCES[dtype] < 2.2 * bit
+    assert not off(3 * bit).use(variant)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("cpu_factory")
 @pytest.mark.parametrize("variant", [PACKED, SHARED], ids=["packed", "shared"])
@@ -238,13 +257,18 @@ def test_the_report_says_the_times(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "current", lambda: kernels)
     row = kernel_report(mx.float32, head_dims=(64,))[0]
     assert (row.seconds, row.other_seconds, row.chosen) == (1, 2, True)
-    assert row.runs == "the kernel: 2.00 times as fast as plain operations"
+    assert row.unpacked_seconds == 4
+    assert row.runs == (
+        "the kernel: 2.00 times as fast as plain operations, 4.00 as mlx's over keys "
+        "that are plain and each row's own"
+    )
     assert row.check.startswith("agrees to ")
 
 
 def test_kernels_that_lose_at_one_length_are_not_used(tmp_path):
     # Twice as fast at first, then half as fast, then twice as fast again.
-    seconds = iter([1, 0, 2, 0] * 3 + [2, 0, 1, 0] * 3 + [1, 0, 2, 0] * 3)
+    fast, slow = [1, 0, 2, 0, 4, 0], [2, 0, 1, 0, 4, 0]
+    seconds = iter(fast * 3 + slow * 3 + fast * 3)
     total = [0.0]
 
     def look():
@@ -254,6 +278,21 @@ def test_kernels_that_lose_at_one_length_are_not_used(tmp_path):
 
     verdict = Kernels("M9", right, tmp_path / "k.json", clock=look).verdict(PACKED)
     assert (verdict.use, verdict.seconds, verdict.plain_seconds) == (False, 2, 1)
+
+
+def test_what_plain_keys_would_take_decides_nothing(tmp_path):
+    kernels = Kernels("M9", right, tmp_path / "k.json", clock=clock(2, 3, 1))
+    verdict = kernels.verdict(PACKED)
+    assert (verdict.use, verdict.unpacked_seconds) == (True, 1)
+
+
+def test_the_report_names_heads_that_the_kernels_do_not_read(monkeypatch, tmp_path):
+    kernels = Kernels("M9", pytest.fail, tmp_path / "k.json")
+    monkeypatch.setattr(report, "current", lambda: kernels)
+    rows = kernel_report(head_dims=(80, 96))
+    assert {row.runs for row in rows} == {
+        "plain operations: the kernels read heads of 64 and 128"
+    }
 
 
 def test_kernels_can_be_tried_while_mlx_traces(tmp_path):

@@ -1,138 +1,101 @@
 """The Metal kernels' text: numbers against float64, bytes against theory."""
 
+import itertools
+
 import mlx.core as mx
 import pytest
-from attention_runs import KINDS, exact, make_run, numbers
+from attention_cases import CASES, COMPILED, VALUES, Case
+from attention_runs import make_run, numbers
 from metal_cpu import CPUFactory
 
 from mm1_mlx.kernels import metal
 
-F16, BF16, F32 = mx.float16, mx.bfloat16, mx.float32
+F16, F32 = mx.float16, mx.float32
 
-# B, Hq, Hkv, T, keys, room, D, bits, group, dtype, starts, keys of a block
-CASES = {
-    "8 bits": (1, 4, 1, 1, 77, 96, 128, 8, 64, F16, None, None),
-    "4 bits": (1, 4, 1, 1, 77, 96, 128, 4, 64, F16, None, None),
-    "bfloat16, groups of 32": (1, 8, 2, 1, 300, 320, 128, 4, 32, BF16, None, None),
-    "two tiles of rows": (1, 16, 1, 1, 70, 96, 128, 4, 64, F16, None, None),
-    "three heads a group": (1, 3, 1, 1, 65, 96, 128, 8, 64, F32, None, None),
-    "heads of 64": (1, 2, 2, 1, 40, 64, 64, 8, 64, F16, None, None),
-    "heads of 64, 4 bits": (1, 2, 1, 1, 33, 64, 64, 4, 32, F32, None, None),
-    "four queries": (1, 4, 2, 4, 33, 64, 128, 8, 128, F16, None, None),
-    "eight queries, 4 bits": (1, 2, 2, 8, 41, 41, 128, 4, 128, F16, None, None),
-    "ragged": (2, 8, 2, 2, 200, 256, 128, 8, 128, F16, [0, 163], None),
-    "one key and none": (3, 2, 1, 1, 150, 160, 64, 4, 32, F32, [149, 0, 150], None),
-    "one key in all": (1, 2, 1, 1, 1, 8, 64, 8, 64, F16, None, None),
-    "loops, 8 bits": (1, 4, 2, 2, 601, 640, 128, 8, 64, F16, None, 256),
-    "loops, 4 bits": (2, 4, 2, 2, 601, 640, 64, 4, 64, F32, [0, 300], 256),
-    "plain": (1, 4, 2, 1, 77, 96, 128, 0, 0, F16, None, None),
-    "plain bfloat16": (1, 2, 1, 8, 33, 64, 64, 0, 0, BF16, None, None),
-    "plain float32": (2, 4, 4, 2, 50, 51, 64, 0, 0, F32, [49, 3], None),
-    "plain, loops": (2, 4, 2, 2, 601, 640, 128, 0, 0, F16, [0, 300], 256),
-}
-each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+# Loops that turn several times for each simdgroup, and rows that fill no threadgroup.
+LOOPS = [
+    Case(packing=(8, 64), dtype=F16, D=128, G=2, T=2, keys=601, chunk=256),
+    Case(packing=(4, 64), dtype=F32, D=64, G=2, T=2, keys=601, chunk=256),
+    Case(packing=(0, 0), dtype=F16, D=128, G=2, T=2, keys=601, chunk=256),
+    Case(packing=(8, 64), dtype=F32, D=128, G=3, T=1, keys=65),
+]
+each_case = pytest.mark.parametrize("case", [*CASES, *LOOPS], ids=str)
 
 
-def attend(case, factory):
-    """The kernels' attention, float64's, and the run."""
-    B, Hq, Hkv, T, keys, room, D, bits, group, dtype, starts, chunk = case
-    run = make_run(
-        B, Hkv, keys, D, dtype=dtype, bits=bits, group=group, room=room, starts=starts
-    )
-    q = numbers((B, Hq, T, D), dtype, 0)
-    scale = D**-0.5
-    state = metal.partial(
-        q, run, scale=scale, causal=True, factory=factory, chunk=chunk
-    )
-    out = metal.merge([state], q, factory=factory)
-    return out, exact(q, [run], scale, causal=True), run
-
-
-def largest_difference(out, expected):
-    return abs(out.astype(F32) - mx.array(expected.astype("float32"))).max().item()
+def test_every_kernel_and_every_pair_of_values_is_a_case():
+    compiled = {(case.packing, case.dtype, case.D) for case in CASES}
+    assert compiled == {
+        (packing, dtype, D)
+        for packing, dtype, D in itertools.product(*COMPILED.values())
+        if packing[1] <= D
+    }
+    for a, b in itertools.combinations(VALUES, 2):
+        possible = set(itertools.product(VALUES[a], VALUES[b]))
+        if (a, b) == ("packing", "D"):
+            # mlx packs no groups that are longer than a head.
+            possible -= {((4, 128), 64), ((8, 128), 64)}
+        assert {(getattr(case, a), getattr(case, b)) for case in CASES} == possible
+    rows = {
+        (
+            case.packing[0],
+            metal.geometry(1, case.num_kv_heads, case.G * case.T, case.keys)[0],
+        )
+        for case in CASES
+    }
+    assert rows == set(itertools.product(metal.BITS, (1, 2, 4, 8)))
+    assert set(COMPILED["D"]) == set(metal.HEAD_DIMS)
+    assert {bits for bits, _ in COMPILED["packing"]} == set(metal.BITS)
+    assert {group for _, group in COMPILED["packing"]} == {0, *metal.GROUP_SIZES}
+    assert set(COMPILED["dtype"]) == set(metal.DTYPES)
+    assert max(VALUES["T"]) == metal.MAX_QUERIES
 
 
 @each_case
-def test_numbers(case, factory, assert_close):
-    out, expected, _ = attend(case, factory)
-    assert_close(out, expected, KINDS[case[9]])
+def test_numbers(case, factory, assert_rounded_once):
+    assert_rounded_once(*case.attend(factory))
+
+
+@pytest.mark.metal
+@pytest.mark.usefixtures("gpu")
+@each_case
+def test_metal_compiles_and_runs_them(case):
+    out, expected = case.attend(mx.fast.metal_kernel)
+    mx.eval(out)
+    assert (out.shape, out.dtype) == (expected.shape, case.dtype)
 
 
 @pytest.mark.slow
 @each_case
 def test_each_byte_of_keys_and_values_in_use_is_read_and_no_other(case, cpu_factory):
-    B, _, Hkv, _, keys, _, D, bits, group, dtype, starts, _ = case
     cpu_factory.orders = (0,)
-    attend(case, cpu_factory)
-    (_, counts), _ = cpu_factory.calls
-    touched = {name: held["touched"] for name, held in counts["buffers"].items()}
-    used = sum(keys - first for first in starts or [0] * B) * Hkv
-    side = D * bits // 8 if bits else D * dtype.size
-    groups = D // group * dtype.size if bits else 0
-    assert touched["k"] == touched["values"] == used * side
-    scales = [touched[name] for name in ("ks", "kb", "vs", "vb")]
-    # Plain keys and values stand in the scales' places too, and are not read there.
-    assert scales == [used * groups] * 4
-    assert counts["threadgroup_memory"] <= 32768
+    case.attend(cpu_factory)
+    *partials, _ = cpu_factory.calls
+    # The prefix once for the batch.
+    used = [case.prefix] if case.prefix else []
+    used.append(sum(case.keys - first for first in case.firsts or [0]))
+    side, scales = case.side_bytes
+    for (_, counts), keys in zip(partials, used, strict=True):
+        touched = {name: held["touched"] for name, held in counts["buffers"].items()}
+        assert touched["k"] == touched["values"] == keys * case.num_kv_heads * side
+        # Plain keys and values stand in the scales' places too, and are not read there.
+        packed = [touched[name] for name in ("ks", "kb", "vs", "vb")]
+        assert packed == [keys * case.num_kv_heads * scales] * 4
+        assert counts["threadgroup_memory"] <= 32768
 
 
 @pytest.mark.slow
 def test_tiles_of_rows_share_what_they_read(cpu_factory):
     cpu_factory.orders = (0,)
-    attend(CASES["two tiles of rows"], cpu_factory)
+    Case(packing=(4, 64), dtype=F16, D=128, G=16, T=1, keys=70).attend(cpu_factory)
     held = cpu_factory.calls[0][1]["buffers"]["k"]
     assert held["touched_per_threadgroup"] == 2 * held["touched"]
-
-
-# B, Hq, Hkv, T, prefix, suffix, D, bits, group, dtype, starts
-CASCADES = {
-    "8 bits": (3, 8, 2, 1, 130, 40, 128, 8, 64, F16, [0, 29, 39]),
-    "plain": (3, 4, 2, 1, 130, 40, 64, 0, 0, F32, [0, 29, 39]),
-    "plain, queries": (2, 4, 2, 3, 300, 9, 64, 0, 0, F16, [0, 4]),
-    "4 bits, queries": (2, 2, 1, 2, 70, 5, 128, 4, 32, BF16, None),
-}
-each_cascade = pytest.mark.parametrize("case", CASCADES.values(), ids=CASCADES)
-
-
-def cascade(case, factory):
-    B, Hq, Hkv, T, P, S, D, bits, group, dtype, starts = case
-    kind = {"dtype": dtype, "bits": bits, "group": group}
-    runs = [
-        make_run(1, Hkv, P, D, room=P + 3, **kind),
-        make_run(B, Hkv, S, D, room=S + 3, starts=starts, seed=5, **kind),
-    ]
-    q = numbers((B, Hq, T, D), dtype, 0)
-    scale = D**-0.5
-    states = [
-        metal.partial(q, run, scale=scale, causal=run is runs[1], factory=factory)
-        for run in runs
-    ]
-    out = metal.merge(states, q, factory=factory)
-    return out, exact(q, runs, scale, causal=True), runs
-
-
-@each_cascade
-def test_a_shared_prefix_and_suffixes_merge(case, factory, assert_close):
-    out, expected, _ = cascade(case, factory)
-    assert_close(out, expected, KINDS[case[9]])
-
-
-@pytest.mark.slow
-def test_a_shared_prefix_is_touched_once_for_the_batch(cpu_factory):
-    case = CASCADES["8 bits"]
-    cpu_factory.orders = (0,)
-    cascade(case, cpu_factory)
-    held = cpu_factory.calls[0][1]["buffers"]["k"]
-    assert held["touched"] == 2 * 130 * 128
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cpu_factory")
 def test_noise_of_fast_math_stays_small(assert_close):
     # 64 ulp in every exp, some 15 times what Metal promises.
-    factory = CPUFactory(orders=(0,), noise=16)
-    out, expected, _ = attend(CASES["three heads a group"], factory)
-    assert_close(out, expected, "model")
+    assert_close(*LOOPS[3].attend(CPUFactory(orders=(0,), noise=16)), "model")
 
 
 def test_geometry_fills_a_gpu_and_covers_all_keys():
@@ -155,9 +118,21 @@ def test_what_the_kernels_do_not_cover():
     assert not metal.fits(q, good, mx.ones((1, 9)) > 0)
     assert not metal.fits(numbers((1, 4, 9, 128), F16, 0), good, "causal")
     assert not metal.fits(q.astype(F32), good, None)
-    assert not metal.fits(q, make_run(1, 2, 9, 128, bits=6, group=64), None)
-    narrow = make_run(1, 2, 9, 96, bits=8, group=32)
-    assert not metal.fits(numbers((1, 4, 1, 96), F16, 0), narrow, None)
+
+
+@pytest.mark.parametrize("D", [64, 80, 96, 128])
+@pytest.mark.parametrize("bits", [0, 2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_what_mlx_packs_and_the_kernels_read(D, bits, group):
+    q = numbers((1, 4, 1, D), F16, 0)
+    if bits and D % group:
+        with pytest.raises(ValueError, match="divisible by the quantization group"):
+            make_run(1, 2, 9, D, bits=bits, group=group)
+        return
+    run = make_run(1, 2, 9, D, bits=bits, group=group if bits else 0)
+    # Of what mlx packs, heads of 96 and 2, 3, 5 and 6 bits are left to plain
+    # operations, and heads of 80 and 96 behind a shared prefix.
+    assert metal.fits(q, run, None) == (D in (64, 128) and bits in (0, 4, 8))
 
 
 def test_the_text_is_ascii_and_names_no_signature_by_accident():

@@ -13,12 +13,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from metal_cpu import Buffer, from_bytes, run_text, to_bytes
-from msl_build import MSLError, why_not
+from msl_build import MSLError
+from needed import need_cpu_harness
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cpu_harness")]
 
 INCLUDE = Path(next(iter(mlx.__path__))) / "include"
 KERNELS = "mlx/backend/metal/kernels"
@@ -26,6 +24,11 @@ STEEL = f"{KERNELS}/steel/attn/kernels/steel_attention.h"
 TYPES = {mx.float16: "half", mx.bfloat16: "bfloat", mx.float32: "float"}
 KINDS = {mx.float32: "op", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+
+
+@pytest.fixture
+def cpu_harness():
+    need_cpu_harness()
 
 
 def mlx_text(name, **constants):
