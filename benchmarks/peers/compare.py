@@ -174,7 +174,8 @@ ONE_READING = "one reading, of the process that all rounds asked"
 def _equal(ours: list[int], theirs: list[int]) -> str:
     """How many of the first tokens are equal."""
     pairs = zip(ours, theirs, strict=False)
-    same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(ours))
+    least = min(len(ours), len(theirs))
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), least)
     return f"first {same} of {len(ours)} tokens equal"
 
 

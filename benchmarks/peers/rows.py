@@ -36,7 +36,9 @@ class Row:
             "ours": summary(self.ours),
             "peer": summary(self.peer),
             "ratio": round(median(ratios), 3),
-            "ratio_lower_95": round(lower_bound(ratios), 3),
+            # One round says nothing of the next.
+            "ratio_lower_95": round(lower_bound(ratios), 3) if ratios[1:] else None,
+            "rounds": len(ratios),
             "note": self.note,
         }
 
@@ -80,8 +82,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         ours, peer = (row[side]["median"] for side in ("ours", "peer"))
         if unit == "bytes":
             ours, peer, unit = ours / 1e6, peer / 1e6, "MB"
+        lower = row["ratio_lower_95"]
+        sure = "" if lower is None else f"{lower:.2f}"
         lines.append(
             f"| {row['name']} | {ours:.4g} {unit} | {peer:.4g} {unit} | "
-            f"{row['ratio']:.2f} | {row['ratio_lower_95']:.2f} | {row['note']} |"
+            f"{row['ratio']:.2f} | {sure} | {row['note']} |"
         )
     return "\n".join(lines)
