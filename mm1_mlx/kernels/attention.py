@@ -4,8 +4,9 @@ What runs, for T queries a sequence:
 
     plain cache                     mlx's attention, on a CPU ours in blocks (fused.py)
     packed or shared keys
-      T <= 8 on a Metal GPU         the kernels (metal.py), where they agree with plain.py
-                                    and were faster (choice.py)
+      T <= 8 on a Metal GPU         the kernels (metal.py) over heads of 64 and 128, plain
+                                    or of 4 or 8 bits, where they agree with plain.py and
+                                    were faster (choice.py)
       T > 8                         made plain and joined, then as above; on a CPU what a
                                     batch shares is not copied: plain.py
       otherwise                     plain.py; on a GPU plain keys are joined
