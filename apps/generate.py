@@ -21,6 +21,7 @@ from .common import (
     Temperature,
     TopP,
     Yes,
+    human_bytes,
     note,
     open_runtime,
     picture,
@@ -111,7 +112,10 @@ def generate(
     as_json: AsJson = False,
     yes: Yes = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="print timings on stderr")
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="print what it will take, and took, on stderr"
+        ),
     ] = False,
 ) -> None:  # fmt: skip
     """Answer one question, with or without pictures."""
@@ -164,6 +168,10 @@ def generate(
             yes=yes,
         )
         runtime = stack.enter_context(open_runtime(model, yes, resolution))
+        if verbose:
+            from mm1_mlx.runtime import forecast
+
+            note(outlook(forecast(runtime, messages, **settings)))
         if as_json:
             text = _print_answer(runtime, messages, settings, think, shown)
         else:
@@ -250,6 +258,22 @@ def _print_stream(
     if verbose and stats:
         note(summary(stats))
     return whole
+
+
+def outlook(expected: Any) -> str:
+    """What an answer will take, in a line, from its Forecast."""
+    least = ""
+    if expected.first_token is not None:
+        least = f"; at least {expected.first_token:.2g} s to the first token"
+    if expected.total is not None:
+        least += f", {expected.total:.2g} s to token {expected.max_tokens}"
+    cached = (
+        f", {expected.cached_tokens} of them known" if expected.cached_tokens else ""
+    )
+    return (
+        f"expected: {expected.prompt_tokens} prompt tokens{cached}, "
+        f"{human_bytes(expected.bytes)} beside the weights{least}"
+    )
 
 
 def summary(stats: Any) -> str:

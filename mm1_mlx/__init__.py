@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mm1_mlx.errors import MM1Error
     from mm1_mlx.models import MM1
     from mm1_mlx.prompt import Prompt
-    from mm1_mlx.runtime import Runtime, generate, load, stream
+    from mm1_mlx.runtime import Runtime, forecast, generate, load, stream
 
     __version__: str
 
@@ -24,6 +24,7 @@ _HOMES = {
     "MM1": "models",
     "MM1Config": "config",
     "MM1Error": "errors",
+    "forecast": "runtime",
     "Piece": "answer",
     "Prompt": "prompt",
     "Runtime": "runtime",
@@ -44,6 +45,7 @@ __all__ = [
     "Prompt",
     "Runtime",
     "__version__",
+    "forecast",
     "generate",
     "generate_batch",
     "load",

@@ -138,6 +138,30 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """What an answer will take, said before it is begun.
+
+    Attributes:
+        prompt_tokens: of the prompt, its pictures included.
+        image_tokens: those of them that are pictures.
+        cached_tokens: those that are known from before.
+        max_tokens: of the longest answer.
+        bytes: of memory, beside the weights and what is kept of earlier answers.
+        first_token: the least seconds to it, None where the machine's speed is unknown.
+        total: the least seconds to the last of ``max_tokens``; None where that is
+            unknown, or the tokens are guessed, several in a step.
+    """
+
+    prompt_tokens: int
+    image_tokens: int
+    cached_tokens: int
+    max_tokens: int
+    bytes: int
+    first_token: float | None
+    total: float | None
+
+
+@dataclass(frozen=True)
 class Stats:
     """What an answer took."""
 

@@ -14,16 +14,19 @@ from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.answer import Settings
+from mm1_mlx.answer import Forecast, Settings
 from mm1_mlx.config import MM1Config
+from mm1_mlx.device import this_chip
 from mm1_mlx.errors import PromptError
 from mm1_mlx.image import ImageSource
+from mm1_mlx.limits import answer_seconds
 from mm1_mlx.memory.features import FeatureCache
 from mm1_mlx.memory.named import NamedPrefixes, Prefix
 from mm1_mlx.memory.prefixes import KVPrecision, PrefixCache, common
 from mm1_mlx.messages import Message
 from mm1_mlx.models import MM1
-from mm1_mlx.prefill import Context, Shared, Stop, prefill, prepare
+from mm1_mlx.models.linear import packed_ways
+from mm1_mlx.prefill import Context, Shared, Stop, needs_of, prefill, prepare
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.request import Guess, Request
 from mm1_mlx.shots import choose_style, stops_of, with_shots
@@ -119,6 +122,41 @@ class Engine:
             gone=gone or threading.Event(),
             start=start,
             encode=time.perf_counter() - began,
+        )
+
+    def forecast(
+        self,
+        prompt: str | Sequence[Message],
+        images: Sequence[ImageSource],
+        settings: Settings,
+    ) -> Forecast:
+        """What an answer will take, after what is remembered; nothing of it is run.
+
+        Raises:
+            PromptError: prompt, pictures, settings and model do not fit together.
+        """
+        precision = self.precision(settings)
+        asked = self._behind(Asked(prompt, images, settings))
+        built, settings = self._build(asked)
+        room = self._room(built, settings)
+        if asked.prefix:
+            self.named.recall(asked.prefix, built.positions, precision)
+        reused = self.prefixes.longest(built.positions, precision)
+        needs = needs_of(self.model, built, self.features, precision, room, reused)
+        chip = this_chip(self.model.decoder.norm.weight.dtype)
+        first = total = None
+        if chip:
+            ways = packed_ways(self.model)
+            first, total = answer_seconds(chip, self.config, needs, ways)
+        guessed = settings.prompt_lookup or settings.draft is not None
+        return Forecast(
+            prompt_tokens=len(built.tokens),
+            image_tokens=built.num_image_tokens,
+            cached_tokens=reused,
+            max_tokens=room,
+            bytes=sum(needs.bytes(self.config).values()),
+            first_token=first,
+            total=None if guessed else total,
         )
 
     def precision(self, settings: Settings) -> KVPrecision:

@@ -8,8 +8,9 @@ where they are few.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from mm1_mlx.budget import KV_STEP, kv_bytes, token_bytes, weight_bytes
+from mm1_mlx.budget import KV_STEP, Answer, kv_bytes, token_bytes, weight_bytes
 from mm1_mlx.chips import Chip
 from mm1_mlx.config import MM1Config, Packing
 from mm1_mlx.work import decoder_flops, encode_flops
@@ -23,6 +24,8 @@ def decode_rate(
     ways: Ways | None = None,
     context: int = 0,
     itemsize: int = 2,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
 ) -> float:
     """Most tokens a second, one after another, behind so many positions.
 
@@ -32,12 +35,15 @@ def decode_rate(
         ways: how modules are packed, by path.
         context: positions whose keys and values are read.
         itemsize: bytes of a number that is not packed.
+        kv_bits: what keys and values are packed to, None for none.
+        kv_group_size: how many of them share a scale.
     """
     decoder = config.decoder
     assert decoder is not None
     # Keys before the window are not looked at, nor is room that is not filled yet.
     seen = min(context, decoder.sliding_window or context)
-    kv = kv_bytes(decoder, KV_STEP, itemsize) / KV_STEP * seen
+    step = kv_bytes(decoder, KV_STEP, itemsize, kv_bits, kv_group_size)
+    kv = step / KV_STEP * seen
     read = token_bytes(config, ways, itemsize) + kv
     return 1 / chip.seconds(decoder_flops(decoder, 1, context), read)
 
@@ -61,8 +67,9 @@ def prefill_seconds(
     positions: int,
     ways: Ways | None = None,
     itemsize: int = 2,
+    before: int = 0,
 ) -> float:
-    """Least time for a prompt of so many positions, to its first token."""
+    """Least time for so many positions behind others, to the first token."""
     decoder = config.decoder
     assert decoder is not None
     active = token_bytes(config, ways, itemsize)
@@ -73,7 +80,7 @@ def prefill_seconds(
         read = whole - (whole - active) * (1 - share) ** (positions - 1)
     else:
         read = active
-    return chip.seconds(decoder_flops(decoder, positions), read)
+    return chip.seconds(decoder_flops(decoder, positions, before), read)
 
 
 def first_token_seconds(
@@ -87,3 +94,29 @@ def first_token_seconds(
     """Least time from pictures and prompt to the first token."""
     prefill = prefill_seconds(chip, config, positions, ways, itemsize)
     return encode_seconds(chip, config, tiles, ways, itemsize) + prefill
+
+
+def answer_seconds(
+    chip: Chip, config: MM1Config, answer: Answer, ways: Ways | None = None
+) -> tuple[float, float]:
+    """Least times of an answer: to its first token, and to the last that it may have.
+
+    Args:
+        chip: that each of the answer's processes has to itself.
+        config: the model's.
+        answer: what is asked.
+        ways: how modules are packed, by path.
+    """
+    count, itemsize = answer.processes, answer.itemsize
+    chip = replace(chip, bandwidth=count * chip.bandwidth, flops=count * chip.flops)
+    new = answer.positions - answer.reused
+    first = prefill_seconds(chip, config, new, ways, itemsize, answer.reused)
+    if answer.tiles:
+        first += encode_seconds(chip, config, answer.tiles, ways, itemsize)
+    # On average half of the answer stands before a token of it.
+    context = answer.positions + answer.room // 2
+    packed = answer.kv_bits if context >= answer.kv_start else None
+    rate = decode_rate(
+        *(chip, config, ways, context, itemsize), packed, answer.kv_group_size
+    )
+    return first, first + (answer.room - 1) / rate

@@ -20,7 +20,7 @@ import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mm1_mlx import hub
-from mm1_mlx.answer import Answer, Options, Piece, Settings, join
+from mm1_mlx.answer import Answer, Forecast, Options, Piece, Settings, join
 from mm1_mlx.blas import give_back
 from mm1_mlx.budget import allowed
 from mm1_mlx.checkpoint import (
@@ -275,6 +275,25 @@ def generate(
 ) -> Answer:
     """The whole answer; arguments and errors as for ``stream``."""
     return join(list(stream(runtime, prompt, images, **options)))
+
+
+def forecast(
+    runtime: Runtime,
+    prompt: str | Sequence[Message],
+    images: Sequence[ImageSource] = (),
+    **options: Unpack[Options],
+) -> Forecast:
+    """What an answer will take of tokens, memory and time; arguments as for ``stream``.
+
+    Pictures are opened, and nothing is run. What will not fit is no error here.
+    """
+    settings = Settings(**options)
+
+    def work() -> Forecast:
+        with runtime.engine.lock:
+            return runtime.engine.forecast(prompt, images, settings)
+
+    return runtime._worker.submit(work).result()
 
 
 def _answer(

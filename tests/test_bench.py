@@ -6,13 +6,14 @@ import subprocess
 import mlx.core as mx
 import pytest
 
-from mm1_mlx import checkpoint, generate
+from mm1_mlx import checkpoint, device, generate
 from mm1_mlx.bench import machine, rows, synthetic
-from mm1_mlx.bench.machine import commit, measure_speed, nominal
+from mm1_mlx.bench.machine import commit
 from mm1_mlx.bench.rows import Plan, Row, measure
 from mm1_mlx.bench.synthetic import open_synthetic, synthetic_model
 from mm1_mlx.chips import Chip
 from mm1_mlx.config import Packing
+from mm1_mlx.device import measure_speed, nominal
 from mm1_mlx.errors import CheckpointError, PromptError
 from mm1_mlx.models import MM1
 from mm1_mlx.work import decoder_flops, encode_flops
@@ -253,7 +254,7 @@ def test_what_has_no_room_is_refused_before_it_is_made(make_config, monkeypatch)
 def test_speed_is_that_of_the_work_that_is_done(monkeypatch):
     """A clock that advances by a second at each look: bytes and operations of a run."""
     clock = iter(range(1000))
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(device.time, "perf_counter", lambda: next(clock))
     speed = measure_speed(mx.float32, read_bytes=1 << 20, side=64)
     assert speed.bandwidth == 1 << 20
     assert speed.flops == 2 * 64**3
@@ -274,6 +275,31 @@ def test_chips_are_found_by_name_and_cores():
     assert nominal("Apple M2", None).bandwidth == 100e9
     assert nominal("AMD EPYC", None) is None
     assert nominal("Apple M1", 9) is None
+
+
+@pytest.fixture
+def _unknown():
+    """Nothing is remembered of this device."""
+    device.this_chip.cache_clear()
+    yield
+    device.this_chip.cache_clear()
+
+
+@pytest.mark.usefixtures("_unknown")
+def test_a_device_is_its_makers_or_measured(monkeypatch):
+    monkeypatch.setattr(device, "QUICK_BYTES", 1 << 20)
+    assert device.this_chip(mx.float32).name == "measured"
+    device.this_chip.cache_clear()
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "Apple M4 Max"})
+    monkeypatch.setattr(device, "gpu_cores", lambda: 40)
+    assert device.this_chip(mx.float32) == nominal("Apple M4 Max", 40)
+
+
+@pytest.mark.usefixtures("_unknown")
+def test_no_speed_is_measured_without_room(monkeypatch):
+    monkeypatch.setattr(device, "allowed", lambda: device.QUICK_BYTES - 1)
+    assert device.this_chip(mx.float32) is None
 
 
 def test_the_commit_is_that_of_a_checkout(tmp_path):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = [
     ["errors", "chips", "folders", "room", "sizes", "worker"],
     ["blas", "section", "files", "answer", "hold"],
-    ["hub", "kernels", "partial", "shard"],
+    ["device", "hub", "kernels", "partial", "shard"],
     ["config", "pieces"],
     ["layout", "presets", "resize", "resolution", "templates", "work"],
     ["caches"],

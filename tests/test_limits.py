@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from mm1_mlx.budget import weight_bytes
+from mm1_mlx.budget import Answer, kv_bytes, token_bytes, weight_bytes
 from mm1_mlx.chips import CHIPS
 from mm1_mlx.config import Packing
 from mm1_mlx.limits import (
+    answer_seconds,
     decode_rate,
     encode_seconds,
     first_token_seconds,
@@ -16,6 +17,7 @@ from mm1_mlx.limits import (
 from mm1_mlx.presets import PRESETS
 from mm1_mlx.recipe import find_recipe, plan
 from mm1_mlx.resolution import with_resolution
+from mm1_mlx.work import decoder_flops, encode_flops
 
 BY_NAME = {(chip.name, chip.gpu_cores): chip for chip in CHIPS}
 PLACES = {
@@ -112,6 +114,21 @@ def test_keys_before_the_window_are_not_read():
     assert (two - one) * slow.bandwidth == pytest.approx(position, rel=1e-4)
 
 
+def test_packed_keys_are_read_packed():
+    config = PRESETS["mm1-3b"]
+    slow = replace(chip_of("M1 Max"), flops=1e30)
+
+    def kept(*how):
+        one, two = (
+            1 / decode_rate(slow, config, None, n, 2, *how) for n in (1000, 2000)
+        )
+        return two - one
+
+    # Of every group 16 bits of scale and as many of bias.
+    assert kept(8, 64) / kept() == pytest.approx(8.5 / 16)
+    assert kept(4, 32) / kept() == pytest.approx(5 / 16)
+
+
 def test_prompts_touch_nearly_all_experts():
     config, chip = PRESETS["mm1-3b-moe"], chip_of("M1 Max")
     # Nothing but bytes counts.
@@ -120,3 +137,44 @@ def test_prompts_touch_nearly_all_experts():
     assert one == pytest.approx(1 / decode_rate(slow, config))
     assert many * chip.bandwidth == pytest.approx(64e9 * 2, rel=0.02)
     assert encode_seconds(slow, config, 5) == encode_seconds(slow, config, 1)
+
+
+def test_an_answer_is_its_pictures_its_new_positions_and_its_tokens():
+    config, chip = PRESETS["mm1-3b"], chip_of("M1 Max")
+    wide, slow = replace(chip, bandwidth=1e30), replace(chip, flops=1e30)
+    answer = Answer(positions=800, room=101, tiles=2, reused=300)
+    first, total = answer_seconds(wide, config, answer)
+    flops = encode_flops(config, 2) + decoder_flops(config.decoder, 500, 300)
+    assert first * chip.flops == pytest.approx(flops)
+    # A token in the middle of the answer, a hundred times: the first is the prompt's.
+    flops = 100 * decoder_flops(config.decoder, 1, 850)
+    assert (total - first) * chip.flops == pytest.approx(flops)
+    first, total = answer_seconds(slow, config, answer)
+    read = token_bytes(config) + kv_bytes(config.decoder, 256) / 256 * 850
+    assert (total - first) * chip.bandwidth == pytest.approx(100 * read)
+    assert answer_seconds(slow, config, replace(answer, room=1))[1] == first
+
+
+def test_packed_keys_are_read_packed_from_where_they_are():
+    config, slow = PRESETS["mm1-3b"], replace(chip_of("M1 Max"), flops=1e30)
+    answer = Answer(positions=8000, room=101)
+    plain, early, late = (
+        answer_seconds(slow, config, each)[1]
+        for each in (
+            answer,
+            replace(answer, kv_bits=8),
+            replace(answer, kv_bits=8, kv_start=10_000),
+        )
+    )
+    saved = kv_bytes(config.decoder, 256) - kv_bytes(config.decoder, 256, bits=8)
+    saved = 100 * saved / 256 * 8050
+    assert (plain - early) * slow.bandwidth == pytest.approx(saved)
+    assert late == plain
+
+
+def test_two_machines_share_the_work():
+    config, chip = PRESETS["mm1-3b"], chip_of("M1 Max")
+    answer = Answer(positions=800, room=101, tiles=1)
+    one = answer_seconds(chip, config, answer)
+    two = answer_seconds(chip, config, replace(answer, processes=2))
+    assert two == pytest.approx([seconds / 2 for seconds in one])

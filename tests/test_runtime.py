@@ -10,8 +10,9 @@ import pytest
 from mlx_lm.tokenizer_utils import NaiveStreamingDetokenizer
 from PIL import Image
 
-from mm1_mlx import budget, generate, load, stream
+from mm1_mlx import budget, forecast, generate, load, stream
 from mm1_mlx.answer import Settings
+from mm1_mlx.checkpoint import load_config
 from mm1_mlx.errors import CheckpointError, PromptError
 from mm1_mlx.prefill import prefill
 from mm1_mlx.runtime import TINY, _answer, find_model, wired
@@ -31,6 +32,28 @@ def runtime():
 def test_embedded_model_answers_about_its_pictures(runtime):
     assert generate(runtime, QUESTION, [STAR]).text == "red"
     assert generate(runtime, "How many shapes are there?", [FOUR]).text == "4"
+
+
+def test_a_forecast_says_what_the_answer_takes_and_runs_nothing(monkeypatch):
+    with load() as runtime:
+        encode = runtime.engine.features._encode
+        monkeypatch.setattr(runtime.engine.features, "_encode", pytest.fail)
+        said = forecast(runtime, QUESTION, [STAR], max_tokens=9)
+        monkeypatch.setattr(runtime.engine.features, "_encode", encode)
+        answer = generate(runtime, QUESTION, [STAR], max_tokens=9)
+        again = forecast(runtime, QUESTION, [STAR], max_tokens=9)
+    assert (said.prompt_tokens, said.image_tokens, said.cached_tokens, said.max_tokens) == (
+        answer.prompt_tokens, answer.image_tokens, 0, 9,
+    )  # fmt: skip
+    assert said.bytes == sum(
+        budget.Answer(answer.prompt_tokens, 9, 1, 0, 4)
+        .bytes(load_config(TINY))
+        .values()
+    )
+    assert 0 < said.first_token < said.total
+    # What is known of the question is neither encoded nor read again.
+    assert again.cached_tokens == answer.prompt_tokens - 1
+    assert again.bytes < said.bytes
 
 
 def test_sources_of_a_picture_are_equal(runtime):

@@ -116,6 +116,15 @@ def named_leaves(model: nn.Module) -> list[tuple[str, Any]]:
     return cast(list[tuple[str, Any]], leaves)
 
 
+def packed_ways(model: nn.Module) -> dict[str, Packing]:
+    """How the modules of a model are packed, by path; the others are not."""
+    return {
+        path: Packing(group_size=x.group_size, bits=x.bits, mode=x.mode)
+        for path, x in named_leaves(model)
+        if "scales" in x
+    }
+
+
 def product(layer: PackedLayer, x: mx.array, expert: int | None = None) -> mx.array:
     """X [..., D] times the packed weights [N, D], [..., N], without a bias.
 

@@ -15,7 +15,7 @@ from mm1_mlx.chips import Chip
 from mm1_mlx.config import MM1Config, Packing
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.models import MM1
-from mm1_mlx.models.linear import named_leaves
+from mm1_mlx.models.linear import packed_ways
 from mm1_mlx.room import allowed
 from mm1_mlx.sizes import human_bytes
 from mm1_mlx.train.optimizer import kept_numbers
@@ -64,6 +64,11 @@ class Training:
     workers: int = 1
     itemsize: int = 4
     ways: Mapping[str, Packing] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a step, those that fill short rows included."""
+        return self.rows * self.positions * self.micro_batches
 
     def bytes(self, config: MM1Config) -> dict[str, int]:
         """By what they are for; the largest moment of the last.
@@ -216,11 +221,7 @@ def training_of(
         micro_batches=micro_batches,
         workers=workers,
         itemsize=max(itemsizes, default=4),
-        ways={
-            path: Packing(group_size=x.group_size, bits=x.bits, mode=x.mode)
-            for path, x in named_leaves(model)
-            if "scales" in x
-        },
+        ways=packed_ways(model),
     )
 
 

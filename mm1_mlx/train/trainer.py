@@ -20,10 +20,11 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from mm1_mlx.device import this_chip
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.files import fsync, read_json, read_shard
 from mm1_mlx.models import MM1, named_tensors
-from mm1_mlx.train.budget import check_training, training_of
+from mm1_mlx.train.budget import Training, check_training, step_seconds, training_of
 from mm1_mlx.train.optimizer import is_matrix
 from mm1_mlx.train.sample import Batch as Rows
 from mm1_mlx.worker import Worker
@@ -160,7 +161,9 @@ class Trainer(Generic[Model, Batch]):
                 f"{self.group.size()} processes"
             )
         parallel = self._share if mx.default_device() == mx.cpu else 1
-        self._check_memory(parallel)
+        self._training = self._training_step(parallel)
+        if self._training and isinstance(model, MM1):
+            check_training(model.config, self._training)
         self.optimizer = make_optimizer(config)
         self.optimizer.init(model.trainable_parameters())
         mx.eval(model.state, self.optimizer.state)
@@ -170,24 +173,48 @@ class Trainer(Generic[Model, Batch]):
         self._loading: dict[tuple[int, int], Future[Batch]] = {}
         self._loss_and_grad = nn.value_and_grad(model, loss)
 
-    def _check_memory(self, workers: int) -> None:
-        """Pass only if there is room for a step; of a module that is no MM1 nobody knows."""
+    def _training_step(self, workers: int) -> Training | None:
+        """What this process does in a step; of a module that is no MM1 nobody knows."""
         if not isinstance(self.model, MM1):
-            return
+            return None
         batch = self.batches(0, self.group.rank() * self._share)
-        if isinstance(batch, Rows):
-            name, share = self.config.optimizer, self._share
-            step = training_of(self.model, batch, name, share, workers)
-            check_training(self.model.config, step)
+        if not isinstance(batch, Rows):
+            return None
+        name, share = self.config.optimizer, self._share
+        return training_of(self.model, batch, name, share, workers)
+
+    def forecast(self) -> dict[str, Any]:
+        """What a step takes of each process, on batches like the first; of an MM1.
+
+        Tokens, those that fill short rows included, bytes of memory, and the least
+        seconds, where the machine's speed is known or could be measured.
+        """
+        training, model = self._training, self.model
+        if training is None or not isinstance(model, MM1):
+            return {}
+        expected: dict[str, Any] = {
+            "tokens": training.tokens,
+            "bytes": sum(training.bytes(model.config).values()),
+        }
+        if chip := this_chip(mx.float32 if training.itemsize == 4 else mx.float16):
+            seconds = step_seconds(chip, model.config, training)
+            expected["least_seconds"] = float(f"{seconds:.3g}")
+        return expected
 
     def run(self, report: Callable[[dict[str, Any]], None]) -> None:
-        """Train to the last step; ``report`` receives every log line."""
+        """Train to the last step; ``report`` receives every log line.
+
+        Before the first step it receives the ``forecast``, which the log does not keep.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
         # Weights that the caller has just made: workers could not evaluate them.
         mx.eval(self.model.state)
         self._trim_log()
         self.model.train()
+        begins = self.group.rank() == 0 and self.step < self.config.steps
+        if begins and (expected := self.forecast()):
+            report({"step": self.step, **expected})
         start, first = time.perf_counter(), self.step
         while self.step < self.config.steps:
             loss = self.train_step()

@@ -8,7 +8,7 @@ import pytest
 
 from mm1_mlx import bench as benchmark
 from mm1_mlx.apps.cli import main
-from mm1_mlx.bench.machine import nominal
+from mm1_mlx.device import nominal
 from mm1_mlx.chips import Chip
 from mm1_mlx.kernels.report import Row
 from mm1_mlx.models import MM1

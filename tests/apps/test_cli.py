@@ -85,7 +85,30 @@ def test_generate_json_is_one_object(mm1):
 def test_generate_verbose_times_on_stderr(mm1):
     _, out, err = mm1("generate", "-v", "-i", STAR, "-p", "What colour is it?")
     assert out == "red\n"
-    assert "prompt tokens (16 of pictures), first token after" in err
+    expected, took = err.splitlines()
+    assert re.fullmatch(
+        r"expected: \d+ prompt tokens, \S+ MB beside the weights; at least \S+ s to the "
+        r"first token, \S+ s to token 256",
+        expected,
+    )
+    assert "prompt tokens (16 of pictures), first token after" in took
+
+
+def test_guessed_tokens_have_no_least_time(mm1):
+    question = ("-i", STAR, "-p", "What colour is it?")
+    _, out, err = mm1("generate", "-v", "--prompt-lookup", *question)
+    assert out == "red\n"
+    assert err.splitlines()[0].endswith(" s to the first token")
+
+
+def test_what_is_expected_is_said_before_it_is_refused(mm1, monkeypatch):
+    # Enough for the weights, and a picture.
+    monkeypatch.setattr("mm1_mlx.budget.allowed", lambda: 7_400_000)
+    code, out, err = mm1("generate", "-v", "-i", STAR, "-i", FOUR, "-p", "What?")
+    assert (code, out) == (1, "")
+    expected, refused = err.splitlines()
+    assert expected.startswith("expected: ")
+    assert refused.startswith("error: the answer needs ")
 
 
 def test_chat_keeps_the_conversation(mm1):
