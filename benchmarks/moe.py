@@ -25,6 +25,7 @@ BLAS = preload_blas()
 
 import mlx.core as mx  # noqa: E402  (after BLAS)
 
+from mm1_mlx.bench import describe  # noqa: E402
 from mm1_mlx.config import DecoderConfig  # noqa: E402
 from mm1_mlx.models.decoder import MLP  # noqa: E402
 from mm1_mlx.models.moe import SparseMLP, choose  # noqa: E402
@@ -187,11 +188,10 @@ def main() -> None:
         layers.append(measure(width, hidden, arguments.rounds))
         print(json.dumps(layers[-1], indent=2), flush=True)
     report = {
-        "machine": f"CPU with {os.cpu_count()} cores, {BLAS or 'the default BLAS'}",
+        "machine": describe(BLAS),
         # Above the number of cores, other programs took their share of the time.
         "load_average": round(os.getloadavg()[1], 1),
         "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "all"),
-        "mlx": mx.__version__,
         "dtype": "float32",
         "experts": EXPERTS,
         "experts_per_token": TOP,

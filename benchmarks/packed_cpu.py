@@ -10,12 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,20 @@ BLAS = preload_blas()
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 
+from mm1_mlx.bench import describe  # noqa: E402
 from mm1_mlx.checkpoint import build_model  # noqa: E402
 from mm1_mlx.config import DecoderConfig, MM1Config, QuantizationConfig  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
 from mm1_mlx.models.linear import keep_unpacked  # noqa: E402
 from mm1_mlx.quantize.pack import pack_deferred  # noqa: E402
-from mm1_mlx.recipe import RECIPES, parse_way, plan  # noqa: E402
+from mm1_mlx.recipe import (  # noqa: E402
+    DEFAULT,
+    RECIPES,
+    Recipe,
+    find_recipe,
+    parse_way,
+    plan,
+)
 from mm1_mlx.shard import Deferred  # noqa: E402
 
 CONFIG = MM1Config(
@@ -52,10 +58,15 @@ CONFIG = MM1Config(
 ROWS, STEPS = 600, 16
 
 
-def packed_model(dense: MM1, recipe: str, head: str) -> MM1:
+def chosen(name: str, head: str | None) -> Recipe:
+    """The recipe as ``mm1 quantize`` has it, or with another way for embeddings and head."""
+    recipe = find_recipe(name)
+    return recipe.with_ways({"head": parse_way(head, "head")}) if head else recipe
+
+
+def packed_model(dense: MM1, recipe: Recipe) -> MM1:
     """The model, rounded as the recipe has it."""
-    chosen = RECIPES[recipe].with_ways({"head": parse_way(head, "head")})
-    packed = plan(chosen, CONFIG).packed
+    packed = plan(recipe, CONFIG).packed
     config = replace(CONFIG, quantization=QuantizationConfig.of_modules(packed))
     model = build_model(config, packed)
     tensors = ((name, Deferred.of(x)) for name, x in dense.tensors().items())
@@ -65,9 +76,9 @@ def packed_model(dense: MM1, recipe: str, head: str) -> MM1:
     return model.eval()
 
 
-def as_mlx(dense: MM1, recipe: str, head: str) -> MM1:
+def as_mlx(dense: MM1, recipe: Recipe) -> MM1:
     """The same with mlx's own layers."""
-    ours = packed_model(dense, recipe, head)
+    ours = packed_model(dense, recipe)
     quantization = ours.config.quantization
     packed = {n.removesuffix(".scales") for n in ours.tensors() if "scales" in n}
     model = MM1(CONFIG)
@@ -92,7 +103,7 @@ def timed(function: Callable[[], Any]) -> float:
 def prefill(model: MM1) -> float:
     """Seconds of a prompt's first logits, as mlx-lm computes them: of its last token."""
     cache = model.make_cache()
-    tokens = mx.random.randint(0, 32000, (1, ROWS))
+    tokens = mx.random.randint(0, CONFIG.decoder.vocab_size, (1, ROWS))
 
     def run() -> mx.array:
         model(tokens[:, :-1], cache)
@@ -105,7 +116,7 @@ def prefill(model: MM1) -> float:
 def decode(model: MM1) -> float:
     """Seconds of a token."""
     cache = model.make_cache()
-    token = mx.random.randint(0, 32000, (1, 1))
+    token = mx.random.randint(0, CONFIG.decoder.vocab_size, (1, 1))
     mx.eval(model(token, cache))
 
     def run() -> mx.array:
@@ -120,8 +131,10 @@ def decode(model: MM1) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="4bit", choices=list(RECIPES))
-    parser.add_argument("--head", default="4", help="bits of embeddings and head")
+    parser.add_argument("--recipe", default=DEFAULT, choices=list(RECIPES))
+    parser.add_argument(
+        "--head", help="bits of embeddings and head (default: the recipe's)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--mlx-rounds", type=int, default=1, help="in which mlx's own layers prefill"
@@ -131,16 +144,16 @@ def main() -> None:
 
     mx.set_default_device(mx.cpu)
     mx.random.seed(0)
-    way = arguments.recipe, arguments.head
+    recipe = chosen(arguments.recipe, arguments.head)
     dense = MM1(CONFIG).eval()
     mx.eval(dense.parameters())
-    kept = packed_model(dense, *way)
+    kept = packed_model(dense, recipe)
     kept_bytes = keep_unpacked(kept, float("inf"))
     models = {
         "float32": dense,
         "packed, unpacked kept": kept,
-        "packed alone": packed_model(dense, *way),
-        "packed, mlx's layers": as_mlx(dense, *way),
+        "packed alone": packed_model(dense, recipe),
+        "packed, mlx's layers": as_mlx(dense, recipe),
     }
     times: dict[str, dict[str, list[float]]] = {
         name: {"prefill": [], "decode": []} for name in models
@@ -160,17 +173,16 @@ def main() -> None:
             if i:  # the first warms up
                 for kind, value in seconds.items():
                     times[name][kind].append(value)
-    tokens = mx.random.randint(0, 32000, (1, 64))
+    tokens = mx.random.randint(0, CONFIG.decoder.vocab_size, (1, 64))
     expected = models["packed, mlx's layers"](tokens)
     figures: dict[str, Any] = {
         "what": __doc__.split("\n")[0],
-        "machine": platform.processor() or platform.machine(),
-        "BLAS": BLAS,
-        "BLAS_threads": os.environ.get("OPENBLAS_NUM_THREADS", "as many as cores"),
-        "load_before": os.getloadavg()[0],
-        "mlx": version("mlx"),
+        "machine": describe(BLAS),
+        "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "all"),
+        # Above the number of cores, other programs took their share of the time.
+        "load_average": round(os.getloadavg()[2], 1),
         "recipe": arguments.recipe,
-        "head": arguments.head,
+        "ways": {name: way.to_dict() for name, way in recipe.ways.items()},
         "parameters": sum(x.size for x in dense.tensors().values()),
         "rows": ROWS,
         "weight_bytes": {

@@ -11,22 +11,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mm1_mlx.blas import preload_blas
 
-preload_blas()
+BLAS = preload_blas()
 
 import mlx.core as mx  # noqa: E402
 
 from benchmarks.shapes.evaluate import Case, normalise, scene_cases, wilson  # noqa: E402
 from benchmarks.shapes.questions import KINDS  # noqa: E402
+from mm1_mlx.bench import describe  # noqa: E402
 from mm1_mlx.checkpoint import load_config, read_manifest  # noqa: E402
 from mm1_mlx.config import MM1Config  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
@@ -166,8 +165,7 @@ def main() -> None:
     shutil.rmtree(folder)
     figures = {
         "what": "mm1_mlx.quantize, python -m benchmarks.quantize",
-        "machine": platform.machine(),
-        "mlx": version("mlx"),
+        "machine": describe(BLAS),
         "mm1-tiny": tiny,
         "random weights with outliers, 15 M": random,
     }

@@ -316,7 +316,7 @@ def test_the_commit_is_that_of_a_checkout(tmp_path):
     first = commit(tmp_path)
     assert len(first) == 12
     (tmp_path / "a").write_text("2")
-    assert commit(tmp_path) == f"{first}+"
+    assert commit(tmp_path) == f"{first}-dirty"
     (tmp_path / "b").write_text("not in it")
     git("checkout", "-q", "a")
     assert commit(tmp_path) == first

@@ -41,7 +41,7 @@ def describe(blas: str | None = None) -> dict[str, Any]:
 
 
 def commit(root: Path = ROOT) -> str | None:
-    """The commit of the checkout that runs, with a + where files were changed since.
+    """The commit of the checkout that runs, with -dirty where files were changed since.
 
     None where the package was installed.
     """
@@ -52,4 +52,4 @@ def commit(root: Path = ROOT) -> str | None:
         return None
     status = ("status", "--porcelain", "--untracked-files=no")
     changed = printed("git", "-C", str(root), *status)
-    return head.strip() + ("+" if changed else "")
+    return head.strip() + ("-dirty" if changed else "")

@@ -1,5 +1,7 @@
 """Experts do no more work than the dense layers they amount to, and take little longer."""
 
+import json
+
 import mlx.core as mx
 import pytest
 
@@ -9,6 +11,7 @@ from benchmarks.moe import (
     counted,
     expert_rows,
     interleave,
+    main,
     make_config,
     measure,
     ratio,
@@ -57,6 +60,16 @@ def test_ratios_are_those_of_neighbours():
     seconds = interleave({name: contestant(name) for name in "ab"}, rounds=2)
     assert calls == list("ababab")
     assert [len(times) for times in seconds.values()] == [2, 2]
+
+
+def test_results_say_where_they_were_measured(tmp_path, monkeypatch):
+    out = tmp_path / "moe.json"
+    command = ["moe", "--rounds", "1", "--sizes", "16x24", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", command)
+    main()
+    machine = json.loads(out.read_text())["machine"]
+    assert machine["chip"]
+    assert machine.keys() >= {"commit", "versions", "cpu_cores", "blas"}
 
 
 @pytest.mark.drill
