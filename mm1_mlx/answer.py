@@ -67,7 +67,8 @@ class Settings:
     kv_bits: int | None = None
     kv_group_size: int | None = None
     kv_start: int = 4096
-    # Guess that the answer repeats what stands before; the answer stays the same.
+    # Guess that the answer repeats what stands before; the answer stays the same, up to
+    # the rounding of several rows at once.
     prompt_lookup: bool = False
     # A smaller model of the same vocabulary, a ``Runtime``, which guesses this many tokens.
     draft: Any = None
