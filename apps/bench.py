@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -53,6 +54,13 @@ def bench(
         ),
     ] = None,
     resolution: Resolution = None,
+    kv_bits: Annotated[
+        int | None,
+        typer.Option(
+            help="pack keys and values to 8 or 4 bits, from the first on",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -70,7 +78,7 @@ def bench(
     yes: Yes = False,
 ) -> None:
     """Measure encoding, prompts, decoding and the first token, beside their limits."""
-    _check_options(model, preset, bits, recipe, dtype, as_json, as_markdown)
+    _check_options(model, preset, bits, recipe, kv_bits, dtype, as_json, as_markdown)
     from mm1_mlx.blas import preload_blas
 
     blas = preload_blas()
@@ -90,46 +98,48 @@ def bench(
             images=int(config.sees) if images is None else images,
             high_resolution=resolution is None,
             repetitions=repetitions,
+            kv_bits=kv_bits,
         )
         plan.check(config)
         return plan
 
     kind = getattr(mx, dtype) if dtype else None
-    config = None
+    # What is wrong is told before the minutes that weights and measuring may take.
     if preset is not None:
         config = _find_preset(preset, resolution)
-        # Before the minutes that drawing weights may take.
-        plan_for(config)
-    machine = benchmark.describe(blas)
-    note("speed of memory and products")
-    chips = {"measured": benchmark.measure_speed(kind or device_dtypes()[0])}
-    chip = benchmark.nominal(machine["chip"], machine["gpu_cores"])
-    chips |= {"nominal": chip} if chip else {}
-    mx.reset_peak_memory()
-    if config is not None:
-        assert preset is not None
+        plan = plan_for(config)
         note(f"random weights of {preset}")
         way = recipe or RECIPES[bits or 4]
         runtime = _random_weights(preset, config, way, kind or device_dtypes()[0])
         seconds = None
     else:
-        from mm1_mlx.runtime import load
+        from mm1_mlx.runtime import find_model, load
 
         from .cached import resolve
 
-        source = resolve(model, yes)
+        path = find_model(resolve(model, yes))
+        plan = plan_for(_find_config(path, resolution))
         start = time.perf_counter()
-        runtime = load(source, kind, resolution=resolution)
+        runtime = load(path, kind, resolution=resolution)
         seconds = time.perf_counter() - start
     with closing(runtime):
-        plan = plan_for(runtime.config)
+        benchmark.check(runtime, plan)
+        machine = benchmark.describe(blas)
+        loaded = mx.get_peak_memory()
+        note("speed of memory and products")
+        chips = {"measured": benchmark.measure_speed(kind or device_dtypes()[0])}
+        chip = benchmark.nominal(machine["chip"], machine["gpu_cores"])
+        chips |= {"nominal": chip} if chip else {}
+        # Not the model's.
+        mx.reset_peak_memory()
         measuring = benchmark.measure(runtime, plan, chips, note)
         rows = [row.to_dict() for row in measuring]
         facts = {
             "model": _describe(runtime, preset),
+            "kv": _describe_kv(runtime, plan),
             "rows": rows,
             "load_seconds": seconds,
-            "peak_bytes": mx.get_peak_memory(),
+            "peak_bytes": max(loaded, mx.get_peak_memory()),
             "speed": {
                 name: {"bytes_per_second": chip.bandwidth, "flops": chip.flops}
                 for name, chip in chips.items()
@@ -150,11 +160,14 @@ def _check_options(
     preset: str | None,
     bits: int | None,
     recipe: str | None,
+    kv_bits: int | None,
     dtype: str | None,
     as_json: bool,
     as_markdown: bool,
 ) -> None:
     """Pass only if the options make sense together."""
+    from mm1_mlx.answer import KV_BITS
+
     for wrong, message in (
         (model and preset, "--model and --preset both name a model; give one"),
         (bits and recipe, "--bits and --recipe both say how to pack; give one"),
@@ -163,6 +176,8 @@ def _check_options(
          "made them"),
         (bits is not None and bits not in RECIPES,
          f"--bits is {bits}, expected one of {list(RECIPES)}"),
+        (kv_bits is not None and kv_bits not in KV_BITS,
+         f"--kv-bits is {kv_bits}, expected one of {KV_BITS}"),
         (dtype and dtype not in DTYPES,
          f"--dtype is {dtype!r}, expected one of {list(DTYPES)}"),
         (as_json and as_markdown, "--json and --md are two forms; give one"),
@@ -185,6 +200,23 @@ def _find_preset(name: str, resolution: str | None) -> Any:
     config = PRESETS.get(name.lower())
     if config is None:
         raise ConfigError(f"preset {name!r} is not one of {list(PRESETS)}")
+    return with_resolution(config, resolution) if resolution else config
+
+
+def _find_config(path: Path, resolution: str | None) -> Any:
+    """The config of a model folder, which ``load`` reads too.
+
+    Raises:
+        CheckpointError: it describes no model that answers.
+        ConfigError: it describes none, or has not the resolution.
+    """
+    from mm1_mlx.checkpoint import load_config
+    from mm1_mlx.errors import CheckpointError
+    from mm1_mlx.resolution import with_resolution
+
+    config = load_config(path)
+    if config.decoder is None:
+        raise CheckpointError(f"{path} has no decoder, so it cannot answer")
     return with_resolution(config, resolution) if resolution else config
 
 
@@ -220,6 +252,17 @@ def _describe(runtime: Any, preset: str | None) -> dict[str, Any]:
     }
 
 
+def _describe_kv(runtime: Any, plan: Any) -> dict[str, int | None]:
+    """How keys and values are held, as JSON values; without groups they are not packed."""
+    from mm1_mlx.answer import Settings
+
+    kv = runtime.engine.precision(Settings(**plan.options))
+    if kv.bits is None:
+        size = runtime.model.decoder.norm.weight.dtype.size
+        return {"bits": 8 * size, "group_size": None}
+    return {"bits": kv.bits, "group_size": kv.group_size}
+
+
 def show_kernels(dtype: str | None, as_json: bool, as_markdown: bool) -> None:
     """Which attention runs here, by kind of keys."""
     import mlx.core as mx
@@ -243,16 +286,28 @@ def show_kernels(dtype: str | None, as_json: bool, as_markdown: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    names = ("kernel", "device", "check", "time", "else", "runs", "why")
+    names = ("kernel", "time", "else", "runs")
     cells = [
-        (row.kernel, row.device, row.check, _micro(row.seconds),
-         _micro(row.other_seconds), "kernel" if row.chosen else "plain", row.why)
+        (row.kernel, _micro(row.seconds), _micro(row.other_seconds),
+         "kernel" if row.chosen else "plain")
         for row in rows
     ]  # fmt: skip
     if as_markdown:
-        _print_markdown_table(names, cells, "lllrrll")
-    else:
-        _print_rich_table(names, cells, "lllrrll")
+        whole = [
+            (*cell, row.device, row.check, row.why)
+            for cell, row in zip(cells, rows, strict=True)
+        ]
+        _print_markdown_table((*names, "device", "check", "why"), whole, "lrrllll")
+        return
+    _print_rich_table(names, cells, "lrrl")
+    # Below the table, whose columns leave reasons no room on a narrow terminal.
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        reasons.setdefault(f"{row.why} (check: {row.check})", []).append(row.kernel)
+    print(f"Device: {rows[0].device}")
+    for reason, kernels in reasons.items():
+        who = "all" if len(kernels) == len(rows) else "; ".join(kernels)
+        print(f"{who}: {reason}")
 
 
 def _micro(seconds: float | None) -> str:
@@ -280,12 +335,8 @@ def _print_rich_table(
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for name, side in zip(names, sides, strict=True):
-        # A number cut in two is another one; explanations, which are last, may wrap.
-        table.add_column(
-            name,
-            justify="right" if side == "r" else "left",
-            no_wrap=name != names[-1],
-        )
+        # A number cut in two is another one.
+        table.add_column(name, justify="right" if side == "r" else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
@@ -300,11 +351,12 @@ def _print_markdown(facts: dict[str, Any]) -> None:
         human_bytes(model["bytes"]),
         _count(model["parameters"]),
         facts["machine"]["device"],
+        _kv(facts),
     )
     _print_markdown_table(
-        ("model", "size", "params", "backend", *names),
+        ("model", "size", "params", "backend", "keys", *names),
         [(*own, *row) for row in rows],
-        "lrrl" + sides,
+        "lrrll" + sides,
     )
     print()
     print("\n".join(f"{line}  " for line in _footer(facts)))
@@ -358,8 +410,15 @@ def _title(facts: dict[str, Any]) -> str:
     random = ", random weights" if model["random_weights"] else ""
     return (
         f"{model['name']}{random}: {_count(model['parameters'])} parameters, "
-        f"{human_bytes(model['bytes'])}, {_number(model['bits'])} bits each"
+        f"{human_bytes(model['bytes'])}, {_number(model['bits'])} bits each; "
+        f"keys and values {_kv(facts)}"
     )
+
+
+def _kv(facts: dict[str, Any]) -> str:
+    """How keys and values are held."""
+    bits, group = facts["kv"]["bits"], facts["kv"]["group_size"]
+    return f"{bits} bits in {group}s" if group else f"{bits} bits"
 
 
 def _footer(facts: dict[str, Any]) -> list[str]:

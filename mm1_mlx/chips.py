@@ -19,6 +19,8 @@ LLAMA_FLOPS = 13.3e9
 # What a mixture of experts reached of its limit where a dense model reached all of its
 # share: mlx-lm with Qwen3-30B-A3B on an M4 Max, 39 to 43 % at 4 bits and 54 % at 8.
 MOE_SHARES = {8: 0.54, 4: 0.39}
+# Of the operations, what prompts of 512 tokens and more reach: llama.cpp and MLX 60 to 78 %.
+PREFILL_SHARE = 0.65
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,11 @@ class Chip:
         gpu_cores: of the variant whose figures these are.
         bandwidth: of its memory, bytes a second.
         flops: of its GPU, operations a second.
-        memory: the sizes it is sold with, GiB.
+        memory: the sizes it is sold with, GiB; none where it is not sold yet.
         decoded: Llama-7B's tokens a second at 16, 8 and 4 bits, None where not measured.
         prefilled: prompt tokens a second at 16 bits, or else at 4.
-        projected: whether its operations are a projection and not a measurement.
+        projected: whether its operations are a projection and not a measurement; where it
+            is not sold yet, its bandwidth is one too.
     """
 
     name: str
@@ -103,6 +106,7 @@ CHIPS = (
         *("M5 Max", 40, 614, 70, (48, 64, 128), (None, None, 119.1), 3347),
         projected=True,
     ),
+    _chip("M5 Ultra", 80, 1200, 140, (), projected=True),
 )
 
 

@@ -18,6 +18,10 @@ SPELLINGS = (
     "SIZE for one tile, GRIDxSIZE for an overview and GRID x GRID tiles, MIN-MAXxSIZE for "
     "an overview and as many tiles as the picture's shape asks for"
 )
+# MM1's high resolution, 1344 pixels as an overview and 2 x 2 tiles, for encoders of the
+# paper's sizes: at least 224 pixels, and patches that divide a tile.
+HIGH_RESOLUTION = "2x672"
+PAPER_SIZE = 224
 # The modes of MM1 and MM1.5 for an encoder that learned on 378 pixels.
 PAPER_MODES = (
     *("378", "448", "560", "672", "896"),
@@ -41,6 +45,18 @@ def with_resolution(config: MM1Config, mode: str) -> MM1Config:
             f"encoder's patches of {patch}"
         )
     return replace(config, image=image)
+
+
+def high_resolution(config: MM1Config) -> MM1Config | None:
+    """The config at MM1's high resolution; None where that is no other, or not its."""
+    vision = config.vision
+    if not config.sees or vision is None or vision.image_size < PAPER_SIZE:
+        return None
+    try:
+        high = with_resolution(config, HIGH_RESOLUTION)
+    except ConfigError:
+        return None
+    return high if high.image != config.image else None
 
 
 def parse_mode(mode: str, image: ImageConfig) -> ImageConfig:

@@ -2,6 +2,8 @@
 
 import math
 import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
@@ -9,12 +11,12 @@ import pytest
 from mm1_mlx import checkpoint, device, generate
 from mm1_mlx.bench import machine, rows, synthetic
 from mm1_mlx.bench.machine import commit
-from mm1_mlx.bench.rows import Plan, Row, measure
+from mm1_mlx.bench.rows import Plan, Row, check, measure
 from mm1_mlx.bench.synthetic import open_synthetic, synthetic_model
 from mm1_mlx.chips import Chip
 from mm1_mlx.config import Packing
 from mm1_mlx.device import measure_speed, nominal
-from mm1_mlx.errors import CheckpointError, PromptError
+from mm1_mlx.errors import CheckpointError, MemoryLimitError, PromptError
 from mm1_mlx.models import MM1
 from mm1_mlx.work import decoder_flops, encode_flops
 
@@ -22,11 +24,22 @@ from mm1_mlx.work import decoder_flops, encode_flops
 SLOW = Chip("slow", 1, 1e18, 1e9, ())
 NARROW = Chip("narrow", 1, 1e9, 1e18, ())
 PLAN = Plan(prompt=24, generate=6, depth=32, repetitions=2)
+ANSWER = SimpleNamespace(cached_tokens=0, timings=SimpleNamespace(first_token=1.0))
 
 
 @pytest.fixture(scope="module")
 def runtime(make_config):
     with open_synthetic("small", make_config(), dtype=mx.float32) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def wide(make_config):
+    """One whose keys can be packed in groups of 64."""
+    config = make_config(
+        decoder={"hidden_size": 64, "head_dim": 64}, connector={"output_size": 64}
+    )
+    with open_synthetic("wide", config, dtype=mx.float32) as opened:
         yield opened
 
 
@@ -114,15 +127,67 @@ def test_what_is_run_is_what_the_row_says(runtime, monkeypatch):
 
 def test_decoding_begins_at_the_same_depth_every_time(runtime, monkeypatch):
     offsets = []
-    step = rows.generate_step
+    decode = rows.decode
 
-    def watched(prompt, model, **options):
-        offsets.append(options["prompt_cache"][0].offset)
-        return step(prompt, model, **options)
+    def watched(model, token, cache, *rest):
+        offsets.append(cache[0].offset)
+        tokens = list(decode(model, token, cache, *rest))
+        assert len(tokens) == 6
+        return tokens
 
-    monkeypatch.setattr(rows, "generate_step", watched)
+    monkeypatch.setattr(rows, "decode", watched)
     bench(runtime)
     assert offsets == [0, 0, 0, 32, 32, 32]
+
+
+def test_tokens_are_decoded_as_answers_are():
+    """What an answer runs, and the row, is one function."""
+    from mm1_mlx import request
+
+    assert rows.decode is request.decode
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_keys_are_packed_from_the_first_on(wide, bits, monkeypatch):
+    seen = []
+    decode, prefill = rows.decode, rows.prefill
+
+    def watched(model, token, cache, *rest):
+        yield from decode(model, token, cache, *rest)
+        seen.append({getattr(layer, "bits", None) for layer in cache})
+
+    def read(model, context):
+        logits = prefill(model, context)
+        seen.append({getattr(layer, "bits", None) for layer in context.cache})
+        return logits
+
+    monkeypatch.setattr(rows, "decode", watched)
+    monkeypatch.setattr(rows, "prefill", read)
+    plan = replace(PLAN, kv_bits=bits)
+    found, _ = bench(wide, plan, narrow=NARROW)
+    assert list(found) == ["enc1@16", "pp24", "tg6", "tg6@d32", "ttft(1img+56)"]
+    # A prompt three times, tokens as often, the depth, tokens behind it.
+    assert seen == [{bits}] * 10
+    kept = wide.engine.prefixes
+    assert kept.nbytes == 0
+    plain, _ = bench(wide, PLAN, narrow=NARROW)
+    decoder = wide.config.decoder
+    numbers = 2 * 2 * decoder.num_key_value_heads * decoder.head_dim
+    # Float32 against bits and, of every 64, a scale and a bias.
+    less = numbers * (4 - (bits + 1) / 8) * (32 + 3)
+    limits = (x["tg6@d32"].limits["narrow"] for x in (plain, found))
+    assert -math.fsum((-next(limits), next(limits))) * NARROW.bandwidth / 6 == (
+        pytest.approx(less, rel=1e-3)
+    )
+
+
+def test_answers_to_the_question_have_packed_keys_too(wide, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        rows, "generate", lambda *_, **options: asked.append(options) or ANSWER
+    )
+    bench(wide, Plan(prompt=0, generate=0, repetitions=1, kv_bits=8))
+    assert asked == [{"max_tokens": 1, "kv_bits": 8, "kv_start": 0}] * 2
 
 
 def test_the_embedded_model_has_a_row_of_its_own_text_length():
@@ -169,6 +234,25 @@ def test_plans_that_have_no_room_are_refused(runtime, monkeypatch):
     monkeypatch.setattr(rows, "allowed", lambda: 1000)
     with pytest.raises(PromptError, match=r"24 positions need .* 1.0 kB are free here"):
         bench(runtime, Plan(prompt=24, generate=0))
+
+
+def test_whatever_is_wrong_is_said_before_anything_runs(runtime, wide, monkeypatch):
+    for name in ("decode", "prefill", "generate"):
+        monkeypatch.setattr(rows, name, pytest.fail)
+    check(runtime, PLAN)
+    with pytest.raises(PromptError, match="--images is 25, expected at most 24"):
+        check(runtime, Plan(images=25))
+    small = Plan(prompt=8, generate=2)
+    # 24 of 16 image tokens.
+    tight = replace(wide.config.decoder, max_position_embeddings=64)
+    monkeypatch.setattr(wide.engine, "config", replace(wide.config, decoder=tight))
+    with pytest.raises(PromptError, match=r"24 pictures and 56 tokens .* pass fewer"):
+        check(wide, replace(small, images=24))
+    with pytest.raises(PromptError, match="cannot be packed in groups"):
+        check(runtime, Plan(prompt=8, generate=2, kv_bits=8))
+    monkeypatch.setattr(rows, "allowed", lambda: 300_000)
+    with pytest.raises(PromptError, match=r"the question needs .* pass fewer --images"):
+        check(runtime, Plan(prompt=8, generate=2, images=8))
 
 
 def test_a_model_without_eyes_takes_no_pictures(make_config):
@@ -261,6 +345,12 @@ def test_speed_is_that_of_the_work_that_is_done(monkeypatch):
     assert speed.seconds(2 * 64**3, 0) == 1
 
 
+def test_speed_is_not_measured_where_memory_has_no_room(monkeypatch):
+    monkeypatch.setattr(device, "allowed", lambda: 1000)
+    with pytest.raises(MemoryLimitError, match=r"on 1.0 MB, but 1.0 kB are free here"):
+        measure_speed(mx.float32, read_bytes=1 << 20, side=64)
+
+
 def test_chips_are_found_by_name_and_cores():
     full = nominal("Apple M1 Max", 32)
     assert (full.bandwidth, full.flops) == (400e9, 10.4e12)
@@ -275,6 +365,8 @@ def test_chips_are_found_by_name_and_cores():
     assert nominal("Apple M2", None).bandwidth == 100e9
     assert nominal("AMD EPYC", None) is None
     assert nominal("Apple M1", 9) is None
+    # A projection is not what its maker says.
+    assert nominal("Apple M5 Ultra", 80) is None
 
 
 @pytest.fixture

@@ -16,31 +16,28 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import trim_prompt_cache
 from PIL import Image
 
 from mm1_mlx import limits
+from mm1_mlx.answer import Options, Settings
 from mm1_mlx.budget import Answer
 from mm1_mlx.chips import Chip
 from mm1_mlx.config import MM1Config, Packing
 from mm1_mlx.errors import PromptError
-from mm1_mlx.image import load_pictures
+from mm1_mlx.image import DEFAULT_LIMITS, load_pictures
 from mm1_mlx.layout import Picture
 from mm1_mlx.memory.features import FeatureCache
-from mm1_mlx.memory.prefixes import KVPrecision
 from mm1_mlx.models import MM1
 from mm1_mlx.prefill import Context, embed, prefill
 from mm1_mlx.prompt import Prompt
-from mm1_mlx.resolution import with_resolution
+from mm1_mlx.request import decode
+from mm1_mlx.resolution import high_resolution
 from mm1_mlx.room import allowed
 from mm1_mlx.runtime import Runtime, generate, wired
+from mm1_mlx.sampling import Sampler
 from mm1_mlx.sizes import human_bytes
 
-# MM1's high resolution, 1344 pixels as an overview and 2 x 2 tiles, for encoders of the
-# paper's sizes, whose patches divide it.
-HIGH_RESOLUTION = "2x672"
-PAPER_SIZE = 224
 # Text beside the pictures of the first token's row.
 TEXT_TOKENS = 56
 # A word that is a token of its own in about every vocabulary.
@@ -56,8 +53,9 @@ class Plan:
         generate: tokens that are decoded.
         depth: positions in the cache before a second row of decoding.
         images: pictures that are encoded together, and asked about together.
-        high_resolution: whether to encode at ``HIGH_RESOLUTION`` too.
+        high_resolution: whether to encode at MM1's high resolution too.
         repetitions: runs that are counted.
+        kv_bits: what keys and values are packed to from the first on, None for none.
     """
 
     prompt: int = 512
@@ -66,6 +64,7 @@ class Plan:
     images: int = 1
     high_resolution: bool = True
     repetitions: int = 5
+    kv_bits: int | None = None
 
     @property
     def positions(self) -> int:
@@ -73,14 +72,23 @@ class Plan:
         behind = self.depth + self.generate if self.depth else 0
         return max(self.prompt, self.generate, behind)
 
+    @property
+    def options(self) -> Options:
+        """How the plan has answers given."""
+        return {"kv_bits": self.kv_bits, "kv_start": 0}
+
     def check(self, config: MM1Config) -> None:
         """Pass only if it suits the model.
 
         Raises:
-            PromptError: the model takes no pictures, or its context is shorter.
+            PromptError: the model takes no pictures, or not so many, or its context is
+                shorter.
         """
         if self.images and not config.sees:
             raise PromptError("the model takes text only; pass --images 0")
+        most = DEFAULT_LIMITS.max_pictures
+        if self.images > most:
+            raise PromptError(f"--images is {self.images}, expected at most {most}")
         assert config.decoder is not None
         context = config.decoder.max_position_embeddings
         if self.positions > context:
@@ -138,6 +146,16 @@ class Row:
         }
 
 
+def check(runtime: Runtime, plan: Plan) -> None:
+    """Pass only if a plan can be measured: nothing is run.
+
+    Raises:
+        PromptError: the context or the memory has no room for the plan, or the model's
+            keys cannot be packed so.
+    """
+    _Bench(runtime, plan, {}, lambda _: None).check()
+
+
 def measure(
     runtime: Runtime,
     plan: Plan,
@@ -153,7 +171,7 @@ def measure(
         progress: told what is measured next, or why it is not.
 
     Raises:
-        PromptError: the context or the memory has no room for the plan.
+        PromptError: as ``check``.
     """
     bench = _Bench(runtime, plan, chips, progress or (lambda _: None))
     yield from runtime.run(lambda _: bench.rows())
@@ -177,13 +195,36 @@ class _Bench:
         self.progress = progress
         self.ways = packed_ways(self.model)
         self.itemsize = self.model.decoder.norm.weight.dtype.size
+        self.precision = runtime.engine.precision(Settings(**plan.options))
 
     def check(self) -> None:
-        """Pass only if context and memory have room for text of the plan's lengths."""
+        """Pass only if context and memory have room for the plan's texts and question."""
         self.plan.check(self.config)
         most = self.plan.positions
-        need = sum(Answer(most, 0, 0, 0, self.itemsize).bytes(self.config).values())
-        self._fit(need, f"{most:,} positions need", "pass a smaller -p, -n or -d")
+        self._fit(
+            self._need(most), f"{most:,} positions need", "pass a smaller -p, -n or -d"
+        )
+        asked = self._build(*self._question())
+        assert self.config.decoder is not None
+        context = self.config.decoder.max_position_embeddings
+        if len(asked.tokens) >= context:
+            raise PromptError(
+                f"{self.plan.images} pictures and {TEXT_TOKENS} tokens of text are "
+                f"{len(asked.tokens):,} positions, but the model's context holds "
+                f"{context:,}; pass fewer --images"
+            )
+        tiles = sum(len(p.tiles) for p in asked.pictures)
+        need = self._need(len(asked.tokens), 1, tiles)
+        self._fit(need, "the question needs", "pass fewer --images")
+
+    def _need(self, positions: int, room: int = 0, tiles: int = 0) -> int:
+        """Bytes beside the weights."""
+        kv = self.precision
+        answer = Answer(
+            *(positions, room, tiles, 0, self.itemsize),
+            *(kv.bits, kv.group_size, kv.start),
+        )
+        return sum(answer.bytes(self.config).values())
 
     def _fit(self, need: int, what: str, way_out: str) -> None:
         room = allowed()
@@ -208,14 +249,9 @@ class _Bench:
                 yield self._decoding(plan.depth)
 
     def _encoding(self) -> Iterator[Row]:
-        config = self.config
-        yield self._encode(config)
-        image, vision = config.image, config.vision
-        if not (self.plan.high_resolution and image and vision):
-            return
-        fits = vision.image_size >= PAPER_SIZE and 672 % vision.patch_size == 0
-        high = with_resolution(config, HIGH_RESOLUTION) if fits else config
-        if high.image == image:
+        yield self._encode(self.config)
+        high = high_resolution(self.config) if self.plan.high_resolution else None
+        if high is None:
             return
         try:
             yield self._encode(high)
@@ -276,7 +312,7 @@ class _Bench:
     def _read(self, tokens: tuple[int, ...], cache: list[Any]) -> None:
         prompt = Prompt(tokens)
         embeddings = embed(self.model, prompt, self.runtime.engine.features)
-        prefill(self.model, Context(prompt, cache, KVPrecision(), 0, embeddings))
+        prefill(self.model, Context(prompt, cache, self.precision, 0, embeddings))
 
     def _tokens(self, count: int) -> tuple[int, ...]:
         assert self.config.decoder is not None
@@ -287,7 +323,8 @@ class _Bench:
     def _decoding(self, depth: int) -> Row:
         """Tokens one after another, behind so many positions."""
         n = self.plan.generate
-        first = mx.array(self._tokens(1))
+        (first,) = self._tokens(1)
+        sampler, kv = Sampler(), self.precision
         cache = self.model.make_cache()
         name = f"tg{n}@d{depth}" if depth else f"tg{n}"
         if depth:
@@ -296,38 +333,34 @@ class _Bench:
 
         def run() -> float:
             start = time.perf_counter()
-            for token, _ in generate_step(
-                first, self.model, max_tokens=n, prompt_cache=cache
-            ):
-                assert isinstance(token, int)
+            for _ in decode(self.model, first, cache, sampler, n, kv):
+                pass
             seconds = time.perf_counter() - start
-            # A step more is under way by then.
-            mx.synchronize()
-            trim_prompt_cache(cache, cache[0].offset - depth)
+            trim_prompt_cache(cache, n)
             return seconds
 
         return self._row(
             name, "t/s", n, run,
             lambda chip: n / limits.decode_rate(
-                chip, self.config, self.ways, depth + n // 2, self.itemsize
+                *(chip, self.config, self.ways, depth + n // 2, self.itemsize),
+                *(kv.bits, kv.group_size),
             ),
         )  # fmt: skip
 
     def first_token(self) -> Row:
         """Question and pictures, as files, to the answer's first token."""
-        sources = self._sources(self.config) if self.plan.images else []
-        question = self._question(sources)
+        question, sources = self._question()
         prompt = self._build(question, sources)
         tiles = sum(len(p.tiles) for p in prompt.pictures)
         positions = len(prompt.tokens)
-        answering = Answer(positions, 1, tiles, 0, self.itemsize).bytes(self.config)
-        self._fit(sum(answering.values()), "the question needs", "pass fewer --images")
         text = positions - prompt.num_image_tokens
         seen = f"{self.plan.images}img+" if sources else ""
 
         def run() -> float:
             self.runtime.forget()
-            answer = generate(self.runtime, question, sources, max_tokens=1)
+            answer = generate(
+                self.runtime, question, sources, max_tokens=1, **self.plan.options
+            )
             assert answer.cached_tokens == 0
             return answer.timings.first_token
 
@@ -345,15 +378,16 @@ class _Bench:
             engine.features = kept
             self.runtime.forget()
 
-    def _question(self, sources: list[bytes]) -> str:
-        """Words that make ``TEXT_TOKENS`` of text, what the template writes included.
+    def _question(self) -> tuple[str, list[bytes]]:
+        """Pictures, and words that make ``TEXT_TOKENS`` with what the template writes.
 
         The closest that the vocabulary allows: the row's name has the true number.
         """
+        sources = self._sources(self.config) if self.plan.images else []
         few, more = (self._text_tokens(n, sources) for n in (1, 11))
         each = max(1.0, (more - few) / 10)
         count = 1 + max(0, round((TEXT_TOKENS - few) / each))
-        return " ".join([WORD] * count)
+        return " ".join([WORD] * count), sources
 
     def _text_tokens(self, words: int, sources: list[bytes]) -> int:
         prompt = self._build(" ".join([WORD] * words), sources)

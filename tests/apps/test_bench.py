@@ -1,15 +1,18 @@
 """``mm1 bench``: a table, Markdown, JSON, and one line where it cannot."""
 
 import json
+import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mm1_mlx import bench as benchmark
 from mm1_mlx.apps.cli import main
-from mm1_mlx.device import nominal
 from mm1_mlx.chips import Chip
+from mm1_mlx.device import nominal
 from mm1_mlx.kernels.report import Row
 from mm1_mlx.models import MM1
 from mm1_mlx.presets import PRESETS
@@ -92,12 +95,26 @@ def test_markdown_has_the_model_in_every_row(mm1):
     assert status == 0
     table = out.partition("\n\n")[0].splitlines()
     header, line, *rows = ([c.strip() for c in x.split("|")[1:-1]] for x in table)
-    assert header[:5] == ["model", "size", "params", "backend", "test"]
+    assert header[:6] == ["model", "size", "params", "backend", "keys", "test"]
     assert set("".join(line)) == {"-", ":"}
-    assert [row[4] for row in rows] == ["enc1@96", "pp16", "tg4", "ttft(1img+56)"]
+    assert [row[5] for row in rows] == ["enc1@96", "pp16", "tg4", "ttft(1img+56)"]
     for row in rows:
         assert len(row) == len(header) == len(line)
-        assert row[:4] == ["mm1-tiny", "5.5 MB", "1.37 M", "CPU"]
+        assert row[:5] == ["mm1-tiny", "5.5 MB", "1.37 M", "CPU", "32 bits"]
+
+
+def test_packed_keys_are_said_in_every_form(mm1):
+    few = ("-p", 8, "-n", 2, "-r", 1, "--images", 0)
+    _, out, _ = mm1(*few, "-d", 16, "--kv-bits", 8, "--json")
+    facts = json.loads(out)
+    assert facts["kv"] == {"bits": 8, "group_size": 32}
+    assert [row["name"] for row in facts["rows"]][1:3] == ["tg2", "tg2@d16"]
+    _, out, _ = mm1(*few, "--kv-bits", 4)
+    assert out.splitlines()[0].endswith("; keys and values 4 bits in 32s")
+    _, out, _ = mm1(*few, "--kv-bits", 4, "--md")
+    assert "| CPU | 4 bits in 32s | pp8 |" in out
+    _, out, _ = mm1(*few, "--json")
+    assert json.loads(out)["kv"] == {"bits": 32, "group_size": None}
 
 
 def test_a_known_chips_limits_stand_beside_those_measured(mm1, monkeypatch):
@@ -152,23 +169,34 @@ def test_the_resolution_is_that_of_all_rows(mm1, preset):
         assert facts["rows"][0]["name"] == f"enc5@{size}"
 
 
+LONG = "does not run: program_source:12:3: error: use of undeclared identifier 'x'"
+
+
 def test_kernels_alone(mm1, monkeypatch):
     rows = [
         Row(
             "8 bits", "Apple M9", "agrees to 1e-4", 1e-4, 3e-4, True, "3 times as fast"
         ),
         Row("4 bits", "Apple M9", "failed", None, None, False, "differs | by 1"),
+        Row("shared", "Apple M9", "failed", None, None, False, LONG),
     ]
     monkeypatch.setattr("mm1_mlx.kernels.kernel_report", lambda _: rows)
-    status, out, err = mm1("--kernels", columns=100)
+    status, out, err = mm1("--kernels", columns=80)
     assert (status, err) == (0, "")
-    (first,) = [line for line in out.splitlines() if "8 bits" in line]
-    assert "100 us" in first
-    assert "300 us" in first
-    assert "kernel" in first
+    lines = out.splitlines()
+    assert [line.split() for line in lines if line.startswith(" 8 bits")] == [
+        ["8", "bits", "100", "us", "300", "us", "kernel"]
+    ]
+    # Whole, however narrow the terminal is, and a line each for programs.
+    assert lines[-4:] == [
+        "Device: Apple M9",
+        "8 bits: 3 times as fast (check: agrees to 1e-4)",
+        "4 bits: differs | by 1 (check: failed)",
+        f"shared: {LONG} (check: failed)",
+    ]
     _, out, _ = mm1("--kernels", "--md")
-    assert out.splitlines()[-1] == (
-        "| 4 bits | Apple M9 | failed |  |  | plain | differs \\| by 1 |"
+    assert out.splitlines()[-2] == (
+        "| 4 bits |  |  | plain | Apple M9 | failed | differs \\| by 1 |"
     )
     _, out, _ = mm1("--kernels", "--json")
     assert json.loads(out)[0] == {
@@ -181,6 +209,19 @@ def test_kernels_on_a_cpu_say_so(mm1):
     status, out, _ = mm1("--kernels", "--json")
     assert status == 0
     assert {row["why"] for row in json.loads(out)} == {"no Metal here"}
+    _, out, _ = mm1("--kernels", columns=80)
+    assert out.splitlines()[-1] == "all: no Metal here (check: not run)"
+
+
+def test_kernels_say_why_in_a_pipe():
+    program = Path(sys.executable).with_name("mm1")
+    environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
+    done = subprocess.run(
+        [program, "bench", "--kernels"],
+        env=environment | {"MM1_KERNELS": "off"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "all: MM1_KERNELS=off (check: not run)"
 
 
 @pytest.mark.parametrize(
@@ -193,9 +234,14 @@ def test_kernels_on_a_cpu_say_so(mm1):
         (("--images", "25"), "at most 24"),
         (("-m", "nowhere/at/all"), "does not exist"),
         (("--preset", "mm1-3b", "--recipe", "5bit"), "'5bit' is not one of"),
+        (("-p", "5000"), "context holds 1,024; pass a smaller"),
+        (("--resolution", "97"), "are not a multiple"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(mm1, options, message):
+def test_what_cannot_be_measured_is_one_line(mm1, monkeypatch, options, message):
+    # Told before anything is measured, or a model loaded.
+    monkeypatch.setattr(benchmark, "measure_speed", pytest.fail)
+    monkeypatch.setattr("mm1_mlx.runtime.load", pytest.fail)
     status, out, err = mm1(*options)
     assert (status, out) == (1, "")
     last = err.splitlines()[-1]
@@ -206,6 +252,7 @@ def test_what_cannot_be_measured_is_one_line(mm1, options, message):
 def test_a_preset_that_will_not_fit_is_refused_with_numbers(mm1, monkeypatch):
     monkeypatch.setattr("mm1_mlx.budget.allowed", lambda: 6 << 30)
     monkeypatch.setattr("mm1_mlx.bench.synthetic.pack_deferred", pytest.fail)
+    monkeypatch.setattr(benchmark, "measure_speed", pytest.fail)
     status, _, err = mm1("--preset", "mm1-30b")
     assert status == 1
     assert re.search(r"mm1-30b needs [\d.]+ GB .* but 6.4 GB are free here", err)
@@ -219,6 +266,7 @@ def test_a_preset_that_will_not_fit_is_refused_with_numbers(mm1, monkeypatch):
         ("--bits", "4"),
         ("--preset", "mm1-3b", "--bits", "5"),
         ("--dtype", "float64"),
+        ("--kv-bits", "5"),
         ("--json", "--md"),
         ("-r", "0"),
     ],

@@ -9,11 +9,16 @@ from mm1_mlx.apps.cli import app
 from mm1_mlx.budget import usual_bytes, weight_bytes
 from mm1_mlx.checkpoint import load_config
 from mm1_mlx.chips import CHIPS
-from mm1_mlx.limits import decode_rate
+from mm1_mlx.limits import decode_rate, first_token_seconds
 from mm1_mlx.presets import PRESETS
 from mm1_mlx.quantize import find_recipe, parse_way, quantize
 from mm1_mlx.recipe import LAYERS, plan
+from mm1_mlx.resolution import with_resolution
 from mm1_mlx.runtime import TINY
+
+M1_MAX, M4_PRO = (
+    next(chip for chip in CHIPS if chip.name == name) for name in ("M1 Max", "M4 Pro")
+)
 
 
 def inspect(*arguments):
@@ -22,26 +27,79 @@ def inspect(*arguments):
     return result.stdout
 
 
-def test_a_row_for_every_mac_fits_a_narrow_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    lines = inspect("mm1-3b").splitlines()
+# On the M1 Max with 4, 8 and 16 bits, and seconds to the first token.
+RATES = ["32", "227/166", "58%", "32", "123/102", "72%", "32", "65/59", "78%"]
+SECONDS = ["0.21/0.32", "3.48"]
+
+
+def rows_of(text, chip):
+    name = f"{chip.name} ({chip.gpu_cores})"
+    return [
+        line.split(")")[1].lstrip("*").split()
+        for line in text.splitlines()
+        if line.strip().startswith(name)
+    ]
+
+
+def test_a_row_for_every_mac_fits_100_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = inspect("mm1-3b")
     for chip in CHIPS:
-        (row,) = [x for x in lines if f" {chip.name} ({chip.gpu_cores}) " in f" {x}"]
-        assert " s" in row
-    (row,) = [line for line in lines if line.strip().startswith("M1 Max")]
-    assert row.split() == [
-        "M1", "Max", "(32)", "32", "227/166", "58%", "32", "123/102", "72%", "32",
-        "65/59", "78%", "0.21", "s",
-    ]  # fmt: skip
+        (row,) = rows_of(text, chip)
+        assert len(row) == 11
+    assert rows_of(text, M1_MAX) == [[*RATES, *SECONDS]]
+
+
+def test_on_a_narrow_terminal_the_first_token_has_a_table_of_its_own(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = inspect("mm1-3b")
+    assert rows_of(text, M1_MAX) == [RATES, SECONDS]
+    # Nothing was cut.
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_first_tokens_are_given_as_limits_and_as_others_reach_them(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    facts = json.loads(inspect("mm1-7b", "--json"))
+    prompt = facts["prompt"]
+    assert prompt["high_resolution"] == {"tokens": 5 * 144 + 56, "tiles": 5}
+    assert prompt["share"] == 0.65
+    config = PRESETS["mm1-7b"]
+    ways = plan(find_recipe("4bit"), config).packed
+    sharp = with_resolution(config, "2x672")
+    four = {(x["chip"], x["gpu_cores"]): x["bits"]["4"] for x in facts["chips"]}[
+        "M4 Pro", 20
+    ]
+    least = first_token_seconds(M4_PRO, config, 200, 1, ways)
+    assert four["first_token_seconds"] == least
+    assert four["first_token_seconds_at_share"] == least / 0.65
+    tiled = first_token_seconds(M4_PRO, sharp, 776, 5, ways)
+    assert four["high_resolution_seconds_at_share"] == tiled / 0.65
+    # By hand 0.41, 0.64 and 5.0, for a decoder of 7 billion that runs all of its layers
+    # for all positions.
+    (row,) = rows_of(inspect("mm1-7b"), M4_PRO)
+    assert row[-2:] == ["0.38/0.59", "4.84"]
+
+
+def test_what_rests_on_projections_is_marked(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = inspect("mm1-3b")
+    for chip in CHIPS:
+        (row,) = rows_of(text, chip)
+        assert [cell.endswith("*") for cell in row[-2:]] == [chip.projected] * 2
+    (line,) = [x for x in text.splitlines() if "M5 Ultra" in x]
+    # Not sold: from which memory on nobody knows.
+    assert line.split()[2:5] == ["(80)*", "?", "681/497"]
 
 
 def test_where_it_does_not_fit_there_is_no_first_token(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "100")
     rows = [line.split() for line in inspect("mm1-30b").splitlines()]
     (row,) = [row for row in rows if row[:2] == ["M1", "(8)"]]
-    assert row[2:] == ["no"] * 4
+    assert row[2:] == ["no"] * 5
     (row,) = [row for row in rows if row[:3] == ["M1", "Max", "(32)"]]
-    assert row[-2:] == ["1.24", "s"]
+    assert row[-2:] == ["1.22/1.88", "9.59"]
 
 
 def test_a_packed_model_is_shown_as_it_is(tmp_path, monkeypatch):
@@ -79,7 +137,8 @@ def test_the_weights_are_those_that_the_recipes_make(model):
 
 def test_json_has_what_the_table_has():
     facts = json.loads(inspect("mm1-30b", "--json"))
-    assert facts["prompt"] == {"tokens": 200, "tiles": 1, "context": 2048}
+    prompt = facts["prompt"]
+    assert (prompt["tokens"], prompt["tiles"], prompt["context"]) == (200, 1, 2048)
     macs = {(mac["chip"], mac["gpu_cores"]): mac for mac in facts["chips"]}
     four = macs["M1", 8]["bits"]["4"]
     assert four["fits"] == []
