@@ -64,23 +64,30 @@ def predict(values: dict[str, Any], packed: Mapping[str, Any]) -> dict[str, Any]
     for bits, ways in columns.items():
         weights = sum(weight_bytes(config, ways).values())
         needs[bits] = weights + room
+        # Once for all chips: sizes are those of a model that is built for it.
+        decoding = {n: limits.decode_work(config, ways, n) for n in (0, CONTEXT)}
+        reading = {
+            name: (
+                weights + sum(asked.bytes(at).values()),
+                limits.encode_work(at, asked.tiles, ways),
+                limits.prefill_work(at, asked.positions, ways),
+            )
+            for name, (at, asked) in seen.items()
+        }
         for chip, facts in zip(CHIPS, chips, strict=True):
             moe = config.decoder.moe is not None
             facts["bits"][bits] = {
                 "fits": [x for x in chip.memory if gpu_memory(x) >= needs[bits]],
                 "tokens_per_second": {
-                    context: limits.decode_rate(chip, config, ways, context)
-                    for context in (0, CONTEXT)
+                    context: 1 / chip.seconds(*work)
+                    for context, work in decoding.items()
                 },
                 "decode_share": (
                     MOE_SHARES.get(bits) if moe else chip.decode_share(bits)
                 ),
             }
-            for name, (at, asked) in seen.items():
-                need = weights + sum(asked.bytes(at).values())
-                seconds = limits.first_token_seconds(
-                    chip, at, asked.positions, asked.tiles, ways
-                )
+            for name, (need, *works) in reading.items():
+                seconds = sum(chip.seconds(*work) for work in works)
                 facts["bits"][bits] |= {
                     f"{name}_fits": [x for x in chip.memory if gpu_memory(x) >= need],
                     f"{name}_seconds": seconds,

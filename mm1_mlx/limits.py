@@ -16,6 +16,8 @@ from mm1_mlx.config import MM1Config, Packing
 from mm1_mlx.work import decoder_flops, encode_flops
 
 Ways = Mapping[str, Packing]
+# Operations, and bytes that are read: what a chip's time is computed from.
+Work = tuple[float, float]
 
 
 def decode_rate(
@@ -38,6 +40,19 @@ def decode_rate(
         kv_bits: what keys and values are packed to, None for none.
         kv_group_size: how many of them share a scale.
     """
+    work = decode_work(config, ways, context, itemsize, kv_bits, kv_group_size)
+    return 1 / chip.seconds(*work)
+
+
+def decode_work(
+    config: MM1Config,
+    ways: Ways | None = None,
+    context: int = 0,
+    itemsize: int = 2,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+) -> Work:
+    """What ``decode_rate`` is computed from."""
     decoder = config.decoder
     assert decoder is not None
     # Keys before the window are not looked at, nor is room that is not filled yet.
@@ -45,7 +60,7 @@ def decode_rate(
     step = kv_bytes(decoder, KV_STEP, itemsize, kv_bits, kv_group_size)
     kv = step / KV_STEP * seen
     read = token_bytes(config, ways, itemsize) + kv
-    return 1 / chip.seconds(decoder_flops(decoder, 1, context), read)
+    return decoder_flops(decoder, 1, context), read
 
 
 def encode_seconds(
@@ -56,9 +71,16 @@ def encode_seconds(
     itemsize: int = 2,
 ) -> float:
     """Least time for pictures of so many tiles to become image tokens."""
+    return chip.seconds(*encode_work(config, tiles, ways, itemsize))
+
+
+def encode_work(
+    config: MM1Config, tiles: int = 1, ways: Ways | None = None, itemsize: int = 2
+) -> Work:
+    """What ``encode_seconds`` is computed from."""
     sizes = weight_bytes(config, ways, itemsize)
     read = sizes.get("vision", 0) + sizes.get("connector", 0)
-    return chip.seconds(encode_flops(config, tiles), read)
+    return encode_flops(config, tiles), read
 
 
 def prefill_seconds(
@@ -70,6 +92,17 @@ def prefill_seconds(
     before: int = 0,
 ) -> float:
     """Least time for so many positions behind others, to the first token."""
+    return chip.seconds(*prefill_work(config, positions, ways, itemsize, before))
+
+
+def prefill_work(
+    config: MM1Config,
+    positions: int,
+    ways: Ways | None = None,
+    itemsize: int = 2,
+    before: int = 0,
+) -> Work:
+    """What ``prefill_seconds`` is computed from."""
     decoder = config.decoder
     assert decoder is not None
     active = token_bytes(config, ways, itemsize)
@@ -80,7 +113,7 @@ def prefill_seconds(
         read = whole - (whole - active) * (1 - share) ** (positions - 1)
     else:
         read = active
-    return chip.seconds(decoder_flops(decoder, positions, before), read)
+    return decoder_flops(decoder, positions, before), read
 
 
 def first_token_seconds(

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import mac_proof
+from benchmarks import depths, mac_proof
 from benchmarks.mac_proof import (
     assemble,
     failures,
@@ -18,7 +19,9 @@ from benchmarks.mac_proof import (
 )
 from mm1_mlx import bench
 from mm1_mlx.apps.cli import app
+from mm1_mlx.bench.synthetic import synthetic_model
 from mm1_mlx.chips import Chip
+from mm1_mlx.kernels.choice import switch
 from mm1_mlx.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +34,7 @@ REPORT = """<testsuites><testsuite>
 
 
 @pytest.fixture
-def run(monkeypatch, make_config):
+def run(monkeypatch, make_config, capsys):
     """Runs mm1's commands in this process, and of pytest's only what it reports."""
     monkeypatch.setattr(
         bench, "measure_speed", lambda _: Chip("measured", 0, 1e10, 1e11, ())
@@ -54,6 +57,12 @@ def run(monkeypatch, make_config):
                 return 4, "", "pytest is not installed"
             Path(report.removeprefix("--junitxml=")).write_text(run.report)
             return int("<failure" in run.report), "", ""
+        if options[:2] == ["-m", "benchmarks.depths"]:
+            few = ["--depths", "8", "16", "24", "--decoded", "3", "--rounds", "2"]
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "argv", ["depths", *options[2:], *few])
+                depths.main()
+            return 0, capsys.readouterr().out, ""
         assert Path(program).name == "mm1"
         # As often as needed here, not as a measurement needs it.
         quick = ["-r", "1", "-p", "8", "-n", "2"] if "--kernels" not in options else []
@@ -77,6 +86,17 @@ def test_one_object_holds_all_of_it(run):
     assert "tg2@d2048" in {row["name"] for row in proof["bench"]["mm1-7b"]["rows"]}
     assert {row["why"] for row in proof["kernels"]} == {"no Metal here"}
     assert "mm1-tiny" in proof["doctor"]
+    assert "not built yet" in proof["core_ml"]["left_out"]
+    rows = proof["depths"]["rows"]
+    assert [(row["kv_bits"], row["depth"]) for row in rows] == [
+        (bits, depth) for bits in (None, 8, 4) for depth in (8, 16, 24)
+    ]
+    for row in rows:
+        assert {switch: len(x) for switch, x in row["runs"].items()} == {
+            "on": 2, "off": 2,
+        }  # fmt: skip
+        rates = row["tokens_per_second"]
+        assert row["on_to_off"] == rates["on"] / rates["off"] > 0
     assert failures(proof) == []
     assert run.commands[0][:3] == ["-m", "pytest", "-m"]
 
@@ -153,7 +173,45 @@ def test_a_mac_writes_the_file_and_fails_with_its_steps(
     path = tmp_path / "results/m4-max-40.json"
     out, err = capsys.readouterr()
     assert out == f"{path}\n"
-    assert err.splitlines()[-1] == "error: 1 of 2 tests failed"
+    assert err.splitlines()[-2:] == [mac_proof.NOT_BUILT, "error: 1 of 2 tests failed"]
     assert json.loads(path.read_text())["tests"]["run"] == 2
     run.report = REPORT.format("")
     assert mac_proof.main() == 0
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_every_turn_decodes_behind_the_same_keys_by_either_road(
+    make_config, monkeypatch, bits
+):
+    config = make_config(
+        decoder={"hidden_size": 64, "head_dim": 64}, connector={"output_size": 64}
+    )
+    model = synthetic_model("small", config, {}, mx.float32)
+    seen, decode = [], depths.decode
+
+    def watched(model, token, cache, *rest):
+        packed = {getattr(layer, "bits", None) for layer in cache}
+        seen.append((switch(), cache[0].offset, packed))
+        return decode(model, token, cache, *rest)
+
+    monkeypatch.setattr(depths, "decode", watched)
+    monkeypatch.setattr(depths, "KV_BITS", (bits,))
+    monkeypatch.setenv("MM1_KERNELS", "on")
+    rows = list(depths.sweep(model, (8, 16), 3, 1))
+    assert seen == [
+        (way, depth, {bits}) for depth in (8, 16) for way in ("on", "off") * 2
+    ]
+    assert [row["depth"] for row in rows] == [8, 16]
+    assert switch() == "on"
+
+
+def test_depths_without_room_are_left_out_with_the_numbers(make_config, monkeypatch):
+    config = make_config(
+        decoder={"hidden_size": 64, "head_dim": 64}, connector={"output_size": 64}
+    )
+    model = synthetic_model("small", config, {}, mx.float32)
+    monkeypatch.setattr(depths, "allowed", lambda: 1000)
+    monkeypatch.setattr(depths, "prefill", pytest.fail)
+    rows = list(depths.sweep(model, (8,), 3, 1))
+    assert len(rows) == 3
+    assert all("1,000 are free" in row["left_out"] for row in rows)
