@@ -57,6 +57,9 @@ def save(
     """
     if not (image or shots or system):
         raise typer.BadParameter("give -i, --shots or --system: what to keep")
+    from mm1_mlx.blas import preload_blas
+
+    preload_blas()
     from mm1_mlx.memory.named import Prefix
     from mm1_mlx.shots import read_shots
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+import mm1_mlx
 from mm1_mlx.blas import give_back
 from mm1_mlx.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="a Mac has Accelerate"
 )
+
+STAR = Path(mm1_mlx.__file__).with_name("tiny") / "red-star.png"
 
 
 def ask(script, **environment):
@@ -97,6 +100,37 @@ def test_a_host_program_may_keep_its_heap_as_it_is():
     # Where the C library has the call.
     if keeps == "True":
         assert told == ["mallopt", "malloc_trim"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "-p", "hi"),
+        ("generate", "-i", str(STAR), "-p", "hi"),
+        ("generate", "-i", str(STAR), "--box", "0,0,9,9", "-p", "<region>"),
+        ("generate", "--video", str(STAR.parent), "-p", "hi"),
+        ("prefix", "save", "it", "-i", str(STAR)),
+        ("prefix", "save", "it", "--system", "hi"),
+        ("embed", "-m", str(STAR.parent), "-i", str(STAR)),
+    ],
+    ids=" ".join,
+)
+def test_commands_find_openblas_before_mlx(command, tmp_path):
+    """Once mlx is imported it has its own BLAS, and is many times slower."""
+    kept, *_ = ask(
+        "import sys, io\n"
+        "from mm1_mlx.apps.cli import main\n"
+        f"sys.argv = ['mm1', *{command!r}]\n"
+        "out, sys.stdout = sys.stdout, io.StringIO()\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "sys.stdout = out\n"
+        "from mm1_mlx.blas import heap_keeps\n"
+        "import ctypes\n"
+        "print(heap_keeps() == hasattr(ctypes.CDLL(None), 'mallopt'))",
+        MM1_CACHE=str(tmp_path),
+    )
+    assert kept == "True"
 
 
 def test_a_word_that_is_not_known_is_refused(monkeypatch):
