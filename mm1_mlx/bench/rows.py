@@ -355,12 +355,11 @@ class _Bench:
         positions = len(prompt.tokens)
         text = positions - prompt.num_image_tokens
         seen = f"{self.plan.images}img+" if sources else ""
+        options = self.plan.options | Options(max_tokens=1)
 
         def run() -> float:
             self.runtime.forget()
-            answer = generate(
-                self.runtime, question, sources, max_tokens=1, **self.plan.options
-            )
+            answer = generate(self.runtime, question, sources, **options)
             assert answer.cached_tokens == 0
             return answer.timings.first_token
 
