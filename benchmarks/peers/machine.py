@@ -52,7 +52,7 @@ def commit() -> str:
     short = _git("rev-parse", "--short", "HEAD")
     paths = [*PACKAGE.values(), "benchmarks/*.py", "pyproject.toml"]
     changed = _git("status", "--porcelain", "--untracked-files=no", *paths)
-    return f"{short}-changed" if changed else short
+    return f"{short}-dirty" if changed else short
 
 
 def check_installed(python: str) -> None:

@@ -71,4 +71,4 @@ def test_other_code_than_the_checkouts_is_noticed(tmp_path, monkeypatch):
 
 
 def test_a_commit_has_a_name():
-    assert commit().removesuffix("-changed").isalnum()
+    assert commit().removesuffix("-dirty").isalnum()
