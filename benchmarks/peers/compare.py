@@ -29,6 +29,8 @@ from benchmarks.peers.rows import Row, interleave, table
 
 HERE = Path(__file__).parent
 ROUNDS = 7
+# Times as many where both are as fast as memory is read, and near each other.
+CLOSE = 3
 TOKENS = 128
 QUESTION = "what is in this picture"
 COPY = "repeat ASSISTANT: " + " ".join(str(n) for n in range(300, 420))
@@ -154,7 +156,7 @@ def decode_against_lm(bench: Bench, bits: str) -> list[Row]:
         return float(result["rate"])
 
     interleave(
-        bench.rounds,
+        bench.rounds * (1 if bits else CLOSE),
         row,
         lambda _: rate("ours", ours, "300 301 302 what is it"),
         lambda _: rate("lm", lm, prompt),
@@ -209,7 +211,7 @@ def whole_model(bench: Bench, bits: str) -> list[Row]:
 
     rows.append(
         interleave(
-            bench.rounds,
+            bench.rounds * (1 if bits else CLOSE),
             Row(f"decode {kind}, whole model, mlx-vlm", "higher", "tokens/s"),
             lambda _: rate(ours, "ours"),
             lambda _: rate(vlm, "vlm"),
@@ -485,7 +487,7 @@ def spawned(bench: Bench) -> list[Row]:
         return seconds
 
     seconds = interleave(
-        bench.rounds,
+        2 * bench.rounds,
         Row("spawn to first byte, fp32, mlx-vlm", "lower", "s"),
         lambda i: first_byte(ours, i, "-i", memory.ours),
         lambda i: first_byte(vlm, i, "--image", memory.peer),
