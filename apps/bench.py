@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -113,12 +112,12 @@ def bench(
         runtime = _random_weights(preset, config, way, kind or device_dtypes()[0])
         seconds = None
     else:
-        from mm1_mlx.runtime import find_model, load
+        from mm1_mlx.runtime import config_of, find_model, load
 
         from .cached import resolve
 
         path = find_model(resolve(model, yes))
-        plan = plan_for(_find_config(path, resolution))
+        plan = plan_for(config_of(path, resolution))
         start = time.perf_counter()
         runtime = load(path, kind, resolution=resolution)
         seconds = time.perf_counter() - start
@@ -200,23 +199,6 @@ def _find_preset(name: str, resolution: str | None) -> Any:
     config = PRESETS.get(name.lower())
     if config is None:
         raise ConfigError(f"preset {name!r} is not one of {list(PRESETS)}")
-    return with_resolution(config, resolution) if resolution else config
-
-
-def _find_config(path: Path, resolution: str | None) -> Any:
-    """The config of a model folder, which ``load`` reads too.
-
-    Raises:
-        CheckpointError: it describes no model that answers.
-        ConfigError: it describes none, or has not the resolution.
-    """
-    from mm1_mlx.checkpoint import load_config
-    from mm1_mlx.errors import CheckpointError
-    from mm1_mlx.resolution import with_resolution
-
-    config = load_config(path)
-    if config.decoder is None:
-        raise CheckpointError(f"{path} has no decoder, so it cannot answer")
     return with_resolution(config, resolution) if resolution else config
 
 

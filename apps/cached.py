@@ -52,7 +52,7 @@ def find(model: str | None, *, weights: bool = True) -> Path:
 def repository_of(model: str | None) -> str | None:
     """The hub repository that a command's model is, None where it is none."""
     from mm1_mlx import hub
-    from mm1_mlx.files import user_path
+    from mm1_mlx.folders import user_path
     from mm1_mlx.runtime import MODEL_VARIABLE
 
     name = model or os.environ.get(MODEL_VARIABLE) or ""

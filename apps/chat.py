@@ -127,7 +127,7 @@ class Conversation:
         import shlex
 
         from mm1_mlx.errors import PromptError
-        from mm1_mlx.files import user_path
+        from mm1_mlx.folders import user_path
         from mm1_mlx.image import DEFAULT_LIMITS, load_picture
 
         try:

@@ -110,11 +110,7 @@ def print_json(value: Any, indent: int | None = 2) -> None:
 
 def picture(source: str) -> str | bytes:
     """A picture named on the command line; ``-`` is read from stdin."""
-    from mm1_mlx.blas import preload_blas
-
-    # What reads pictures imports mlx.
-    preload_blas()
-    from mm1_mlx.files import user_path
+    from mm1_mlx.folders import user_path
     from mm1_mlx.image import DEFAULT_LIMITS
 
     if source == "-":

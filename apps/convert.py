@@ -63,7 +63,7 @@ def convert(
 
     preload_blas()
     from mm1_mlx.errors import ConfigError
-    from mm1_mlx.files import user_path
+    from mm1_mlx.folders import user_path
     from mm1_mlx.presets import PRESETS
 
     if len(paths) > 2:

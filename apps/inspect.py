@@ -112,20 +112,20 @@ def _bytes(config: Any, files: dict[str, Any]) -> dict[str, int]:
 
 def _packed_ways(model: str | None) -> dict[str, Any]:
     """How the modules of a model are packed, where its weights are here."""
-    from mm1_mlx.checkpoint import load_config, packed_ways
+    from mm1_mlx.checkpoint import load_config, packed_on_disk
     from mm1_mlx.presets import PRESETS
 
     if (model or "").lower() in PRESETS:
         return {}
     path = _find(model)
     here = any(path.glob("*.safetensors"))
-    return packed_ways(path, load_config(path)) if here else {}
+    return packed_on_disk(path, load_config(path)) if here else {}
 
 
 def _find(model: str | None) -> Path:
     """The model's folder; of a hub repository its small files are enough."""
     from mm1_mlx.errors import CheckpointError
-    from mm1_mlx.files import user_path
+    from mm1_mlx.folders import user_path
     from mm1_mlx.presets import PRESETS
 
     from .cached import find, repository_of

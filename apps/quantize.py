@@ -72,7 +72,7 @@ def quantize(
 
     preload_blas()
     from mm1_mlx import quantize as package
-    from mm1_mlx.files import user_path
+    from mm1_mlx.folders import user_path
     from mm1_mlx.runtime import find_model
 
     components = {

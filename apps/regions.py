@@ -62,7 +62,7 @@ def _read(kind: str, text: str) -> dict[str, Any]:
             raise typer.BadParameter(f"--{kind} {text!r}: pictures are counted from 1")
         part["picture"] = int(number) - 1
     if kind == "mask":
-        from mm1_mlx.files import user_path
+        from mm1_mlx.folders import user_path
 
         return part | {"mask": str(user_path(rest)) if rest.startswith("~") else rest}
     return part | {kind: _numbers(kind, text, rest)}

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 from mm1_mlx.blas import preload_blas
@@ -56,12 +55,14 @@ def sweep(
     for bits in KV_BITS:
         precision = KVPrecision(bits, 64, 0)
         cache = model.make_cache()
-        for before, depth in pairwise([0, *depths]):
+        held = 0
+        for depth in depths:
             row = {"kv_bits": bits, "depth": depth}
-            if why := _no_room(model, precision, before, depth + decoded):
+            if why := _no_room(model, precision, held, depth + decoded):
                 yield row | {"left_out": why}
                 continue
-            _read(model, cache, precision, before, depth)
+            _read(model, cache, precision, held, depth)
+            held = depth
             yield row | _decode(model, cache, precision, decoded, rounds)
 
 

@@ -275,6 +275,18 @@ def markdown(table: dict[str, Any]) -> str:
     )
 
 
+def line(table: dict[str, Any]) -> str:
+    """A table in a line of another."""
+    points, error = table["points"], table["standard_error"]
+    sizes = ", ".join(f"{point['n']:,}" for point in points)
+    seconds = ", ".join(f"{point['median_seconds']:.3g}" for point in points)
+    sure = f" ± {error:.2f}" if error is not None else ""
+    return (
+        f"| {table['name']} | {sizes} ({table['of']}) | {seconds} | "
+        f"{table['exponent']:.2f}{sure} | {table['operations_exponent']:.2f} |"
+    )
+
+
 def _rate(point: dict[str, Any]) -> float:
     return point["operations"] / point["median_seconds"] / 1e9
 

@@ -2,8 +2,8 @@
 
 The kernels' tests on Metal, ``mm1 bench`` on the embedded model and on the largest preset
 that fits, which attention runs and what it gains behind up to 32,768 positions
-(``depths.py``), and what ``mm1 doctor`` finds: ``benchmarks/results/<chip>.json``. A step that fails is written down, and the exit status
-is 1.
+(``depths.py``), and what ``mm1 doctor`` finds: ``benchmarks/results/<chip>.json``. A step
+that fails is written down, and the exit status is 1.
 """
 
 from __future__ import annotations

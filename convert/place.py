@@ -9,7 +9,8 @@ from mm1_mlx import hub
 from mm1_mlx.checkpoint import CONFIG, read_manifest
 from mm1_mlx.config import MODEL_TYPE
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.files import read_json, user_path
+from mm1_mlx.files import read_json
+from mm1_mlx.folders import user_path
 
 # Folders of a checkpoint that hold parts of a model with configs of their own: xtuner's.
 SUBFOLDERS = ("visual_encoder", "projector")

@@ -34,6 +34,7 @@ _HOMES = {
     "stream": "runtime",
     "stream_batch": "batch",
 }
+_WITHOUT_MLX = {"answer", "config", "errors"}
 
 __all__ = [
     "MM1",
@@ -61,8 +62,9 @@ def __getattr__(name: str) -> Any:
         return version("mm1-mlx")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mm1_mlx.blas import preload_blas
+    if _HOMES[name] not in _WITHOUT_MLX:
+        from mm1_mlx.blas import preload_blas
 
-    # Before the first import of mlx; does nothing on a Mac.
-    preload_blas()
+        # Before the first import of mlx; does nothing on a Mac.
+        preload_blas()
     return getattr(import_module(f"mm1_mlx.{_HOMES[name]}"), name)

@@ -30,7 +30,7 @@ _heap_keeps = False
 
 
 def preload_blas() -> str | None:
-    """Load OpenBLAS before the first ``import mlx.core``; its name, or None.
+    """Load OpenBLAS, set the heap up, then import mlx; what was loaded, or None.
 
     Does nothing on macOS, where mlx uses Accelerate, or once mlx is imported.
 
@@ -40,8 +40,9 @@ def preload_blas() -> str | None:
     global _heap_keeps
     if not sys.platform.startswith("linux") or "mlx.core" in sys.modules:
         return None
+    keep = _may_keep()
     loaded = _load_first(LIBRARIES)
-    if _may_keep() and _keep_freed_memory():
+    if keep and _keep_freed_memory():
         _heap_keeps = True
         _keep_nothing_twice()
     return loaded
@@ -53,12 +54,12 @@ def heap_keeps() -> bool:
 
 
 def give_back() -> None:
-    """Give the system what the heap keeps, holes too: after a model is let go."""
-    if not _may_keep():
-        return
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    """Give the system what the heap keeps, holes too: after a model is let go.
+
+    A heap that was not set up here is left alone.
+    """
+    if _heap_keeps:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _load_first(names: tuple[str, ...]) -> str | None:
@@ -89,10 +90,10 @@ def _keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # One heap: arrays made by a thread and freed by another leave holes in two.
-    options = {_TRIM_THRESHOLD: KEPT, _MMAP_THRESHOLD: KEPT, _ARENA_MAX: 1}
-    results = [mallopt(option, value) for option, value in options.items()]
-    return all(results)
+    # An old C library refuses the first; the others alone would do harm. One heap:
+    # arrays made by a thread and freed by another leave holes in two.
+    options = {_MMAP_THRESHOLD: KEPT, _TRIM_THRESHOLD: KEPT, _ARENA_MAX: 1}
+    return all(mallopt(option, value) for option, value in options.items())
 
 
 def _keep_nothing_twice() -> None:

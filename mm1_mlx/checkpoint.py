@@ -215,7 +215,7 @@ def _bytes(record: Any) -> str:
     return f"{size:,}" if isinstance(size, int) else "nothing readable"
 
 
-def packed_ways(path: Path, config: MM1Config) -> dict[str, Packing]:
+def packed_on_disk(path: Path, config: MM1Config) -> dict[str, Packing]:
     """How the modules of a model folder are packed, by path, from its files' headers.
 
     Raises:

@@ -23,23 +23,28 @@ READ_BYTES = 1 << 29
 PRODUCT_SIDES = (4096, 1024)
 ROUNDS = 5
 # What a forecast measures on a CPU: a tenth of a second, without OpenBLAS as well.
-QUICK_BYTES, QUICK_SIDE = 1 << 26, 256
+QUICK_BYTES, QUICK_SIDE = 1 << 26, 512
 
 
-@cache
 def this_chip(dtype: mx.Dtype) -> Chip | None:
-    """The default device: as its maker has it, or else measured quickly.
+    """The default device: as its maker has it, or else measured quickly, once.
 
     None where there is no room to measure.
     """
     on_cpu = mx.default_device() == mx.cpu
-    name = str(mx.device_info().get("device_name", ""))
-    if not on_cpu and (chip := nominal(name, gpu_cores())):
-        return chip
     try:
-        return measure_speed(dtype, QUICK_BYTES, QUICK_SIDE if on_cpu else None)
+        return _chip(dtype, on_cpu)
     except MemoryLimitError:
         return None
+
+
+@cache
+def _chip(dtype: mx.Dtype, on_cpu: bool) -> Chip:
+    if not on_cpu:
+        name = str(mx.device_info().get("device_name", ""))
+        if chip := nominal(name, gpu_cores()):
+            return chip
+    return measure_speed(dtype, QUICK_BYTES, QUICK_SIDE if on_cpu else None)
 
 
 def measure_speed(
@@ -58,14 +63,14 @@ def measure_speed(
     Raises:
         MemoryLimitError: the array has no room.
     """
-    room = allowed()
-    if room is not None and room < read_bytes:
+    side = side or PRODUCT_SIDES[mx.default_device() == mx.cpu]
+    room, need = allowed(), max(read_bytes, 3 * side**2 * dtype.size)
+    if room is not None and room < need:
         raise MemoryLimitError(
-            f"how fast memory is read is measured on {human_bytes(read_bytes)}, but "
+            f"how fast this machine is is measured on {human_bytes(need)}, but "
             f"{human_bytes(room)} are free here; end other programs"
         )
     bandwidth = _bandwidth(dtype, read_bytes)
-    side = side or PRODUCT_SIDES[mx.default_device() == mx.cpu]
     square = mx.ones((side, side), dtype)
     flops = 2 * side**3 / _fastest(lambda: square @ square)
     mx.clear_cache()

@@ -132,8 +132,10 @@ class Engine:
     ) -> Forecast:
         """What an answer will take, after what is remembered; nothing of it is run.
 
+        A draft model's own part is left out.
+
         Raises:
-            PromptError: prompt, pictures, settings and model do not fit together.
+            PromptError: prompt, pictures and model do not fit together.
         """
         precision = self.precision(settings)
         asked = self._behind(Asked(prompt, images, settings))

@@ -54,14 +54,6 @@ class Entry:
     start: int
 
 
-def user_path(name: str) -> Path:
-    """The path a user wrote; ``~`` is their home.
-
-    Not ``Path.expanduser``, which refuses the name of a file that begins with a tilde.
-    """
-    return Path(os.path.expanduser(name))  # noqa: PTH111
-
-
 def read_json(path: Path) -> Any:
     """The parsed file.
 

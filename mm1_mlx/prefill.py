@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mm1_mlx.blas import give_back
 from mm1_mlx.budget import Answer as Needs
 from mm1_mlx.budget import check_answer
 from mm1_mlx.caches.shared import Prefix, SharedPrefixKVCache
@@ -113,12 +114,14 @@ def prepare(
         tiles = sum(len(picture.tiles) for picture in prompt.pictures)
         alone = replace(needs, reused=kept, tiles=tiles)
         spare = prefixes.nbytes + features.nbytes
+        give_back()
         # A question that cannot be answered costs no conversation.
         check_answer(model.config, alone, spare=spare, promised=promised)
         prefixes.clear()
         features.clear()
         drop_unpacked(model)
         mx.clear_cache()
+        give_back()
         reused = kept
     embeddings = embed(model, prompt.after(reused), features)
     if shared is not None and shares:

@@ -34,7 +34,7 @@ from mm1_mlx.checkpoint import (
 from mm1_mlx.config import MODEL_TYPE, MM1Config
 from mm1_mlx.engine import Engine
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.files import user_path
+from mm1_mlx.folders import user_path
 from mm1_mlx.image import ImageSource
 from mm1_mlx.memory.features import FeatureCache, fingerprint
 from mm1_mlx.memory.named import NamedPrefixes, Prefix
@@ -200,6 +200,19 @@ def find_model(source: str | Path | None = None, *, weights: bool = True) -> Pat
     return hub.download(name)[0] if weights else hub.download_small(name)
 
 
+def config_of(path: Path, resolution: str | None = None) -> MM1Config:
+    """The config of a model folder that can answer, in a mode of ``resolution.py``.
+
+    Raises:
+        CheckpointError: it describes no model that answers.
+        ConfigError: it describes none, or has not the mode.
+    """
+    config = load_config(path)
+    if config.decoder is None or config.prompt is None:
+        raise CheckpointError(f"{path} has no decoder, so it cannot answer")
+    return with_resolution(config, resolution) if resolution else config
+
+
 def _feature_folder(folder: str | Path | None) -> Path | None:
     name = folder or os.environ.get(FEATURES_VARIABLE)
     return user_path(str(name)) if name else None
@@ -213,15 +226,11 @@ def _load(
     group: mx.distributed.Group | None,
     worker: Worker,
 ) -> Runtime:
-    config = load_config(path)
-    prompt = config.prompt
-    if config.decoder is None or prompt is None:
-        raise CheckpointError(f"{path} has no decoder, so it cannot answer")
-    if resolution is not None:
-        config = with_resolution(config, resolution)
+    config = config_of(path, resolution)
+    assert config.prompt is not None
     model = load_model(path, dtype, group=group)
     model.config = config
-    tokenizer = load_tokenizer(path, prompt, regions=config.region is not None)
+    tokenizer = load_tokenizer(path, config.prompt, regions=config.region is not None)
     kind = model.decoder.norm.weight.dtype
     size = group.size() if group else 1
     # A part of the heads is no cache for another number of processes.

@@ -138,13 +138,15 @@ def decoder_flops(
         positions: how many are run.
         before: how many the cache holds.
         rows: of how many, the last ones, the logits are wanted. The last layer computes
-            for the others their keys and values alone.
+            for the others their keys and values alone, but where experts have a
+            capacity: for it all compete.
     """
     D = config.hidden_size
+    capacity = bool(config.moe and config.moe.capacity_factor)
     total = rows * D * config.vocab_size
     for layer in range(config.num_hidden_layers):
         last = layer == config.num_hidden_layers - 1
-        asked = rows if last else positions
+        asked = rows if last and not capacity else positions
         keys = _keys(asked, before + positions - asked, config.sliding_window)
         sizes = config.sizes(layer)
         q = sizes.num_attention_heads * config.head_dim

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 import mm1_mlx
-from mm1_mlx.blas import give_back
-from mm1_mlx.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="a Mac has Accelerate"
@@ -108,6 +106,7 @@ def test_a_host_program_may_keep_its_heap_as_it_is():
         ("generate", "-p", "hi"),
         ("generate", "-i", str(STAR), "-p", "hi"),
         ("generate", "-i", str(STAR), "--box", "0,0,9,9", "-p", "<region>"),
+        ("generate", "-i", str(STAR), "--mask", str(STAR), "-p", "<region>"),
         ("generate", "--video", str(STAR.parent), "-p", "hi"),
         ("prefix", "save", "it", "-i", str(STAR)),
         ("prefix", "save", "it", "--system", "hi"),
@@ -116,7 +115,10 @@ def test_a_host_program_may_keep_its_heap_as_it_is():
     ids=" ".join,
 )
 def test_commands_find_openblas_before_mlx(command, tmp_path):
-    """Once mlx is imported it has its own BLAS, and is many times slower."""
+    """Once mlx is imported it has its own BLAS, and is many times slower.
+
+    The heap is set up where OpenBLAS is loaded, and neither once mlx is there.
+    """
     kept, *_ = ask(
         "import sys, io\n"
         "from mm1_mlx.apps.cli import main\n"
@@ -133,12 +135,24 @@ def test_commands_find_openblas_before_mlx(command, tmp_path):
     assert kept == "True"
 
 
-def test_a_word_that_is_not_known_is_refused(monkeypatch):
-    monkeypatch.setenv("MM1_HEAP", "no")
-    with pytest.raises(
-        ConfigError, match="MM1_HEAP='no' is not known; set it to 'off'"
-    ):
-        give_back()
+def test_a_word_that_is_not_known_is_refused_before_anything_else():
+    said, *_ = ask(
+        "import sys\n"
+        "from mm1_mlx.errors import ConfigError\n"
+        "try: from mm1_mlx import load\n"
+        "except ConfigError as error: print(str(error).replace(' ', '_'))",
+        MM1_HEAP="no",
+    )
+    assert said.startswith("MM1_HEAP='no'_is_not_known;_set_it_to_'off'")
+
+
+def test_a_reader_of_configs_does_not_pay_for_mlx():
+    loaded, *_ = ask(
+        "import sys\n"
+        "from mm1_mlx import MM1Config, MM1Error, Answer, Piece\n"
+        "print('mlx.core' in sys.modules)"
+    )
+    assert loaded == "False"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """What the README shows is what happens, and what it lists is what there is."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from benchmarks import growth
+from benchmarks.peers.rows import table
 from mm1_mlx import generate, load
 from mm1_mlx.convert.detect import formats, name_of
 from mm1_mlx.presets import PRESETS
@@ -59,3 +62,20 @@ def test_every_file_of_the_converters_is_in_their_readme():
     text = (ROOT / "convert/README.md").read_text()
     for path in (ROOT / "convert").glob("*.py"):
         assert path.name == "__init__.py" or f"`{path.name}`" in text, path.name
+
+
+def test_what_stands_beside_the_peers_is_what_was_measured():
+    results = ROOT / "benchmarks/results"
+    parts = json.loads((results / "peers-cpu.json").read_text())["parts"]
+    rows = [row for part in parts.values() for row in part["rows"]]
+    rows += json.loads((results / "conversion-cpu.json").read_text())["rows"]
+    assert len(rows) > 25
+    assert table(rows) in README
+
+
+def test_how_costs_grow_is_what_was_measured():
+    text = (ROOT / "benchmarks/results/growth-cpu.json").read_text()
+    tables = json.loads(text)["tables"]
+    assert len(tables) == 6
+    for table_ in tables:
+        assert growth.line(table_) in README

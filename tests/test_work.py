@@ -100,6 +100,7 @@ def test_the_connector_does_what_is_counted(name, counted):
         {},
         {"tie_word_embeddings": True, "num_key_value_heads": 4},
         {"moe": {"num_experts": 4, "experts_per_token": 2, "every": 2, "offset": 1}},
+        {"moe": {"num_experts": 4, "every": 1, "offset": 0, "capacity_factor": 8.0}},
     ],
 )
 @pytest.mark.parametrize(("before", "positions"), [(0, 7), (5, 1), (3, 6)])

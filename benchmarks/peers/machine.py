@@ -49,7 +49,7 @@ def machine(pythons: dict[str, str]) -> dict[str, Any]:
 
 def commit() -> str:
     """The checkout's commit, marked where files were changed since."""
-    short = _git("rev-parse", "--short", "HEAD")
+    short = _git("rev-parse", "--short=12", "HEAD")
     paths = [*PACKAGE.values(), "benchmarks/*.py", "pyproject.toml"]
     changed = _git("status", "--porcelain", "--untracked-files=no", *paths)
     return f"{short}-dirty" if changed else short

@@ -33,8 +33,10 @@ def ask(prompt: str, images: list[str], tokens: int = 1) -> dict[str, Any]:
 
     start = time.perf_counter()
     content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
+    text = processor.tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=False,
     )
     pictures = [Image.open(path).convert("RGB") for path in images]
     inputs = processor(images=pictures, text=text, return_tensors="pt")

@@ -23,12 +23,13 @@ from mm1_mlx import limits
 from mm1_mlx.answer import Options, Settings
 from mm1_mlx.budget import Answer
 from mm1_mlx.chips import Chip
-from mm1_mlx.config import MM1Config, Packing
+from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import PromptError
 from mm1_mlx.image import DEFAULT_LIMITS, load_pictures
 from mm1_mlx.layout import Picture
 from mm1_mlx.memory.features import FeatureCache
 from mm1_mlx.models import MM1
+from mm1_mlx.models.linear import packed_ways
 from mm1_mlx.prefill import Context, embed, prefill
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.request import decode
@@ -412,13 +413,3 @@ class _Bench:
             seconds.append(time.perf_counter() - start if own is None else own)
         bounds = {name: limit(chip) for name, chip in self.chips.items()}
         return Row(name, unit, amount, tuple(seconds[1:]), bounds)
-
-
-def packed_ways(model: MM1) -> dict[str, Packing]:
-    """How the model's packed modules are packed, by path."""
-    ways = model.config.quantization
-    if ways is None:
-        return {}
-    paths = [name.removesuffix(".scales") for name in model.tensors()
-             if name.endswith(".scales")]  # fmt: skip
-    return {path: ways.way(path) for path in paths}

@@ -34,7 +34,9 @@ def gelu_tanh(x: mx.array) -> mx.array:
     """``gelu`` with that probability approximated by a hyperbolic tangent."""
     if _on_cpu(x):
         # (1 + tanh(y)) / 2 is the sigmoid of 2y.
-        return x * sigmoid((8 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x))
+        return _by_blocks(
+            lambda x: x * sigmoid((8 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x)), x
+        )
     return nn.gelu_approx(x)
 
 
@@ -63,7 +65,7 @@ def _on_cpu(x: mx.array) -> bool:
 
 
 def _by_blocks(function: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-    """A function of each value, a block at a time: so its steps take no memory.
+    """A function of each value, a block at a time, so that its steps take little memory.
 
     mlx's CPU backend makes the results of several operations before it frees the first.
     """

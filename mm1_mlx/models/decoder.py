@@ -154,7 +154,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.sliding_window = config.sliding_window
-        self.counts_tokens = bool(config.moe and config.moe.capacity_factor)
+        self.has_capacity = bool(config.moe and config.moe.capacity_factor)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config, i) for i in range(config.num_hidden_layers)]
         self.embedding_scale = config.embedding_scale
@@ -199,8 +199,8 @@ class Decoder(nn.Module):
         The last layer then computes for the other positions what the cache keeps, and
         nothing else.
         """
-        # Where experts have places for so many tokens, who asks decides who gets one.
-        rows = None if self.counts_tokens else 1
+        # For the places of experts that have so many, all tokens compete.
+        rows = None if self.has_capacity else 1
         return self.routed(tokens, cache, input_embeddings, rows=rows)[0][:, -1:]
 
     def routed(

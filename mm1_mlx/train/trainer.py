@@ -201,10 +201,14 @@ class Trainer(Generic[Model, Batch]):
             expected["least_seconds"] = float(f"{seconds:.3g}")
         return expected
 
-    def run(self, report: Callable[[dict[str, Any]], None]) -> None:
+    def run(
+        self,
+        report: Callable[[dict[str, Any]], None],
+        expect: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         """Train to the last step; ``report`` receives every log line.
 
-        Before the first step it receives the ``forecast``, which the log does not keep.
+        Before the first step ``expect`` receives the ``forecast``, where there is one.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
@@ -213,8 +217,8 @@ class Trainer(Generic[Model, Batch]):
         self._trim_log()
         self.model.train()
         begins = self.group.rank() == 0 and self.step < self.config.steps
-        if begins and (expected := self.forecast()):
-            report({"step": self.step, **expected})
+        if expect and begins and (expected := self.forecast()):
+            expect(expected)
         start, first = time.perf_counter(), self.step
         while self.step < self.config.steps:
             loss = self.train_step()

@@ -215,3 +215,29 @@ def test_depths_without_room_are_left_out_with_the_numbers(make_config, monkeypa
     rows = list(depths.sweep(model, (8,), 3, 1))
     assert len(rows) == 3
     assert all("1,000 are free" in row["left_out"] for row in rows)
+
+
+def test_behind_a_depth_that_is_left_out_all_is_read(make_config, monkeypatch):
+    config = make_config(
+        decoder={"hidden_size": 64, "head_dim": 64}, connector={"output_size": 64}
+    )
+    model = synthetic_model("small", config, {}, mx.float32)
+    asked = []
+
+    def no_room(_model, _kv, before, positions):
+        asked.append(before)
+        return "full" if positions == 16 + 3 else None
+
+    read, prefill = [], depths.prefill
+
+    def watched(model, context):
+        read.append((context.reused, len(context.prompt.tokens)))
+        return prefill(model, context)
+
+    monkeypatch.setattr(depths, "_no_room", no_room)
+    monkeypatch.setattr(depths, "prefill", watched)
+    monkeypatch.setattr(depths, "KV_BITS", (None,))
+    rows = list(depths.sweep(model, (8, 16, 24), 3, 1))
+    assert [row.get("left_out") for row in rows] == [None, "full", None]
+    assert asked == [0, 8, 8]
+    assert read == [(0, 8), (8, 24)]

@@ -134,7 +134,7 @@ def test_places_of_experts_are_shared_out_among_all_tokens(make_decoder, assert_
     last = decoder.last(TOKENS, caches[0])
     assert_close(last, decoder.hidden(TOKENS, caches[1])[:, -1:])
     # Alone the last token would have had a place.
-    decoder.counts_tokens = False
+    decoder.has_capacity = False
     caches = [KVCache() for _ in decoder.layers]
     assert mx.abs(decoder.last(TOKENS, caches) - last).max() > 1e-3
 

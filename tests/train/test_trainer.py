@@ -263,7 +263,7 @@ def test_every_micro_batch_is_a_shard_of_its_own(make_trainer, batches):
 
 def test_a_run_keeps_its_record(make_trainer):
     trainer = make_trainer("record")
-    _, *lines = run(trainer)
+    lines = run(trainer)
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     log = (trainer.folder / "log.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in log] == lines
@@ -279,21 +279,20 @@ def test_what_a_step_takes_is_said_before_the_first(make_trainer, batches, monke
     chip = Chip("slow", 0, 1e9, 1e6, ())
     monkeypatch.setattr(trainer, "this_chip", lambda _: chip)
     begun = make_trainer("said", micro_batches=2)
-    lines = []
+    told = []
 
-    def report(line):
-        if not lines:
-            assert begun.step == 0
-        lines.append(line)
+    def expect(forecast):
+        assert begun.step == 0
+        told.append(forecast)
 
-    begun.run(report)
+    begun.run(lambda _: told.append("step"), expect)
     batch, workers = batches(0, 0), len(begun._workers)
     step = training_of(begun.model, batch, "adamw", 2, workers)
     config = begun.model.config
     seconds = step_seconds(chip, config, step)
     assert seconds == step.flops(config) / 1e6
-    assert lines[0] == {
-        "step": 0,
+    assert told[1:] == ["step"] * 4
+    assert told[0] == {
         "tokens": 2 * batch.tokens.size,
         "bytes": sum(step.bytes(config).values()),
         "least_seconds": pytest.approx(seconds, rel=5e-3),
@@ -304,8 +303,9 @@ def test_what_a_step_takes_is_said_before_the_first(make_trainer, batches, monke
 
 
 def test_a_step_takes_the_seconds_that_are_said_at_least(make_trainer):
-    begun, *lines = run(make_trainer("slower"))
-    assert 0 < begun["least_seconds"] < lines[0]["seconds_per_step"]
+    trainer = make_trainer("slower")
+    least = trainer.forecast()["least_seconds"]
+    assert 0 < least < run(trainer)[0]["seconds_per_step"]
 
 
 def test_the_log_holds_every_step_once_after_a_stop(make_trainer):
