@@ -434,10 +434,10 @@ def batches(bench: Bench) -> list[Row]:
 def encoding(bench: Bench) -> list[Row]:
     """Pictures per second of the encoder and the connector."""
     rows = []
-    for name, model in (("vlm", "hf"), ("torch", "hf")):
+    for name, label in (("vlm", "mlx-vlm"), ("torch", "torch")):
         if name not in bench.pythons:
             continue
-        ours, peer = bench.peer("mm1", "ours"), bench.peer(name, model)
+        ours, peer = bench.peer("mm1", "ours"), bench.peer(name, "hf")
         images = bench.pictures[:4]
 
         def speed(process: Peer, images: list[str] = images) -> float:
@@ -446,7 +446,7 @@ def encoding(bench: Bench) -> list[Row]:
         rows.append(
             interleave(
                 bench.rounds,
-                Row(f"encode, fp32, {name}", "higher", "pictures/s"),
+                Row(f"encode, fp32, {label}", "higher", "pictures/s"),
                 lambda _, ours=ours: speed(ours),
                 lambda _, peer=peer: speed(peer),
             )
