@@ -93,10 +93,7 @@ class Engine:
             PromptError: prompt, pictures, settings and model do not fit together.
         """
         began = time.perf_counter()
-        precision = self.precision(settings)
-        asked = self._behind(Asked(prompt, images, settings))
-        built, settings = self._build(asked)
-        room = self._room(built, settings)
+        asked, built, settings, precision, room = self._plan(prompt, images, settings)
         guess = self._guess(asked, built, precision) if alone else None
         if asked.prefix:
             self.named.recall(asked.prefix, built.positions, precision)
@@ -137,10 +134,7 @@ class Engine:
         Raises:
             PromptError: prompt, pictures and model do not fit together.
         """
-        precision = self.precision(settings)
-        asked = self._behind(Asked(prompt, images, settings))
-        built, settings = self._build(asked)
-        room = self._room(built, settings)
+        asked, built, settings, precision, room = self._plan(prompt, images, settings)
         if asked.prefix:
             self.named.recall(asked.prefix, built.positions, precision)
         reused = self.prefixes.longest(built.positions, precision)
@@ -160,6 +154,18 @@ class Engine:
             first_token=first,
             total=None if guessed else total,
         )
+
+    def _plan(
+        self,
+        prompt: str | Sequence[Message],
+        images: Sequence[ImageSource],
+        settings: Settings,
+    ) -> tuple[Asked, Prompt, Settings, KVPrecision, int]:
+        """What is asked, built, how to answer, how keys are held, how much may be said."""
+        precision = self.precision(settings)
+        asked = self._behind(Asked(prompt, images, settings))
+        built, settings = self._build(asked)
+        return asked, built, settings, precision, self._room(built, settings)
 
     def precision(self, settings: Settings) -> KVPrecision:
         """How an answer's cache holds keys and values.

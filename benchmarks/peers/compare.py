@@ -139,6 +139,11 @@ class Bench:
         script = f"peer_{name}.py"
         return Peer(self.pythons[name], script, self.folder / model, options)
 
+    def ask(self, peer: Peer, i: int, tokens: int) -> Any:
+        """What a peer says of a round's own picture, and how long it took."""
+        images = [self.pictures[i + 1]]
+        return peer("ask", prompt=QUESTION, images=images, tokens=tokens)
+
 
 def decode_against_lm(bench: Bench, bits: str) -> list[Row]:
     """Decoding of the decoder alone, and what that holds in memory."""
@@ -194,16 +199,12 @@ def whole_model(bench: Bench, bits: str) -> list[Row]:
     picture = bench.pictures
     both: dict[str, Any] = {}
 
-    def first(peer: Peer, i: int) -> float:
-        result = peer("ask", prompt=QUESTION, images=[picture[i + 1]], tokens=1)
-        return float(result["first"])
-
     rows.append(
         interleave(
             bench.rounds,
             Row(f"first token, one picture, {kind}, mlx-vlm", "lower", "s"),
-            lambda i: first(ours, i),
-            lambda i: first(vlm, i),
+            lambda i: float(bench.ask(ours, i, 1)["first"]),
+            lambda i: float(bench.ask(vlm, i, 1)["first"]),
         )
     )
 
@@ -253,11 +254,7 @@ def whole_model(bench: Bench, bits: str) -> list[Row]:
 def same_heap(bench: Bench) -> list[Row]:
     """With the heap under mlx-vlm that this project sets up for itself."""
     ours, vlm = bench.peer("mm1", "ours"), bench.peer("vlm", "hf", "--our-heap")
-
-    def ask(peer: Peer, i: int, tokens: int) -> Any:
-        images = [bench.pictures[i + 1]]
-        return peer("ask", prompt=QUESTION, images=images, tokens=tokens)
-
+    ask = bench.ask
     rows = [
         interleave(
             bench.rounds,
@@ -278,21 +275,15 @@ def same_heap(bench: Bench) -> list[Row]:
 
 
 def against_torch(bench: Bench) -> list[Row]:
-    """First token and decoding beside transformers on torch, which has no window to look into.
+    """First token and decoding beside transformers on torch.
 
-    Its decoding is what an answer takes longer for all tokens than for one.
+    It says when an answer ends, not when its tokens come: decoding is what all of them
+    take longer than one.
     """
     if "torch" not in bench.pythons:
         return []
     ours, torch = bench.peer("mm1", "ours"), bench.peer("torch", "hf")
-
-    def ask(peer: Peer, i: int, tokens: int) -> dict[str, Any]:
-        images = [bench.pictures[i + 1]]
-        result: dict[str, Any] = peer(
-            "ask", prompt=QUESTION, images=images, tokens=tokens
-        )
-        return result
-
+    ask = bench.ask
     said: dict[str, Any] = {}
 
     def rate(peer: Peer, name: str, i: int) -> float:
