@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -272,6 +272,26 @@ def place(
         PromptError: the tokens hold more or fewer places than there are pictures or
             regions, or one that the decoder has no embedding for.
     """
+    placed: list[int] = []
+    spans: list[Span] = []
+    for stretch, held in lay_out(tokens, pictures, config, tokenizer, regions):
+        spans += [replace(span, start=len(placed) + span.start) for span in held]
+        placed += stretch
+    return Prompt(tuple(placed), tuple(spans), tuple(pictures))
+
+
+def lay_out(
+    tokens: Sequence[int],
+    pictures: Sequence[Picture],
+    config: MM1Config,
+    tokenizer: Tokenizer,
+    regions: Sequence[int] = (),
+) -> Iterator[tuple[list[int], list[Span]]]:
+    """What stands for each token of a conversation, with the spans in it, from 0.
+
+    A token of text stands for itself, without a span. Arguments and errors are those of
+    ``place``.
+    """
     image_id = tokenizer.image_id
     places = sum(token == image_id for token in tokens)
     if places != len(pictures):
@@ -289,23 +309,16 @@ def place(
     check_vocabulary(tokens, config, (image_id, region_id))
     assert config.prompt is not None
     filler = config.prompt.image_token_id
-    placed: list[int] = []
-    spans: list[Span] = []
     waiting = iter(enumerate(pictures))
     regional = iter(_region_spans(pictures, regions, config))
     for token in tokens:
         if token == region_id:
-            spans.append(replace(next(regional), start=len(placed)))
-            placed.append(filler)
-            continue
-        if token != image_id:
-            placed.append(token)
-            continue
-        number, picture = next(waiting)
-        widened, held = widen(picture, number, config, tokenizer)
-        spans += [replace(span, start=len(placed) + span.start) for span in held]
-        placed += widened
-    return Prompt(tuple(placed), tuple(spans), tuple(pictures))
+            yield [filler], [next(regional)]
+        elif token == image_id:
+            number, picture = next(waiting)
+            yield widen(picture, number, config, tokenizer)
+        else:
+            yield [token], []
 
 
 def widen(

@@ -1,24 +1,25 @@
-"""A conversation as training targets: every assistant turn, and nothing else."""
+"""Conversations and documents as training targets: what is learned, and nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mm1_mlx.config import MM1Config
+from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.layout import Picture, Span
-from mm1_mlx.messages import Region, RegionToken, Turn
-from mm1_mlx.prompt import check_vocabulary, encode_turns, widen
+from mm1_mlx.messages import Part, Region, RegionToken, Turn
+from mm1_mlx.prompt import encode_turns, lay_out
 from mm1_mlx.tokenizer import Tokenizer
 
 # A picture of one tile that somebody else encodes.
 _UNSEEN = Picture((np.zeros((1, 1, 3), np.float32),), (1, 1), "")
-_NO_REGIONS = "training knows no regions yet, write coordinates as text"
+# What the length of a packed row is a multiple of: few lengths, few compiled steps.
+PACKED_STEP = 32
 
 
 @dataclass(frozen=True)
@@ -28,41 +29,125 @@ class Sample:
     tokens: tuple[int, ...]
     # Whether the token is a target: part of an assistant turn, its end included.
     learned: tuple[bool, ...]
+    # For every region token, in order, the picture whose next region it is.
+    regions: tuple[int, ...] = ()
 
 
 def build_sample(
     turns: Sequence[Turn], config: MM1Config, tokenizer: Tokenizer
 ) -> Sample:
-    """The sample of a conversation.
+    """The sample of a conversation, whose regions ``regions.refer`` has written.
 
     A turn's targets are the tokens by which the conversation with the turn exceeds the
     one that stops where the assistant is about to answer.
 
     Raises:
-        PromptError: the template or tokenizer rewrites earlier tokens as turns follow, or
-            a turn refers to a region of a picture.
+        PromptError: the template or tokenizer rewrites earlier tokens as turns follow.
     """
-    if config.prompt is None:
-        raise ConfigError("the model has no prompt format, so it cannot be trained")
-    for i, (_, parts) in enumerate(turns):
-        if any(isinstance(part, Region | RegionToken) for part in parts):
-            raise PromptError(
-                f"turn {i + 1} refers to a region of a picture; {_NO_REGIONS}"
-            )
-    tokens = encode_turns(turns, config.prompt, tokenizer, answer=False)
+    prompt = _prompt_of(config)
+    regions = _region_pictures(part for _, parts in turns for part in parts)
+    tokens = encode_turns(turns, prompt, tokenizer, answer=False)
     learned = [False] * len(tokens)
     for i, (role, _) in enumerate(turns):
         if role != "assistant":
             continue
-        before = encode_turns(turns[:i], config.prompt, tokenizer)
-        after = encode_turns(turns[: i + 1], config.prompt, tokenizer, answer=False)
+        before = encode_turns(turns[:i], prompt, tokenizer)
+        after = encode_turns(turns[: i + 1], prompt, tokenizer, answer=False)
         if tokens[: len(after)] != after or after[: len(before)] != before:
             raise PromptError(
                 f"turn {i + 1} cannot be told apart: the chat template or tokenizer "
                 "writes earlier turns differently when later ones follow"
             )
         learned[len(before) : len(after)] = [True] * (len(after) - len(before))
-    return Sample(tuple(tokens), tuple(learned))
+    return Sample(tuple(tokens), tuple(learned), regions)
+
+
+def build_document(
+    parts: Sequence[Part], config: MM1Config, tokenizer: Tokenizer
+) -> Sample:
+    """The sample of text with pictures in it: every token of text behind the first.
+
+    It is what a base model (template ``plain``) is shown, with an end token behind it.
+
+    Raises:
+        PromptError: the tokenizer has no end token.
+    """
+    prompt = _prompt_of(config)
+    plain = replace(prompt, template="plain")
+    tokens = encode_turns([("user", list(parts))], plain, tokenizer)
+    end = tokenizer.hf.eos_token_id
+    if end is None:
+        if not prompt.eos_token_ids:
+            raise PromptError(
+                "the tokenizer has no end token, so a document cannot end; name one in "
+                "config.json, prompt.eos_token_ids"
+            )
+        end = prompt.eos_token_ids[0]
+    if not tokens or tokens[-1] != end:
+        tokens.append(end)
+    return Sample(
+        tuple(tokens), (False, *[True] * (len(tokens) - 1)), _region_pictures(parts)
+    )
+
+
+def _prompt_of(config: MM1Config) -> PromptConfig:
+    if config.prompt is None:
+        raise ConfigError("the model has no prompt format, so it cannot be trained")
+    return config.prompt
+
+
+def _region_pictures(parts: Sequence[Part] | Iterator[Part]) -> tuple[int, ...]:
+    held = list(parts)
+    assert not any(isinstance(part, Region) for part in held), "refer to regions first"
+    return tuple(part.picture for part in held if isinstance(part, RegionToken))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sample with every picture in its place."""
+
+    tokens: tuple[int, ...]
+    learned: tuple[bool, ...]
+    # Of pictures and regions, which are numbered within the row.
+    spans: tuple[Span, ...]
+
+    def until(self, count: int) -> Row:
+        """The first positions of the row.
+
+        Raises:
+            PromptError: a picture would be cut, or left out.
+        """
+        cut = next((span for span in self.spans if span.stop > count), None)
+        if cut is not None:
+            raise PromptError(
+                f"picture {cut.picture + 1} stands at positions {cut.start}.."
+                f"{cut.stop - 1}, of which {count} are kept; allow longer rows, or "
+                "encode pictures in fewer tokens"
+            )
+        return Row(self.tokens[:count], self.learned[:count], self.spans)
+
+
+def widen_sample(
+    sample: Sample,
+    pictures: Sequence[Picture],
+    config: MM1Config,
+    tokenizer: Tokenizer,
+) -> Row:
+    """The row of a sample; image tokens and the text between tiles are never learned.
+
+    Raises:
+        PromptError: a token has no embedding in the decoder, or places and pictures
+            differ in number.
+    """
+    tokens: list[int] = []
+    learned: list[bool] = []
+    spans: list[Span] = []
+    placed = lay_out(sample.tokens, pictures, config, tokenizer, sample.regions)
+    for (stretch, held), target in zip(placed, sample.learned, strict=True):
+        spans += [replace(span, start=len(tokens) + span.start) for span in held]
+        tokens += stretch
+        learned += [target and not held] * len(stretch)
+    return Row(tuple(tokens), tuple(learned), tuple(spans))
 
 
 @dataclass(frozen=True)
@@ -76,6 +161,9 @@ class Batch:
     pictures: tuple[Picture, ...]
     # Of every row, without its padding.
     lengths: tuple[int, ...]
+    # Of the examples that stand behind one another in the only row; empty where every
+    # row is one example.
+    segments: tuple[int, ...] = ()
 
     @property
     def real(self) -> NDArray[np.bool_]:
@@ -95,54 +183,67 @@ def collate(
     Args:
         samples: one per row.
         places: for every row, the indices of its pictures in ``pictures``.
-        pictures: all pictures; none where the caller encodes them, one tile each.
+        pictures: all pictures, each with regions in one row only; none where the caller
+            encodes them, one tile each.
         config: the model's config.
         tokenizer: the one that made the samples.
 
     Raises:
-        PromptError: a sample holds a token that the decoder has no embedding for, or one
-            of a region.
+        PromptError: a sample holds a token that the decoder has no embedding for, or
+            another number of places than it has pictures or regions.
     """
-    rows, masks, spans = [], [], []
-    for number, (sample, indices) in enumerate(zip(samples, places, strict=True)):
-        if tokenizer.region_id in sample.tokens:
-            raise PromptError(
-                f"sample {number + 1} holds a region's token; {_NO_REGIONS}"
-            )
-        check_vocabulary(sample.tokens, config, (tokenizer.image_id,))
-        row: list[int] = []
-        mask: list[bool] = []
-        held: list[Span] = []
-        count = 0
-        for token, learned in zip(sample.tokens, sample.learned, strict=True):
-            if token != tokenizer.image_id:
-                row.append(token)
-                mask.append(learned)
-                continue
-            index = indices[count]
-            # Stands for one tile where the caller encodes the pictures.
-            picture = pictures[index] if pictures else _UNSEEN
-            widened, inner = widen(picture, count, config, tokenizer)
-            held += [replace(s, start=len(row) + s.start, picture=index) for s in inner]
-            row += widened
-            mask += [False] * len(widened)
-            count += 1
-        assert count == len(indices), "a row's pictures and places differ in number"
-        rows.append(row)
-        masks.append(mask)
-        spans.append(held)
-    T = max(map(len, rows))
-    flat = tuple(
-        replace(span, start=b * T + span.start)
-        for b, held in enumerate(spans)
-        for span in held
-    )
+    rows = []
+    for sample, indices in zip(samples, places, strict=True):
+        own = [pictures[i] if pictures else _UNSEEN for i in indices]
+        rows.append(widen_sample(sample, own, config, tokenizer))
+    return stack(rows, places, pictures)
+
+
+def stack(
+    rows: Sequence[Row], places: Sequence[Sequence[int]], pictures: Sequence[Picture]
+) -> Batch:
+    """The batch of rows one below the other; arguments as of ``collate``."""
+    T = max(len(row.tokens) for row in rows)
     return Batch(
-        tokens=_pad(rows, T, np.int32),
-        learned=_pad(masks, T, np.bool_),
-        spans=flat,
+        tokens=_pad([row.tokens for row in rows], T, np.int32),
+        learned=_pad([row.learned for row in rows], T, np.bool_),
+        spans=_joined(rows, places, [b * T for b in range(len(rows))]),
         pictures=tuple(pictures),
-        lengths=tuple(map(len, rows)),
+        lengths=tuple(len(row.tokens) for row in rows),
+    )
+
+
+def pack(
+    rows: Sequence[Row], places: Sequence[Sequence[int]], pictures: Sequence[Picture]
+) -> Batch:
+    """The batch of rows behind one another in one; arguments as of ``collate``.
+
+    The first token of each is not learned: nothing of its own stands before it.
+    """
+    segments = tuple(len(row.tokens) for row in rows)
+    starts = np.cumsum((0, *segments)).tolist()
+    total = starts.pop()
+    T = -(-total // PACKED_STEP) * PACKED_STEP
+    learned = _pad([[x for row in rows for x in row.learned]], T, np.bool_)
+    learned[0, starts] = False
+    return Batch(
+        tokens=_pad([[x for row in rows for x in row.tokens]], T, np.int32),
+        learned=learned,
+        spans=_joined(rows, places, starts),
+        pictures=tuple(pictures),
+        lengths=(total,),
+        segments=segments,
+    )
+
+
+def _joined(
+    rows: Sequence[Row], places: Sequence[Sequence[int]], starts: Sequence[int]
+) -> tuple[Span, ...]:
+    """The spans of rows that begin at ``starts``, pictures numbered for all of them."""
+    return tuple(
+        replace(span, start=start + span.start, picture=indices[span.picture])
+        for row, indices, start in zip(rows, places, starts, strict=True)
+        for span in row.spans
     )
 
 
