@@ -36,6 +36,7 @@ MANIFEST = "manifest.json"
 UNPACKED_SHARE = 0.1
 # A type, a function of the stored one, or None for the stored one.
 Precision = mx.Dtype | Callable[[mx.Dtype], mx.Dtype] | None
+Changed = Callable[[MM1, Mapping[str, mx.array]], dict[str, mx.array]]
 
 
 def model_shapes(
@@ -276,6 +277,7 @@ def load_model(
     dtype: Precision = None,
     way_out: str | None = None,
     group: mx.distributed.Group | None = None,
+    changed: Changed | None = None,
 ) -> MM1:
     """The model of a folder, its weights in ``dtype`` (as stored if None).
 
@@ -287,6 +289,8 @@ def load_model(
         way_out: what to do where memory has no room, by default to quantize the model.
         group: processes that each keep a part of the decoder's layers; no other part is
             held at once.
+        changed: of the model, its weights not yet there, and the weights as stored, those
+            that are others: ``Adapters.changed``.
 
     Raises:
         CheckpointError: a file is missing or damaged, or does not fit the config; a
@@ -310,12 +314,16 @@ def load_model(
                 f"{'floating point' if floating else kind}"
             )
     overflows: dict[str, mx.array] = {}
+    others = changed(model, weights) if changed else {}
     if dtype is not None:
         kind = dtype if isinstance(dtype, mx.Dtype) else dtype(_stored(weights))
         for name in weights:
-            weights[name], overflows[name] = cast_overflowing(kind, weights[name])
+            tensor = others.pop(name, weights[name])
+            weights[name], overflows[name] = cast_overflowing(kind, tensor)
+    for name, tensor in others.items():
+        weights[name] = tensor.astype(weights[name].dtype)
     model.load_weights(list(weights.items()))
-    del weights
+    del weights, others
     if group is not None:
         model.shard(group)
     check_load(model.tensors(), path, config, way_out)
@@ -323,7 +331,7 @@ def load_model(
     large = [name for name in list(overflows) if overflows.pop(name).item()]
     if large and not isinstance(dtype, mx.Dtype):
         del model
-        return load_model(path, mx.bfloat16, way_out, group)
+        return load_model(path, mx.bfloat16, way_out, group, changed)
     if large:
         raise CheckpointError(
             f"{path}: {len(large)} tensor(s) hold numbers too large for {kind}, e.g. "

@@ -156,6 +156,17 @@ def download_small(repository: str, folders: Sequence[str] = ()) -> Path:
     )
 
 
+def download_files(repository: str, names: Sequence[str]) -> Path:
+    """The folder with these files of a repository alone, as far as it has them.
+
+    Raises:
+        CheckpointError: there is no such repository, or it cannot be reached.
+    """
+    info = _ask(repository)
+    revision = info.sha if info else None
+    return _reach(repository, lambda: _snapshot(repository, revision, list(names)))
+
+
 def _ask(repository: str, *, files_metadata: bool = False) -> ModelInfo | None:
     """What the hub says of a repository; None where it cannot be asked.
 

@@ -20,6 +20,7 @@ import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mm1_mlx import hub
+from mm1_mlx.adapters import Adapters, Named, load_adapted
 from mm1_mlx.answer import Answer, Forecast, Options, Piece, Settings, join
 from mm1_mlx.blas import give_back
 from mm1_mlx.budget import allowed
@@ -28,7 +29,6 @@ from mm1_mlx.checkpoint import (
     device_dtype,
     foreign,
     load_config,
-    load_model,
     read_manifest,
 )
 from mm1_mlx.config import MODEL_TYPE, MM1Config
@@ -140,6 +140,7 @@ def load(
     resolution: str | None = None,
     features: str | Path | None = None,
     group: mx.distributed.Group | None = None,
+    adapters: Sequence[Named] = (),
 ) -> Runtime:
     """A model ready to answer.
 
@@ -153,9 +154,12 @@ def load(
             default ``$MM1_FEATURES``, else in memory only.
         group: the processes of ``mlx.launch`` that share the model; each is asked the
             same and gives the same answers.
+        adapters: folders or hub repositories of adapters that change it, each alone or
+            with the share of its change that is taken, ``("pirate", 0.5)``.
 
     Raises:
-        CheckpointError: there is no such model, or it is damaged.
+        CheckpointError: there is no such model or adapter, it is damaged, or they do not
+            fit together.
         ConfigError: its config.json does not describe a model, or has not the mode.
     """
     path = find_model(source)
@@ -168,6 +172,7 @@ def load(
             resolution,
             _feature_folder(features),
             group,
+            adapters,
             worker,
         ).result()
     except BaseException:
@@ -224,19 +229,21 @@ def _load(
     resolution: str | None,
     features: Path | None,
     group: mx.distributed.Group | None,
+    adapters: Sequence[Named],
     worker: Worker,
 ) -> Runtime:
     config = config_of(path, resolution)
     assert config.prompt is not None
-    model = load_model(path, dtype, group=group)
+    changes = Adapters.load(adapters)
+    model = load_adapted(path, changes, dtype, group)
     model.config = config
     tokenizer = load_tokenizer(path, config.prompt, regions=config.region is not None)
     kind = model.decoder.norm.weight.dtype
     size = group.size() if group else 1
-    # A part of the heads is no cache for another number of processes.
-    model_print = fingerprint(
-        read_manifest(path)["files"], [config.to_dict(), size], kind
-    )
+    # A part of the heads is no cache for another number of processes, nor is anything of
+    # a model without its adapters.
+    decides = [config.to_dict(), size, *changes.identity]
+    model_print = fingerprint(read_manifest(path)["files"], decides, kind)
     room = allowed()
     most = PREFIX_BYTES if room is None else int(room * PREFIX_SHARE)
     prefixes = PrefixCache(min(PREFIX_BYTES, most))

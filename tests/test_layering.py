@@ -22,7 +22,7 @@ ROWS = [
     ["budget"],
     ["limits"],
     ["image", "checkpoint"],
-    ["tokenizer", "video", "writer"],
+    ["tokenizer", "video", "writer", "adapters"],
     ["messages", "grounding"],
     ["regions"],
     ["prompt", "sampling", "shots", "transcript"],

@@ -116,10 +116,27 @@ def named_leaves(model: nn.Module) -> list[tuple[str, Any]]:
     return cast(list[tuple[str, Any]], leaves)
 
 
+def outer_paths(model: nn.Module) -> dict[str, str]:
+    """Of layers that lie in one with low-rank matrices, that one's path, which is theirs.
+
+    So mlx-lm's LoRA and DoRA layers hold the layer that they are beside.
+    """
+    return {
+        f"{path}.{child}": path
+        for path, module in model.named_modules()
+        if "lora_a" in module
+        for child in ("linear", "embedding")
+        if child in module
+    }
+
+
 def packed_ways(model: nn.Module) -> dict[str, Packing]:
     """How the modules of a model are packed, by path; the others are not."""
+    outer = outer_paths(model)
     return {
-        path: Packing(group_size=x.group_size, bits=x.bits, mode=x.mode)
+        outer.get(path, path): Packing(
+            group_size=x.group_size, bits=x.bits, mode=x.mode
+        )
         for path, x in named_leaves(model)
         if "scales" in x
     }
