@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,27 +18,17 @@ BLOCK = 1 << 18
 
 def sigmoid(x: mx.array) -> mx.array:
     """1 / (1 + exp(-x))."""
-    if _on_cpu(x):
-        # Below, the power would leave float32.
-        return _by_blocks(lambda x: 1 / (exp2(mx.maximum(x, -80.0) * -LOG2_E) + 1), x)
-    return mx.sigmoid(x)
+    return cast(mx.array, _sigmoid(x)) if _on_cpu(x) else mx.sigmoid(x)
 
 
 def gelu(x: mx.array) -> mx.array:
     """X times the normal distribution's probability below x."""
-    if _on_cpu(x):
-        return _by_blocks(lambda x: x * (erf(x * 0.5**0.5) + 1) * 0.5, x)
-    return nn.gelu(x)
+    return cast(mx.array, _gelu(x)) if _on_cpu(x) else nn.gelu(x)
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
     """``gelu`` with that probability approximated by a hyperbolic tangent."""
-    if _on_cpu(x):
-        # (1 + tanh(y)) / 2 is the sigmoid of 2y.
-        return _by_blocks(
-            lambda x: x * sigmoid((8 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x)), x
-        )
-    return nn.gelu_approx(x)
+    return cast(mx.array, _gelu_tanh(x)) if _on_cpu(x) else nn.gelu_approx(x)
 
 
 def silu(x: mx.array) -> mx.array:
@@ -64,12 +55,41 @@ def _on_cpu(x: mx.array) -> bool:
     return on_cpu and x.size >= MANY
 
 
-def _by_blocks(function: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+def _by_blocks(function: Callable[..., mx.array], *arrays: mx.array) -> mx.array:
     """A function of each value, a block at a time, so that its steps take little memory.
 
     mlx's CPU backend makes the results of several operations before it frees the first.
     """
-    if x.size <= BLOCK:
-        return function(x)
-    blocks = mx.split(x.reshape(-1), range(BLOCK, x.size, BLOCK))
-    return mx.concatenate([function(block) for block in blocks]).reshape(x.shape)
+    size = arrays[0].size
+    if size <= BLOCK:
+        return function(*arrays)
+    cuts = range(BLOCK, size, BLOCK)
+    blocks = zip(*(mx.split(x.reshape(-1), cuts) for x in arrays), strict=True)
+    return mx.concatenate([function(*block) for block in blocks]).reshape(
+        arrays[0].shape
+    )
+
+
+def _blocked(function: Callable[[mx.array], mx.array]) -> Callable[..., Any]:
+    """A function by blocks whose derivative goes by blocks too.
+
+    The one that mlx finds would write every block's into an array as large as all.
+    """
+
+    def derivative(x: mx.array, cotangent: mx.array) -> mx.array:
+        return mx.vjp(function, [x], [cotangent])[1][0]
+
+    whole = mx.custom_function(lambda x: _by_blocks(function, x))
+    whole.vjp(lambda x, cotangent, _: _by_blocks(derivative, x, cotangent))
+    return whole
+
+
+# Below, the power would leave float32.
+_sigmoid = _blocked(lambda x: 1 / (exp2(mx.maximum(x, -80.0) * -LOG2_E) + 1))
+# Its derivative is known from its value.
+_sigmoid.vjp(lambda _, cotangent, output: cotangent * (output * (1 - output)))
+_gelu = _blocked(lambda x: x * (erf(x * 0.5**0.5) + 1) * 0.5)
+# (1 + tanh(y)) / 2 is the sigmoid of 2y.
+_gelu_tanh = _blocked(
+    lambda x: x * sigmoid((8 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x))
+)

@@ -1,10 +1,19 @@
 """The activations equal their formulas in float64, and never give NaN gradients."""
 
+import math
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mm1_mlx.models.activation import ACTIVATIONS, quick_gelu, sigmoid, silu
+from mm1_mlx.models.activation import (
+    ACTIVATIONS,
+    gelu,
+    gelu_tanh,
+    quick_gelu,
+    sigmoid,
+    silu,
+)
 
 POINTS = np.concatenate([np.linspace(-100, 100, 4001), np.linspace(-3, 3, 1001)])
 
@@ -69,10 +78,23 @@ def test_values_and_gradients_are_finite(name, dtype):
     assert mx.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("activation", [silu, quick_gelu], ids=["silu", "quick_gelu"])
-def test_gradients_equal_the_formula_in_float64(activation, tolerances):
+GRADIENTS = EXACT | {
+    gelu: lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x * 0.5**0.5)),
+    gelu_tanh: lambda x: (
+        x * 0.5 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    ),
+}
+
+
+@pytest.mark.parametrize("block", [700, 1 << 18])
+@pytest.mark.parametrize("activation", GRADIENTS, ids=lambda f: f.__name__)
+def test_gradients_equal_the_formula_in_float64(
+    activation, block, tolerances, monkeypatch
+):
+    monkeypatch.setattr("mm1_mlx.models.activation.BLOCK", block)
     x, step = POINTS, 1e-5
-    exact = (EXACT[activation](x + step) - EXACT[activation](x - step)) / (2 * step)
+    formula = GRADIENTS[activation]
+    exact = (formula(x + step) - formula(x - step)) / (2 * step)
     gradient = mx.grad(lambda x: activation(x).sum())(mx.array(x.astype(np.float32)))
     np.testing.assert_allclose(
         np.array(gradient), exact, rtol=tolerances["model"], atol=tolerances["op"]
