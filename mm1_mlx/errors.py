@@ -22,3 +22,7 @@ class PromptError(MM1Error, ValueError):
 
 class MemoryLimitError(PromptError):
     """An answer will not fit into memory; it may once others have ended."""
+
+
+class DataError(MM1Error, ValueError):
+    """A training file, or a row of one, that cannot be used."""

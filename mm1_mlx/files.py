@@ -89,12 +89,17 @@ def safe_join(root: Path, *names: str) -> Path:
         if not PLAIN_NAME.fullmatch(name):
             raise CheckpointError(f"{root}: file name {name!r:.80} is not allowed")
     path = root.joinpath(*names)
+    if not lies_in(root, path):
+        raise CheckpointError(f"{path} is a link out of its folder")
+    return path
+
+
+def lies_in(root: Path, path: Path) -> bool:
+    """Whether a path leads to something in a folder, wherever its links go."""
     # Hub snapshots link into their own cache, two folders up.
     allowed = {root.resolve(), root.resolve().parent.parent / "blobs"}
     # os.path: unlike Path.resolve, it bears a link to itself.
-    if not allowed & set(Path(os.path.realpath(path)).parents):
-        raise CheckpointError(f"{path} is a link out of its folder")
-    return path
+    return bool(allowed & set(Path(os.path.realpath(path)).parents))
 
 
 def read_shard(path: Path) -> dict[str, mx.array]:

@@ -55,9 +55,11 @@ _PILLOW_ERRORS = (
     struct.error,
     zlib.error,
 )
-# catch_warnings swaps state of the whole process, so threads must take turns; one
-# decode at a time also bounds the memory.
-_PILLOW_LOCK = threading.Lock()
+# How many pictures are decoded at a time, in all threads together: bounds the memory.
+DECODERS = 4
+_TURNS = threading.BoundedSemaphore(DECODERS)
+# One of them for every Pillow image: in the hands of several threads, one loads it.
+_LOADING = tuple(threading.Lock() for _ in range(61))
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -277,11 +279,39 @@ def _formats(data: bytes, name: str) -> tuple[str, ...]:
     return ("HEIF",)
 
 
+class _Silence:
+    """No warnings while anybody is inside.
+
+    ``catch_warnings`` swaps state of the whole process: the first one in does it and the
+    last one out undoes it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()
+
+
 @contextmanager
 def pillow_guard(message: str, name: str) -> Iterator[None]:
     """Pillow's failures as PromptError(message): its own texts can hold addresses."""
-    with _PILLOW_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _TURNS, _SILENCE:
         try:
             yield
         except PromptError:
@@ -346,7 +376,8 @@ def decode(image: Image.Image, name: str) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """The picture in its own mode, turned as its EXIF says; within ``pillow_guard``."""
-    image.load()
+    with _LOADING[id(image) % len(_LOADING)]:
+        image.load()
     # Only now: a PNG may carry its EXIF behind the pixels.
     turn = _UPRIGHT.get(_orientation(image))
     return image if turn is None else image.transpose(turn)

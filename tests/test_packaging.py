@@ -11,8 +11,8 @@ from mm1_mlx.kernels import metal
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
-# Listed so that its files are installed; holds no modules.
-DATA = "mm1_mlx.tiny"
+# Listed so that their files are installed; they hold no modules.
+DATA = {"mm1_mlx.tiny", "mm1_mlx.train.data.specs"}
 
 
 def test_every_folder_with_modules_is_a_listed_package():
@@ -21,12 +21,12 @@ def test_every_folder_with_modules_is_a_listed_package():
         for path in (ROOT / folder).rglob("*.py"):
             inner = path.parent.relative_to(ROOT / folder).parts
             found.add(".".join([name, *inner]))
-    assert sorted(SETUPTOOLS["packages"]) == sorted({*found, DATA})
+    assert sorted(SETUPTOOLS["packages"]) == sorted(found | DATA)
 
 
 def test_every_package_has_its_init():
     for name, folder in SETUPTOOLS["package-dir"].items():
-        for package in set(SETUPTOOLS["packages"]) - {DATA}:
+        for package in set(SETUPTOOLS["packages"]) - DATA:
             inner = package.removeprefix(name).strip(".").replace(".", "/")
             if package == name or (
                 name == "mm1_mlx" and (ROOT / folder / inner).is_dir()
@@ -46,7 +46,8 @@ def test_the_embedded_model_and_the_type_marker_are_installed():
     assert data == {
         "mm1_mlx": ["py.typed"],
         "mm1_mlx.kernels": ["*.metal"],
-        DATA: ["*"],
+        "mm1_mlx.tiny": ["*"],
+        "mm1_mlx.train.data.specs": ["*.json"],
     }
     # The pattern does not reach into subfolders.
     assert all(path.is_file() for path in (ROOT / "mm1_mlx").glob("tiny/*"))

@@ -1,0 +1,1 @@
+"""Files of pictures and text -> examples in a fixed order -> batches."""

@@ -1,0 +1,268 @@
+"""Examples of a mixture -> batches: rows of tokens, what is learned, pictures as tiles.
+
+A batch is a pure function of step and shard. Worker threads read rows and decode their
+pictures side by side; how many there are changes no batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from mm1_mlx.config import MM1Config
+from mm1_mlx.errors import DataError, PromptError
+from mm1_mlx.image import DECODERS, load_pictures
+from mm1_mlx.layout import Picture
+from mm1_mlx.messages import Turn
+from mm1_mlx.regions import refer
+from mm1_mlx.tokenizer import Tokenizer
+from mm1_mlx.train.data.example import Example, located
+from mm1_mlx.train.data.mixture import Mixture
+from mm1_mlx.train.sample import (
+    Batch,
+    Row,
+    build_document,
+    build_sample,
+    pack,
+    stack,
+    widen_sample,
+)
+
+# Bad rows that are passed over for one position before a data set is given up.
+MOST_SKIPPED = 1000
+# How many of the bad rows are kept to be shown.
+_SHOWN = 5
+
+
+class Run(Protocol):
+    """What of a training run its batches depend on."""
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of a micro-batch."""
+        ...
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step, in all processes together."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """Positions of the longest example."""
+        ...
+
+    @property
+    def packing(self) -> bool:
+        """Whether a micro-batch's examples stand behind one another in one row."""
+        ...
+
+    @property
+    def skip_bad(self) -> bool:
+        """Whether rows that cannot be used are passed over."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An example as the model will see it."""
+
+    example: Example
+    row: Row
+    pictures: tuple[Picture, ...]
+
+
+class Skipped:
+    """The bad rows that were passed over.
+
+    Attributes:
+        count: how many different ones.
+        first: the first few of their errors.
+    """
+
+    def __init__(self, report: Callable[[DataError], None] | None) -> None:
+        self.count = 0
+        self.first: list[str] = []
+        self._report = report
+        self._known: set[str] = set()
+        self._lock = threading.Lock()
+
+    def add(self, error: DataError) -> None:
+        """Count a row, once, and report it."""
+        text = str(error)
+        with self._lock:
+            if text in self._known:
+                return
+            self._known.add(text)
+            self.count += 1
+            if len(self.first) < _SHOWN:
+                self.first.append(text)
+        if self._report:
+            self._report(error)
+
+
+class Batches:
+    """The batch of (step, shard).
+
+    Args:
+        mixture: the examples.
+        config: the model's.
+        tokenizer: the model's.
+        run: how many examples, how long, and what becomes of bad ones.
+        truncate: whether what is too long is cut, never within or before a picture;
+            else it is a bad row.
+        threads: that decode pictures side by side; None for as many as the processor
+            has, up to ``image.DECODERS``.
+        report: is told of every row that is passed over.
+
+    Attributes:
+        skipped: the rows that were passed over. Instead of one comes the next of its
+            data set's order that can be used.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        config: MM1Config,
+        tokenizer: Tokenizer,
+        run: Run,
+        *,
+        truncate: bool = False,
+        threads: int | None = None,
+        report: Callable[[DataError], None] | None = None,
+    ) -> None:
+        self.mixture = mixture
+        self.skipped = Skipped(report)
+        self._config = config
+        self._tokenizer = tokenizer
+        self._run = run
+        self._truncate = truncate
+        threads = threads or min(DECODERS, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mm1-data")
+
+    def __call__(self, step: int, shard: int) -> Batch:
+        """The batch of a micro-batch of a step.
+
+        Raises:
+            DataError: a row cannot be used, and bad ones are not passed over.
+        """
+        size = self._run.batch_size
+        first = (step * self._run.micro_batches + shard) * size
+        prepared = self.prepare(range(first, first + size))
+        numbers = itertools.count()
+        places = [[next(numbers) for _ in each.pictures] for each in prepared]
+        pictures = [picture for each in prepared for picture in each.pictures]
+        join = pack if self._run.packing else stack
+        return join([each.row for each in prepared], places, pictures)
+
+    def prepare(self, positions: Sequence[int]) -> list[Prepared]:
+        """The examples at the mixture's positions, or those that come instead.
+
+        Raises:
+            DataError: as of a call.
+        """
+        reading = [self._pool.submit(self._read, p, 0) for p in positions]
+        try:
+            return [
+                self._prepared(position, future)
+                for position, future in zip(positions, reading, strict=True)
+            ]
+        finally:
+            for future in reading:
+                future.cancel()
+
+    def _prepared(self, position: int, reading: Future[_Read]) -> Prepared:
+        dataset = self.mixture.dataset_at(position)
+        most = min(len(dataset), MOST_SKIPPED)
+        for attempt in range(most):
+            try:
+                read = (
+                    reading.result() if attempt == 0 else self._read(position, attempt)
+                )
+                return self._build(read)
+            except DataError as error:
+                if not self._run.skip_bad:
+                    raise
+                self.skipped.add(error)
+        raise DataError(
+            f"{most} rows of {dataset.spec.title} behind one another cannot be used, the "
+            f"first is {self.skipped.first[0]}"
+        )
+
+    def _read(self, position: int, attempt: int) -> _Read:
+        """What takes time and no tokenizer; runs in several threads."""
+        example = self.mixture.substitute(position, attempt)
+        with located(example.origin):
+            turns, pictures = refer_example(example, self._config)
+        return _Read(example, turns, pictures)
+
+    def _build(self, read: _Read) -> Prepared:
+        example, config = read.example, self._config
+        # A typed special token joins the tokenizer's vocabulary: one thread at a time.
+        with located(example.origin), _TOKENIZING:
+            if example.kind == "document":
+                sample = build_document(read.turns[0][1], config, self._tokenizer)
+            else:
+                sample = build_sample(read.turns, config, self._tokenizer)
+            row = widen_sample(sample, read.pictures, config, self._tokenizer)
+            return Prepared(example, self._fit(row), tuple(read.pictures))
+
+    def _fit(self, row: Row) -> Row:
+        """The row, no longer than allowed, if something of it is learned."""
+        length, most = len(row.tokens), self._run.max_length
+        if length > most:
+            if not self._truncate:
+                seen = sum(span.length for span in row.spans)
+                raise PromptError(
+                    f"it has {length} tokens, {seen} of them of pictures, expected at "
+                    f"most {most}; allow longer examples, or have them truncated"
+                )
+            row = row.until(most)
+        # The first token is a target of nothing.
+        if not any(row.learned[1:]):
+            raise PromptError(f"nothing of its first {most} tokens is learned")
+        return row
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An example with its pictures decoded and its regions written."""
+
+    example: Example
+    turns: list[Turn]
+    pictures: list[Picture]
+
+
+# Batches of several mixtures may share a tokenizer.
+_TOKENIZING = threading.Lock()
+
+
+def refer_example(
+    example: Example, config: MM1Config
+) -> tuple[list[Turn], list[Picture]]:
+    """The example's turns as the model is shown them, and its pictures.
+
+    A region in an answer is what the assistant says of it: its coordinates. One in a
+    question is, to a model with a region sampler, a token too, as it is when asked.
+
+    Raises:
+        PromptError: a picture or a region cannot be used.
+    """
+    if not example.images:
+        return refer(example.turns, [], config)
+    if config.image is None or not config.sees:
+        raise PromptError(
+            f"it has {len(example.images)} picture(s), but the model takes text only"
+        )
+    pictures = load_pictures(example.images, config.image)
+    said, _ = refer(example.turns, pictures, replace(config, region=None))
+    turns = [
+        answer if answer[0] == "assistant" else turn
+        for turn, answer in zip(example.turns, said, strict=True)
+    ]
+    return refer(turns, pictures, config)

@@ -1,0 +1,393 @@
+"""A row's keys and values -> an example: what the forms of public data sets mean.
+
+| form | keys | becomes |
+|---|---|---|
+| llava | ``conversations`` [{from, value}], ``image`` | a conversation, "<image>" its places |
+| messages | ``messages`` [{role, content}], ``images`` | a conversation |
+| turns | ``texts`` [{user, assistant}], ``images`` | a conversation (the Cauldron) |
+| question | ``question``, ``answer``, ``image`` | a conversation |
+| parts | ``parts`` [text or {type: ...}], ``images`` | a document, as it is written |
+| interleaved | ``texts`` and ``images``, null in the other | a document (OBELICS) |
+| caption | ``caption`` or ``text``, ``image`` | a document, or the answer to a prompt |
+| text | ``text`` | a document |
+
+``image`` may be a list, ``images`` always is one, ``file_name`` is a path; other keys are
+not looked at. In a document each picture begins a line and a space follows it, as in the
+examples that ``shots`` shows a base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mm1_mlx.errors import DataError
+from mm1_mlx.image import ImageSource
+from mm1_mlx.messages import collect
+from mm1_mlx.train.data.example import Example, Kind, Record, located
+from mm1_mlx.train.data.pictures import PictureFolder
+
+# What stands in the text where a picture does.
+PLACE = "<image>"
+_ROLES = {"human": "user", "gpt": "assistant"}
+_SPEAKERS = ("human", "gpt", "user", "assistant", "system")
+
+Values = Mapping[str, Any]
+# The parts of a message.
+Content = list[dict[str, Any]]
+Messages = list[dict[str, Any]]
+Find = Callable[[Any], ImageSource]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A row as messages, and the pictures for the places that bring none."""
+
+    messages: Messages
+    images: list[ImageSource]
+    # A document is one message of the user's.
+    kind: Kind
+
+
+def read_example(
+    record: Record,
+    folder: PictureFolder,
+    form: str | None = None,
+    prompt: str | None = None,
+) -> Example:
+    """The example of a row.
+
+    Args:
+        record: the row.
+        folder: where its pictures are.
+        form: one of ``FORMS``, None to recognise it by its keys.
+        prompt: what is added to every question, or asked of a caption's picture.
+
+    Raises:
+        DataError: names the row and says what is wrong with it.
+    """
+    values = {key: value for key, value in record.values.items() if value is not None}
+    with located(record.origin):
+        draft = FORMS[form or recognise(values)](values, folder.find, prompt)
+        turns, sources = collect(draft.messages, draft.images)
+        if draft.kind == "conversation":
+            _check_answers(draft.messages)
+        else:
+            turns = [("document", turns[0][1])]
+        return Example(tuple(turns), tuple(sources), record.origin, draft.kind)
+
+
+def recognise(values: Values) -> str:
+    """The form of a row, by the keys that hold something.
+
+    Raises:
+        DataError: it is none that is known.
+    """
+    pictures = any(values.get(key) for key in ("image", "images", "file_name"))
+    for form, key in (
+        ("llava", "conversations"),
+        ("messages", "messages"),
+        ("parts", "parts"),
+    ):
+        if key in values:
+            return form
+    if "texts" in values:
+        texts = values["texts"]
+        spoken = isinstance(texts, list) and any(isinstance(t, Mapping) for t in texts)
+        return "turns" if spoken else "interleaved"
+    if "question" in values and "answer" in values:
+        return "question"
+    if "caption" in values or ("text" in values and pictures):
+        return "caption"
+    if "text" in values:
+        return "text"
+    raise DataError(
+        f"a row with the keys {sorted(map(str, values))[:8]} has no form that is known; "
+        f"the forms are {list(FORMS)}"
+    )
+
+
+def _check_answers(messages: Messages) -> None:
+    answers = [m for m in messages if m["role"] == "assistant"]
+    if not answers:
+        raise DataError("it has no assistant turn, so nothing is learned of it")
+    for message in answers:
+        content = message["content"]
+        if content in ("", []) or (isinstance(content, str) and not content.strip()):
+            raise DataError("an assistant turn is empty, expected an answer")
+
+
+# Reading values
+
+
+def _need(values: Values, key: str, kind: type | tuple[type, ...], what: str) -> Any:
+    value = values.get(key)
+    if not isinstance(value, kind):
+        raise DataError(f"{key} is {value!r:.60}, expected {what}")
+    return value
+
+
+def _text(values: Values, key: str) -> str:
+    return str(_need(values, key, str, "text"))
+
+
+def _pictures(values: Values, find: Find) -> list[ImageSource]:
+    """The row's pictures, in order."""
+    if values.get("images") and values.get("image"):
+        raise DataError("it has both image and images, expected one of them")
+    given = values.get("images") or values.get("image") or values.get("file_name") or []
+    return [find(source) for source in (given if isinstance(given, list) else [given])]
+
+
+def _image_parts(count: int) -> Content:
+    return [{"type": "image"}] * count
+
+
+def _text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _cut_at_places(text: str) -> Content:
+    """The text in parts; the template writes what stands between picture and text."""
+    stretches = [stretch.strip("\n") for stretch in text.split(PLACE)]
+    if len(stretches) == 2 and not stretches[1].strip():
+        # As LLaVA's ``preprocess_multimodal``: a picture behind its question goes first.
+        stretches.reverse()
+    content: Content = []
+    for number, stretch in enumerate(stretches):
+        content += _image_parts(min(number, 1))
+        content += [_text_part(stretch)] if stretch else []
+    return content
+
+
+def _with_places(messages: Messages, images: list[ImageSource]) -> Messages:
+    """The messages with a place for each picture.
+
+    Raises:
+        DataError: they differ in number.
+    """
+    users = [i for i, m in enumerate(messages) if m["role"] == "user"]
+    texts = {
+        i: messages[i]["content"]
+        for i in users
+        if isinstance(messages[i]["content"], str)
+    }
+    places = sum(text.count(PLACE) for text in texts.values())
+    if not images and not places:
+        return messages
+    asked = sum(
+        isinstance(part, Mapping)
+        and part.get("type") == "image"
+        and part.get("image") is None
+        for m in messages
+        if isinstance(m["content"], list)
+        for part in m["content"]
+    )
+    if places + asked == 0 and images and users:
+        # Beside the first question, where whoever wrote none meant them to be.
+        first = messages[users[0]]
+        content = first["content"]
+        shown = [_text_part(content)] if isinstance(content, str) else content
+        placed = {**first, "content": [*_image_parts(len(images)), *shown]}
+        return [*messages[: users[0]], placed, *messages[users[0] + 1 :]]
+    if places + asked != len(images):
+        raise DataError(
+            f"it has {places + asked} places for pictures ({PLACE}) but {len(images)} "
+            "pictures; give one for each place"
+        )
+    return [
+        {**m, "content": _cut_at_places(m["content"])}
+        if i in texts and PLACE in m["content"]
+        else m
+        for i, m in enumerate(messages)
+    ]
+
+
+def _with_prompt(messages: Messages, prompt: str | None) -> Messages:
+    """The messages with the prompt behind every question that does not end with it."""
+    if prompt is None:
+        return messages
+    asked = []
+    for message in messages:
+        content = message["content"]
+        if message["role"] != "user":
+            asked.append(message)
+            continue
+        parts = [_text_part(content)] if isinstance(content, str) else list(content)
+        last = parts[-1] if parts else {}
+        text = last.get("text") if isinstance(last, Mapping) else None
+        if not isinstance(text, str):
+            parts.append(_text_part(prompt))
+        elif not text.rstrip().endswith(prompt):
+            parts[-1] = _text_part(f"{text.rstrip()}\n{prompt}" if text else prompt)
+        asked.append({**message, "content": parts})
+    return asked
+
+
+# The forms
+
+
+def _llava(values: Values, find: Find, prompt: str | None) -> Draft:
+    messages = []
+    for turn in _need(values, "conversations", list, "a list of turns"):
+        speaker = turn.get("from") if isinstance(turn, Mapping) else None
+        if speaker not in _SPEAKERS:
+            raise DataError(
+                f"a turn is from {speaker!r:.40}, expected one of {list(_SPEAKERS)}"
+            )
+        role = _ROLES.get(speaker, speaker)
+        messages.append({"role": role, "content": _text(turn, "value")})
+    return _conversation(messages, _pictures(values, find), prompt)
+
+
+def _messages(values: Values, find: Find, prompt: str | None) -> Draft:
+    messages = []
+    for message in _need(values, "messages", list, "a list of messages"):
+        if not isinstance(message, Mapping):
+            raise DataError(f"a message is {message!r:.60}, expected an object")
+        content = message.get("content")
+        if isinstance(content, list):
+            content = [_found(part, find) for part in content]
+        messages.append({"role": message.get("role"), "content": content})
+    images = _pictures(values, find)
+    if not images:
+        # A typed "<image>" is text where there are no pictures to place.
+        return Draft(_with_prompt(messages, prompt), images, "conversation")
+    return _conversation(messages, images, prompt)
+
+
+def _turns(values: Values, find: Find, prompt: str | None) -> Draft:
+    messages: Messages = []
+    for turn in _need(values, "texts", list, "a list of turns"):
+        if not isinstance(turn, Mapping):
+            raise DataError(f"a turn is {turn!r:.60}, expected {{user, assistant}}")
+        messages.append({"role": "user", "content": _text(turn, "user")})
+        messages.append({"role": "assistant", "content": _text(turn, "assistant")})
+    return _conversation(messages, _pictures(values, find), prompt)
+
+
+def _question(values: Values, find: Find, prompt: str | None) -> Draft:
+    messages = [
+        {"role": "user", "content": _text(values, "question")},
+        {"role": "assistant", "content": _text(values, "answer")},
+    ]
+    return _conversation(messages, _pictures(values, find), prompt)
+
+
+def _conversation(
+    messages: Messages, images: list[ImageSource], prompt: str | None
+) -> Draft:
+    if not messages:
+        raise DataError("it has no turns")
+    placed = _with_prompt(_with_places(messages, images), prompt)
+    return Draft(placed, images, "conversation")
+
+
+def _parts(values: Values, find: Find, prompt: str | None) -> Draft:
+    content: Content = [
+        _text_part(part) if isinstance(part, str) else _found(part, find)
+        for part in _need(values, "parts", list, "a list of parts")
+    ]
+    return _document(content, _pictures(values, find), prompt)
+
+
+def _interleaved(values: Values, find: Find, prompt: str | None) -> Draft:
+    texts = _need(values, "texts", list, "a list of texts, null where a picture is")
+    images = _need(values, "images", list, "a list of pictures, null where text is")
+    if len(texts) != len(images):
+        raise DataError(
+            f"it has {len(texts)} texts but {len(images)} images, expected as many, "
+            "null where the other is"
+        )
+    content, sources = [], []
+    for number, (text, image) in enumerate(zip(texts, images, strict=True)):
+        if (text is None) == (image is None):
+            raise DataError(
+                f"texts[{number}] and images[{number}] are both "
+                f"{'null' if text is None else 'given'}, expected one of them"
+            )
+        if image is not None:
+            sources.append(find(image))
+            content += _image_parts(1)
+        elif isinstance(text, str):
+            content.append(_text_part(text))
+        else:
+            raise DataError(f"texts[{number}] is {text!r:.60}, expected text")
+    return _document(_spaced(content), sources, prompt)
+
+
+def _caption(values: Values, find: Find, prompt: str | None) -> Draft:
+    images = _pictures(values, find)
+    caption = _text(values, "caption" if "caption" in values else "text").strip()
+    if not images:
+        raise DataError("a caption has no picture; name it as image, or give text")
+    if not caption:
+        raise DataError("its caption is empty")
+    places = _image_parts(len(images))
+    if prompt is None:
+        return _document(_spaced([*places, _text_part(caption)]), images, None)
+    messages: Messages = [
+        {"role": "user", "content": [*places, _text_part(prompt)]},
+        {"role": "assistant", "content": caption},
+    ]
+    return Draft(messages, images, "conversation")
+
+
+def _plain(values: Values, find: Find, prompt: str | None) -> Draft:
+    if images := _pictures(values, find):
+        raise DataError(f"a text has {len(images)} pictures; give it as a caption")
+    return _document([_text_part(_text(values, "text"))], [], prompt)
+
+
+def _document(content: Content, images: list[ImageSource], prompt: str | None) -> Draft:
+    if prompt is not None:
+        raise DataError(
+            f"a document asks nothing, so the prompt {prompt[:40]!r} has no place in it; "
+            "take the prompts from its data set"
+        )
+    if not any(part.get("text", "").strip() for part in content):
+        raise DataError("a document without text teaches nothing")
+    return Draft([{"role": "user", "content": content}], images, "document")
+
+
+def _found(part: Any, find: Find) -> Any:
+    """A part of a message, the picture that it names found in its folder."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "image":
+        names = (part.get(key) for key in ("image", "path", "url"))
+        source = next((name for name in names if name is not None), None)
+        return {"type": "image", "image": None if source is None else find(source)}
+    if kind == "video":
+        return {**part, "video": find(part.get("video"))}
+    return part
+
+
+def _spaced(content: Content) -> Content:
+    """Every picture at the beginning of a line, a space behind it."""
+    spaced: Content = []
+    for part in content:
+        before = spaced[-1] if spaced else None
+        if part["type"] == "text":
+            text = part["text"].strip()
+            seen = before is not None and before["type"] == "image"
+            line = "\n" if before is not None and not seen else ""
+            spaced.append(_text_part(f"{' ' if seen else line}{text}"))
+            continue
+        if before is not None and before["type"] == "text":
+            spaced[-1] = _text_part(before["text"] + "\n")
+        spaced.append(part)
+    return spaced
+
+
+Read = Callable[[Values, Find, str | None], Draft]
+FORMS: dict[str, Read] = {
+    "llava": _llava,
+    "messages": _messages,
+    "turns": _turns,
+    "question": _question,
+    "parts": _parts,
+    "interleaved": _interleaved,
+    "caption": _caption,
+    "text": _plain,
+}

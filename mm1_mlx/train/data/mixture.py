@@ -1,0 +1,341 @@
+"""Several data sets by weight -> the example at any position.
+
+``mixture[position]`` depends on the specs, the files, the seed and the position alone.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm1_mlx.errors import ConfigError, DataError
+from mm1_mlx.section import Section, require
+from mm1_mlx.train.data.example import Example
+from mm1_mlx.train.data.files import READERS, Files, find_files
+from mm1_mlx.train.data.forms import FORMS, read_example
+from mm1_mlx.train.data.order import GOLDEN, Order, Picks, scramble
+from mm1_mlx.train.data.pictures import PictureFolder
+
+SPECS = Path(__file__).parent / "specs"
+# Which rows of a data set: those that are learned, or those kept to measure by.
+Part = Literal["train", "valid"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Section):
+    """One data set of a mixture."""
+
+    # A file, a folder of shards or a pattern, from the data's root; its suffix may be
+    # left out.
+    path: str
+    # What it is called, its path if empty.
+    name: str = ""
+    # Its share beside the other weights; where none has one, its number of rows.
+    weight: float | None = None
+    # How its rows are to be read, None to recognise each by its keys.
+    form: str | None = None
+    # One of them stands behind every question, or asks for a caption.
+    prompts: tuple[str, ...] = ()
+    # Of a folder whose files are named by splits.
+    split: str | None = None
+    # Only so many rows, from the first.
+    limit: int | None = None
+    # Where relative pictures begin, from the data's root; None for beside the file.
+    image_folder: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.path != "", "DatasetSpec.path is empty")
+        require(
+            self.weight is None or self.weight > 0,
+            f"DatasetSpec.weight: {self.weight} is not above 0",
+        )
+        require(
+            self.limit is None or self.limit >= 1,
+            f"DatasetSpec.limit: {self.limit} is not above 0",
+        )
+        require(
+            self.form is None or self.form in FORMS,
+            f"DatasetSpec.form: {self.form!r} is not one of {list(FORMS)}",
+        )
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return self.name or self.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureSpec(Section):
+    """A file of data sets that are learned together."""
+
+    datasets: tuple[DatasetSpec, ...]
+    # For who reads the file.
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        require(len(self.datasets) > 0, "MixtureSpec.datasets is empty")
+
+
+class Dataset:
+    """The examples of one data set in its order, epoch after epoch.
+
+    Args:
+        spec: what it is.
+        paths: its files.
+        key: of its order and of the choice of prompts.
+        root: where ``image_folder`` begins.
+        outside: whether pictures may lie outside their folder.
+        held_out: share of the rows that are kept to measure by.
+        part: which rows.
+
+    Raises:
+        DataError: a file cannot be read, or there are no rows.
+    """
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        paths: Sequence[Path],
+        key: int,
+        root: Path,
+        *,
+        outside: bool = False,
+        held_out: float = 0.0,
+        part: Part = "train",
+    ) -> None:
+        self.spec = spec
+        self.files = Files(paths)
+        self._key = key
+        self._folder = None if spec.image_folder is None else root / spec.image_folder
+        self._outside = outside
+        total = min(len(self.files), spec.limit or len(self.files))
+        self._rows = choose_rows(total, held_out, part)
+        blocks = self.files.blocks
+        if blocks is not None:
+            # How many of each block's rows are chosen.
+            ends = np.searchsorted(self._rows, np.cumsum(blocks))
+            blocks = np.diff(ends, prepend=0)
+            blocks = blocks[blocks > 0]
+        if not len(self._rows):
+            raise DataError(
+                f"{spec.title} has no rows to {'learn' if part == 'train' else 'keep'}: "
+                f"{len(self.files)} in {len(self.files.paths)} files, of which "
+                f"{held_out:g} are held out"
+            )
+        self._order = Order(len(self._rows), key, blocks)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Example:
+        """The example that comes as the ``number``-th.
+
+        Raises:
+            DataError: its row cannot be used.
+        """
+        record = self.files[int(self._rows[self._order[number]])]
+        folder = PictureFolder(self._folder or record.folder, self._outside)
+        prompts = self.spec.prompts
+        prompt = (
+            prompts[scramble(self._key, number) % len(prompts)] if prompts else None
+        )
+        return read_example(record, folder, self.spec.form, prompt)
+
+
+def choose_rows(total: int, held_out: float, part: Part) -> NDArray[np.int64]:
+    """Which of ``total`` rows are a part's, by a hash of their numbers.
+
+    The hash (Fibonacci's: multiples of the golden ratio) falls evenly through the file,
+    and does not depend on a seed: every run on the file holds out the same rows.
+    """
+    if held_out == 0.0 and part == "train":
+        return np.arange(total)
+    hashes = np.arange(total, dtype=np.uint64) * np.uint64(GOLDEN)
+    held = hashes < np.uint64(round(held_out * 2**64))
+    return np.flatnonzero(held if part == "valid" else ~held)
+
+
+class Mixture:
+    """The examples of several data sets, each as often as its weight says.
+
+    Args:
+        datasets: what is mixed.
+        seed: of the mixture's order.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset], seed: int) -> None:
+        self.datasets = tuple(datasets)
+        weights = [dataset.spec.weight for dataset in datasets]
+        given = [weight for weight in weights if weight is not None]
+        if given and len(given) < len(weights):
+            lacking = [d.spec.title for d in datasets if d.spec.weight is None]
+            raise DataError(
+                f"{len(lacking)} of {len(weights)} data sets have no weight, e.g. "
+                f"{lacking[:5]}; give every one a weight, or none"
+            )
+        self.weights = given or [float(len(dataset)) for dataset in datasets]
+        self._picks = Picks(self.weights, seed)
+        self._seed = seed
+
+    def __len__(self) -> int:
+        """Rows of all data sets together."""
+        return sum(map(len, self.datasets))
+
+    def __getitem__(self, position: int) -> Example:
+        """The example at a position, counted from 0 without an end.
+
+        Raises:
+            DataError: its row cannot be used.
+        """
+        return self.substitute(position, 0)
+
+    def substitute(self, position: int, attempt: int) -> Example:
+        """What comes instead of a position's row: the next ones of its data set's order."""
+        chosen, number = self._picks[position]
+        return self.datasets[chosen][number + attempt]
+
+    def dataset_at(self, position: int) -> Dataset:
+        """The data set whose row stands at a position."""
+        return self.datasets[self._picks[position][0]]
+
+    def count(self, positions: int) -> list[int]:
+        """How many of the first positions are each data set's."""
+        return [
+            self._picks.count(positions, chosen) for chosen in range(len(self.datasets))
+        ]
+
+    def identity(self) -> str:
+        """A digest of all that the examples depend on, pictures in files of their own aside."""
+        parts: list[Any] = [self._seed]
+        for dataset in self.datasets:
+            parts += [dataset.spec.to_dict(), dataset.files.identity(), len(dataset)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def open_mixture(
+    data: Sequence[str],
+    *,
+    root: Path | None = None,
+    image_folder: Path | None = None,
+    outside: bool = False,
+    seed: int = 0,
+    held_out: float = 0.0,
+    part: Part = "train",
+) -> Mixture:
+    """The mixture of what a user names.
+
+    Args:
+        data: files, folders, patterns, each with a weight behind a colon if it has one
+            (``photos.jsonl:2``); mixtures in JSON; names of mixtures that come with the
+            package (``specs/``).
+        root: where relative paths begin; None for the current folder, and a mixture's own.
+        image_folder: where the pictures of all of them begin.
+        outside: whether pictures may lie outside their folder.
+        seed: of the order.
+        held_out: share of the rows that are kept to measure by.
+        part: which rows.
+
+    Raises:
+        DataError: a file cannot be used; ConfigError: a mixture is not one.
+    """
+    if not data:
+        raise DataError("no data is named; give files, folders or a mixture")
+    specs: list[tuple[DatasetSpec, Path]] = []
+    for name in data:
+        specs += _read_name(name, root)
+    found = [_find(spec, base) for spec, base in specs]
+    lacking = [str(b / s.path) for (s, b), f in zip(specs, found, strict=True) if not f]
+    if lacking:
+        raise DataError(
+            f"{len(lacking)} of {len(specs)} data sets were not found, e.g. {lacking[:5]}; "
+            f"put files ({', '.join(READERS)}) or folders of such names there, or write "
+            "a mixture with their paths"
+        )
+    datasets = []
+    for number, ((spec, base), paths) in enumerate(zip(specs, found, strict=True)):
+        if image_folder is not None:
+            spec = DatasetSpec.from_dict(
+                spec.to_dict() | {"image_folder": str(image_folder.absolute())}
+            )
+        key = scramble(seed, number)
+        datasets.append(
+            Dataset(
+                *(spec, paths, key, base),
+                outside=outside,
+                held_out=held_out,
+                part=part,
+            )
+        )
+    return Mixture(datasets, seed)
+
+
+def shipped_mixtures() -> list[str]:
+    """Names of the mixtures that come with the package."""
+    return sorted(path.stem for path in SPECS.glob("*.json"))
+
+
+def read_mixture(path: Path) -> MixtureSpec:
+    """The mixture that a JSON file describes.
+
+    Raises:
+        ConfigError: it is none, or has a field that is unknown, missing or mistyped.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise ConfigError(
+            f"{path} is not valid JSON, expected a mixture of data sets; rows stand one "
+            "a line in a .jsonl file"
+        ) from None
+    if isinstance(values, list):
+        raise ConfigError(
+            f"{path} is a list, expected a mixture of data sets; write a list's rows as "
+            f"lines: jq -c '.[]' {path.name} > {path.stem}.jsonl"
+        )
+    try:
+        return MixtureSpec.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _read_name(name: str, root: Path | None) -> list[tuple[DatasetSpec, Path]]:
+    """The data sets that a name stands for, and where the path of each begins."""
+    base = root or Path()
+    if name in shipped_mixtures():
+        spec = read_mixture(SPECS / f"{name}.json")
+        return [(each, base) for each in spec.datasets]
+    if name.endswith(".json"):
+        file = base / name
+        spec = read_mixture(file)
+        return [(each, root or file.parent) for each in spec.datasets]
+    path, colon, weight = name.rpartition(":")
+    if colon and not (base / name).exists():
+        try:
+            return [(DatasetSpec(path=path, weight=float(weight)), base)]
+        except ValueError:
+            raise DataError(
+                f"{name!r} does not exist, nor is {weight!r} a weight above 0"
+            ) from None
+    return [(DatasetSpec(path=name), base)]
+
+
+def _find(spec: DatasetSpec, base: Path) -> list[Path]:
+    """The files of a data set; none where nothing is of that name."""
+    path = base / spec.path
+    if path.exists():
+        return find_files(path, spec.split)
+    for suffix in READERS:
+        beside = path.with_name(path.name + suffix)
+        if beside.is_file():
+            return [beside]
+    return find_files(path) if glob.has_magic(spec.path) else []

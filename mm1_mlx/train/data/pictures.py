@@ -1,0 +1,67 @@
+"""What a row says of a picture -> where it is read from: never outside its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mm1_mlx.errors import DataError
+from mm1_mlx.files import lies_in
+from mm1_mlx.image import ImageSource
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """Where the relative paths of a data file begin.
+
+    Attributes:
+        path: the folder.
+        outside: whether paths may lead out of it. Data from elsewhere must not make the
+            user's other files part of what is trained on.
+    """
+
+    path: Path
+    outside: bool = False
+
+    def find(self, source: Any) -> ImageSource:
+        """The picture that a row names, not opened yet.
+
+        Args:
+            source: a path, a data URI, encoded bytes, a Pillow image, or Hugging Face's
+                ``{"bytes": ..., "path": ...}``.
+
+        Raises:
+            DataError: it is none of these, or lies outside the folder.
+        """
+        if isinstance(source, Mapping):
+            source = source.get("bytes") or source.get("path") or source.get("url")
+        if isinstance(source, bytes | Image.Image):
+            return source
+        if not isinstance(source, str) or not source:
+            raise DataError(
+                f"a picture is {source!r:.60}, expected a path, a data URI or its bytes"
+            )
+        if source[:5].lower() == "data:":
+            return source
+        if "://" in source[:12]:
+            raise DataError(
+                f"picture {source!r:.80} is a URL, expected a file; download it first "
+                "and give its path"
+            )
+        if "\0" in source:
+            raise DataError(f"picture {source!r:.80} is no path: it holds a NUL")
+        path = self.path / source
+        try:
+            inside = self.outside or lies_in(self.path, path)
+        except (OSError, ValueError):
+            inside = False
+        if not inside:
+            raise DataError(
+                f"picture {source!r:.80} lies outside {self.path}; give the folder of "
+                "the pictures, or allow paths out of it"
+            )
+        return path

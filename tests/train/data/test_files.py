@@ -1,0 +1,233 @@
+"""Files are rows by number: JSONL, tar shards, parquet, and folders of them."""
+
+import json
+import os
+import tarfile
+
+import pytest
+
+from mm1_mlx.errors import DataError
+from mm1_mlx.train.data.files import Files, find_files
+from mm1_mlx.train.data.lines import JsonLines
+from mm1_mlx.train.data.parquet import Parquet
+from mm1_mlx.train.data.shards import Shard
+
+# Lines
+
+
+def test_every_line_is_a_row_that_knows_its_number(write_lines):
+    rows = JsonLines(write_lines([{"text": "a"}, "", "  ", {"text": "é\u2028"}, "\t"]))
+    assert len(rows) == 2
+    assert [rows[i].values for i in range(2)] == [{"text": "a"}, {"text": "é\u2028"}]
+    assert [rows[i].origin.rpartition(":")[2] for i in range(2)] == ["1", "4"]
+
+
+@pytest.mark.parametrize(
+    ("data", "texts"),
+    [
+        (b"", []),
+        (b"\n\n", []),
+        (b'{"text": 1}', [1]),
+        (b'\xef\xbb\xbf{"text": 1}\r\n\r\n{"text": 2}\r\n', [1, 2]),
+        (b"\xef\xbb\xbf\n" + b'{"text": 2}', [2]),
+    ],
+)
+def test_ends_of_lines_and_marks_of_the_encoding_are_no_rows(tmp_path, data, texts):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(data)
+    rows = JsonLines(path)
+    assert [rows[i].values["text"] for i in range(len(rows))] == texts
+
+
+def test_chunks_of_the_index_do_not_cut_rows(write_lines, monkeypatch):
+    texts = [f"{'x' * (i % 7)}" for i in range(50)]
+    path = write_lines([{"text": text} for text in texts])
+    monkeypatch.setattr("mm1_mlx.train.data.lines._CHUNK", 5)
+    rows = JsonLines(path)
+    assert [rows[i].values["text"] for i in range(len(rows))] == texts
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{broken", r"rows.jsonl:2: expected a JSON object, got '\{broken"),
+        ("[1, 2]", "jq -c"),
+        ("7", "expected a JSON object, got '7"),
+        ("[" * 100_000, "expected a JSON object"),
+        ('{"a": ' + "1" * 5000 + "}", "expected a JSON object"),
+    ],
+)
+def test_a_line_that_is_no_object_is_named(write_lines, line, reason):
+    rows = JsonLines(write_lines([{"text": "a"}, line]))
+    assert rows[0].values == {"text": "a"}
+    with pytest.raises(DataError, match=reason):
+        rows[1]
+
+
+def test_a_line_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('{"text": "é"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match="jsonl:1: not UTF-8; convert the file"):
+        JsonLines(path)[0]
+
+
+def test_a_file_that_was_cut_meanwhile_is_named(write_lines):
+    path = write_lines([{"text": "a"}, {"text": "b"}])
+    rows = JsonLines(path)
+    os.truncate(path, 16)
+    with pytest.raises(DataError, match="jsonl:2: the file has been cut"):
+        rows[1]
+
+
+def test_a_line_without_an_end_is_not_read(write_lines, monkeypatch):
+    rows = JsonLines(write_lines([{"text": "a" * 100}]))
+    monkeypatch.setattr("mm1_mlx.train.data.lines.MAX_ROW_BYTES", 50)
+    with pytest.raises(DataError, match="the line has 113 bytes, expected at most 50"):
+        rows[0]
+
+
+# Shards
+
+
+def test_members_of_one_name_are_a_row(write_shard):
+    files = [
+        ("a/001.jpg", b"one"),
+        ("a/001.txt", b"ein Text "),
+        ("a/001.cls", b"7"),
+        ("a/002.json", json.dumps({"caption": "c", "image": "x"}).encode()),
+        ("a/002.1.png", b"second"),
+        ("a/002.10.png", b"third"),
+        ("a/002.0.PNG", b"first"),
+        ("._a", b"what macOS adds"),
+        ("a/._002.png", b"what macOS adds"),
+        ("a/003.txt", b"text alone"),
+    ]
+    rows = Shard(write_shard(files))
+    assert [rows[i].values for i in range(len(rows))] == [
+        {"caption": "ein Text", "images": [b"one"]},
+        {"caption": "c", "images": [b"first", b"second", b"third"]},
+        {"text": "text alone"},
+    ]
+    assert rows[1].origin.endswith("shard.tar:a/002")
+
+
+def test_names_that_need_a_header_of_their_own_are_read(write_shard):
+    name = f"{'long' * 60}/{'name' * 30}"
+    for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        rows = Shard(write_shard([(f"{name}.txt", b"text")], format=kind))
+        assert rows[0].values == {"text": "text"}
+        assert rows[0].origin.endswith(name)
+
+
+def test_a_row_without_text_is_named(write_shard):
+    rows = Shard(write_shard([("1.jpg", b""), ("1.cls", b"3")]))
+    with pytest.raises(DataError, match=r"shard.tar:1: holds \['cls', 'jpg'\], expec"):
+        rows[0]
+
+
+def test_a_shard_that_is_cut_off_anywhere_is_refused(write_shard):
+    path = write_shard([(f"{i}.txt", b"x" * 700) for i in range(3)])
+    whole = path.read_bytes()
+    # 3 members of a header and 700 bytes in blocks of 512.
+    for size in (1, 511, 700, 1536, 1600, 2500, 4607):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DataError, match=r"shard.tar (is|cannot be)"):
+            Shard(path)
+    path.write_bytes(whole)
+    assert len(Shard(path)) == 3
+
+
+def test_a_compressed_shard_is_refused_with_the_way_out(write_shard, tmp_path):
+    import gzip
+
+    packed = tmp_path / "packed.tar"
+    packed.write_bytes(gzip.compress(write_shard([("1.txt", b"x")]).read_bytes()))
+    with pytest.raises(DataError, match=r"is compressed \(gzip\).* unpack it to a pla"):
+        Shard(packed)
+
+
+# Parquet
+
+
+def test_rows_of_all_groups_are_read(write_parquet):
+    rows = Parquet(write_parquet([{"text": str(i)} for i in range(8)]))
+    assert rows.blocks.tolist() == [3, 3, 2]
+    assert [rows[i].values["text"] for i in range(len(rows))] == list("01234567")
+    assert rows[7].origin.endswith("rows.parquet:8")
+
+
+def test_few_groups_are_kept(write_parquet):
+    rows = Parquet(write_parquet([{"text": str(i)} for i in range(20)], group=1))
+    for i in [*range(20), *range(20)]:
+        assert rows[i].values["text"] == str(i)
+    assert len(rows._groups) == 5
+
+
+def test_without_pyarrow_the_extra_is_named(write_parquet, monkeypatch):
+    path = write_parquet([{"text": "a"}])
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r'pip install "mm1-mlx\[parquet\]" to read it'):
+        Parquet(path)
+
+
+# Folders
+
+
+def test_a_folder_of_splits_is_read_as_its_train_split(tmp_path, write_lines):
+    for name in ("train-00001-of-2", "train-00000-of-2", "test-00000-of-1"):
+        write_lines([{"text": name}], f"set/data/{name}.jsonl")
+    write_lines([], "set/notes.md")
+    found = find_files(tmp_path / "set")
+    assert [p.stem for p in found] == ["train-00000-of-2", "train-00001-of-2"]
+    assert [p.stem for p in find_files(tmp_path / "set", "test")] == ["test-00000-of-1"]
+    with pytest.raises(DataError, match=r"set holds no split 'dev', its files are \["):
+        find_files(tmp_path / "set", "dev")
+
+
+def test_a_folder_of_shards_and_a_pattern_are_read_in_order(tmp_path, write_lines):
+    for i in (2, 0, 1):
+        write_lines([{"text": str(i)}, {"text": str(i)}], f"set/part{i}.jsonl")
+    found = find_files(tmp_path / "set")
+    assert found == find_files(tmp_path / "set" / "part*.jsonl")
+    rows = Files(found)
+    assert [rows[i].values["text"] for i in range(len(rows))] == list("001122")
+    assert rows.blocks is None
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("none.jsonl", "does not exist; give a file, a folder or a pattern"),
+        ("**x/none*", "does not exist; give a file, a folder or a pattern"),
+        ("empty", "empty holds no data files, expected .jsonl, .ndjson, .tar, .parq"),
+        ("rows.json", "is none of .jsonl.* write one row a line: jq -c"),
+        ("rows.tar.gz", "is none of .*; unpack it first"),
+        ("rows.xyz", "is none of .*; convert it to one of them"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(tmp_path, name, reason):
+    (tmp_path / "empty").mkdir()
+    for file in ("rows.json", "rows.tar.gz", "rows.xyz"):
+        (tmp_path / file).touch()
+    with pytest.raises(DataError, match=reason):
+        find_files(tmp_path / name)
+
+
+def test_blocks_of_several_files_are_joined(write_parquet, write_lines):
+    rows = Files(
+        [
+            write_parquet([{"text": "p"}] * 7, "a.parquet"),
+            write_lines([{"text": "l"}] * 2, "b.jsonl"),
+        ]
+    )
+    assert rows.blocks.tolist() == [3, 3, 1, 1, 1]
+
+
+def test_an_identity_tells_files_apart(write_lines):
+    identities = {
+        Files([write_lines([{"text": text}] * count)]).identity()
+        for text, count in (("a", 2), ("b", 2), ("a", 3))
+    }
+    assert len(identities) == 3
+    again = Files([write_lines([{"text": "a"}] * 3)]).identity()
+    assert again in identities
