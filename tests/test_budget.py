@@ -33,7 +33,8 @@ from mm1_mlx.presets import PRESETS, VIT_L_14_336
 from mm1_mlx.recipe import find_recipe, plan
 from mm1_mlx.sizes import human_bytes
 from mm1_mlx.train.budget import Training
-from mm1_mlx.train.trainer import TrainConfig, make_optimizer
+from mm1_mlx.train.config import TrainConfig
+from mm1_mlx.train.optimizer import make_optimizer
 from mm1_mlx.writer import CheckpointWriter
 
 # Of what was taken, the most that may be said.

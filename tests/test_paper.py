@@ -25,7 +25,7 @@ from mm1_mlx.regions import refer
 from mm1_mlx.resolution import with_resolution
 from mm1_mlx.tiling import choose_grid, grids_between
 from mm1_mlx.train import paper
-from mm1_mlx.train.trainer import schedule
+from mm1_mlx.train.optimizer import schedule
 from mm1_mlx.video import NUM_FRAMES
 
 
@@ -80,7 +80,8 @@ def test_4_the_learning_rate_falls_with_the_size(parameters, rate):
     assert peak == pytest.approx(rate, rel=1e-3)
     config = paper.pretraining(parameters)
     assert config.learning_rate == peak
-    assert config.weight_decay == pytest.approx(peak / 10)
+    assert config.weight_decay * peak == pytest.approx(paper.weight_decay(peak))
+    assert paper.weight_decay(peak) == pytest.approx(peak / 10)
 
 
 def test_5_pre_training_saw_400_billion_tokens():

@@ -18,7 +18,7 @@ from benchmarks.shapes.scene import Scene, pick, random_scene, recolour, split_r
 from mm1_mlx.config import MM1Config
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
 from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
-from mm1_mlx.train.trainer import TrainConfig
+from mm1_mlx.train.config import TrainConfig
 
 RECIPE = Path(__file__).with_name("recipe.json")
 SPECIALS = ("<pad>", "</s>", "<image>")

@@ -4,6 +4,7 @@ One class by config: Llama, Vicuna, Mistral, Mixtral, Qwen2, Qwen3, OLMoE, OpenE
 Phi-3, StableLM, AFM, and MM1's own decoders, whose layer sizes are not published.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +18,8 @@ from mm1_mlx.config import DecoderConfig
 from mm1_mlx.kernels import attend
 from mm1_mlx.models.activation import ACTIVATIONS
 from mm1_mlx.models.moe import SparseMLP
+from mm1_mlx.models.recompute import recomputed
+from mm1_mlx.models.segments import Segments, segmented
 
 
 class Attention(nn.Module):
@@ -52,11 +55,20 @@ class Attention(nn.Module):
         self, x: mx.array, mask: Any, cache: Any, rows: int | None = None
     ) -> mx.array:
         """Attention [B, T, D] of x over the cache and itself, or of its last rows."""
-        B, T, _ = x.shape
+        T = x.shape[1]
         rows = rows or T
         q, k, v = self.q_proj(x[:, T - rows :]), self.k_proj(x), self.v_proj(x)
         if self.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
+        if isinstance(mask, Segments):
+            return self.o_proj(mask.apart(self._attend, q, k, v))
+        return self.o_proj(self._attend(q, k, v, mask, cache))
+
+    def _attend(
+        self, q: mx.array, k: mx.array, v: mx.array, mask: Any, cache: Any = None
+    ) -> mx.array:
+        """Attention [B, rows, D] of the last projected queries over all keys [B, T, D]."""
+        (B, rows, _), T = q.shape, k.shape[1]
         q = q.reshape(B, rows, self.num_heads, -1)
         k = k.reshape(B, T, self.num_kv_heads, -1)
         v = v.reshape(B, T, self.num_kv_heads, -1).transpose(0, 2, 1, 3)
@@ -73,7 +85,7 @@ class Attention(nn.Module):
         if rows < T:
             mask = _last_rows(mask, rows)
         x = attend(q, k, v, cache=cache, scale=self.scale, mask=mask)
-        return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, rows, -1))
+        return x.transpose(0, 2, 1, 3).reshape(B, rows, -1)
 
 
 def _last_rows(mask: Any, rows: int) -> Any:
@@ -155,6 +167,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.sliding_window = config.sliding_window
         self.has_capacity = bool(config.moe and config.moe.capacity_factor)
+        # Whether blocks are computed again for their gradients.
+        self.recompute = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config, i) for i in range(config.num_hidden_layers)]
         self.embedding_scale = config.embedding_scale
@@ -210,22 +224,34 @@ class Decoder(nn.Module):
         input_embeddings: mx.array | None = None,
         real: NDArray[np.bool_] | None = None,
         rows: int | None = None,
+        segments: Sequence[int] = (),
     ) -> tuple[mx.array, list[mx.array]]:
         """The normed states, and the gate's logits [B, T, E] of every sparse layer.
 
-        ``real`` [B, T] says which tokens are no padding, None that all are; with
-        ``rows`` the last layer gives the last states alone.
+        Args:
+            tokens: [B, T].
+            cache: one per layer.
+            input_embeddings: [B, T, D] in the tokens' place.
+            real: which tokens [B, T] are no padding, None that all are.
+            rows: of the last layer's states, how many are wanted, the last ones.
+            segments: lengths of what stands in the only row without seeing each other;
+                none where it is one.
         """
         x = self.embed(tokens) if input_embeddings is None else input_embeddings
         if self.embedding_scale != 1:
             # Rounded as transformers rounds it, in the weights' precision.
             x = x * mx.array(self.embedding_scale, x.dtype)
         caches = cache or [None] * len(self.layers)
-        mask = create_attention_mask(x, caches[0], window_size=self.sliding_window)
+        mask: Any = (
+            segmented(segments, x, self.sliding_window)
+            if segments
+            else create_attention_mask(x, caches[0], window_size=self.sliding_window)
+        )
         gates = []
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             asked = rows if layer is self.layers[-1] else None
-            x, logits = layer(x, mask, layer_cache, real, asked)
+            call = recomputed(layer) if self.recompute else layer
+            x, logits = call(x, mask, layer_cache, real, asked)
             if logits is not None:
                 gates.append(logits)
         return self.norm(x), gates

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mm1_mlx.config import VisionConfig
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.models.block import Block, SparseMLP, norm
+from mm1_mlx.models.recompute import recomputed
 from mm1_mlx.models.resample import stretch
 
 
@@ -55,6 +56,8 @@ class VisionEncoder(nn.Module):
         super().__init__()
         D = config.hidden_size
         self.config = config
+        # Whether blocks are computed again for their gradients.
+        self.recompute = False
         self.patch_embedding = PatchEmbedding(config)
         if config.patch_norm:
             self.patch_layernorm = norm(config)
@@ -101,7 +104,7 @@ class VisionEncoder(nn.Module):
         if "pre_layernorm" in self:
             x = self.pre_layernorm(x)
         for layer in self.layers:
-            x = layer(x)
+            x = recomputed(layer)(x) if self.recompute else layer(x)
         return self.post_layernorm(x) if "post_layernorm" in self else x
 
     def _grid_size(self, pixels: mx.array) -> int:

@@ -27,6 +27,8 @@ from mm1_mlx.work import decoder_flops, encode_flops
 KEPT_STATES, KEPT_HIDDEN, KEPT_SCORES = 6, 4, 2
 # Logits, their softmax and both gradients, in float32.
 KEPT_LOGITS = 4
+# Bytes of a trained number, whatever is computed with.
+MASTER = 4
 PARTS = ("vision", "connector", "decoder")
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -47,7 +49,8 @@ class Training:
         checkpointing: whether blocks are computed again for their gradients.
         micro_batches: whose gradients are averaged.
         workers: micro-batches that are computed side by side.
-        itemsize: bytes of a number that is not packed.
+        itemsize: bytes of a number that is computed with; trained ones have 4, and so
+            have their gradients and what the optimizer keeps.
         ways: how modules are packed, by path; no others are.
     """
 
@@ -77,16 +80,22 @@ class Training:
             ConfigError: there is no such optimizer, or packed weights are to be trained.
         """
         trained = self._trained(config)
-        adapters = sum(map(prod, trained.values())) if self.lora_rank else 0
+        numbers = sum(map(prod, trained.values()))
+        adapters = sum(prod(x) for name, x in trained.items() if ".lora_" in name)
         weights = sum(weight_bytes(config, self.ways, self.itemsize).values())
-        gradients = sum(map(prod, trained.values())) * self.itemsize
+        weights += (numbers - adapters) * (MASTER - self.itemsize) + adapters * MASTER
         state = (kept_numbers(self.optimizer, *weight) for weight in trained.items())
+        rounded = numbers * self.itemsize if self.itemsize < MASTER else 0
         # The step's new values stand beside the old ones.
-        working = max(self.workers * self.activations(config), gradients)
+        working = max(
+            self.workers * (self.activations(config) + rounded), numbers * MASTER
+        )
+        # The sum so far, and those of every micro-batch that is under way.
+        gradients = min(self.micro_batches, 1 + self.workers)
         return {
-            "weights": weights + adapters * self.itemsize,
-            "gradients": gradients * self.micro_batches,
-            "optimizer": sum(state) * self.itemsize,
+            "weights": weights,
+            "gradients": numbers * MASTER * gradients,
+            "optimizer": sum(state) * MASTER,
             "activations": working,
         }
 
@@ -199,16 +208,18 @@ def step_seconds(chip: Chip, config: MM1Config, training: Training) -> float:
 
 
 def training_of(
-    model: MM1, batch: Batch, optimizer: str, micro_batches: int = 1, workers: int = 1
+    model: MM1,
+    batch: Batch,
+    optimizer: str,
+    micro_batches: int = 1,
+    workers: int = 1,
+    *,
+    itemsize: int = MASTER,
+    checkpointing: bool = False,
 ) -> Training:
     """The step that trains what is not frozen of a model on batches like this one."""
     trained: Any = tree_flatten(model.trainable_parameters())
     shapes = {path: tuple(x.shape) for path, x in trained}
-    itemsizes = [
-        x.dtype.size
-        for x in model.tensors().values()
-        if mx.issubdtype(x.dtype, mx.floating)
-    ]
     rows, positions = batch.tokens.shape
     return Training(
         rows=rows,
@@ -220,7 +231,8 @@ def training_of(
         optimizer=optimizer,
         micro_batches=micro_batches,
         workers=workers,
-        itemsize=max(itemsizes, default=4),
+        itemsize=itemsize,
+        checkpointing=checkpointing,
         ways=packed_ways(model),
     )
 

@@ -74,7 +74,9 @@ def _routed_states(
     tokens = mx.array(batch.tokens)
     B, T = tokens.shape
     x = model.embed(tokens.flatten(), image_tokens, batch.spans).reshape(B, T, -1)
-    return model.decoder.routed(tokens, input_embeddings=x, real=batch.real)
+    return model.decoder.routed(
+        tokens, input_embeddings=x, real=batch.real, segments=batch.segments
+    )
 
 
 def states_loss(

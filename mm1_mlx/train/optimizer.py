@@ -1,15 +1,89 @@
-"""Optimizers: which weights each one is for, and what it keeps of them."""
+"""Optimizers: which weights each one is for, its schedule, and what it keeps of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Literal, get_args
 
 import mlx.core as mx
+import mlx.optimizers as optim
 
 from mm1_mlx.errors import ConfigError
+from mm1_mlx.train.config import PARTS, TrainConfig
 
 Name = Literal["adamw", "muon", "adafactor"]
+# axlearn's of its language models.
+BETAS = [0.9, 0.95]
+
+
+def make_optimizer(config: TrainConfig) -> optim.Optimizer:
+    """The config's optimizer, with a schedule of its own for every part's rate.
+
+    Weights lose ``weight_decay`` times the scheduled rate, a share of themselves, every
+    step. What axlearn calls decoupled decay, lambda, is that times the peak: MM1's
+    lambda = 0.1 eta is a ``weight_decay`` of 0.1.
+
+    AdaFactor is mlx's, its rate absolute as axlearn advises: neither relative to the
+    step nor to the weight. It factors every matrix, axlearn's only those of 128 rows
+    and columns, and it has no first moment.
+
+    Source: ``adamw_decoupled_optimizer`` and ``adafactor_optimizer`` of
+    https://github.com/apple/axlearn/blob/064ecb6f84d50a5ecb2e4aedf469c9b0436865b9/
+    axlearn/common/optimizers.py
+    """
+    decay = config.weight_decay
+
+    def at(rate: float) -> optim.Optimizer:
+        if config.optimizer == "adafactor":
+            return optim.Adafactor(
+                learning_rate=schedule(config, rate),
+                weight_decay=decay,
+                relative_step=False,
+                scale_parameter=False,
+            )
+        return optim.AdamW(
+            learning_rate=schedule(config, rate),
+            betas=BETAS,
+            weight_decay=decay,
+            bias_correction=True,
+        )
+
+    optimizers: list[optim.Optimizer] = []
+    filters: list[Callable[[str, mx.array], bool]] = []
+    if config.optimizer == "muon":
+        rate = schedule(config, config.matrix_learning_rate)
+        optimizers.append(optim.Muon(learning_rate=rate, weight_decay=0.0))
+        filters.append(is_matrix)
+    for part in PARTS:
+        if config.rate(part) != config.learning_rate:
+            optimizers.append(at(config.rate(part)))
+            filters.append(partial(_is_of, part))
+    rest = at(config.learning_rate)
+    return optim.MultiOptimizer([*optimizers, rest], filters) if optimizers else rest
+
+
+def schedule(config: TrainConfig, peak: float) -> Callable[[mx.array], mx.array]:
+    """Linear warmup to the peak, the peak, then a cosine to ``final_fraction`` of it.
+
+    Until the decay begins the schedule does not depend on the number of steps, so a run
+    may be lengthened or cut short and still equal one that was planned so.
+    """
+    parts = [lambda _: mx.array(peak)]
+    starts = []
+    if config.warmup_steps:
+        parts.insert(0, optim.linear_schedule(0.0, peak, config.warmup_steps))
+        starts.append(config.warmup_steps)
+    if config.decay_steps:
+        last = peak * config.final_fraction
+        parts.append(optim.cosine_decay(peak, config.decay_steps, last))
+        starts.append(config.steps - config.decay_steps)
+    return optim.join_schedules(parts, starts)
+
+
+def _is_of(part: str, path: str, _: mx.array) -> bool:
+    return path.startswith(f"{part}.")
 
 
 def is_matrix(path: str, tensor: mx.array) -> bool:

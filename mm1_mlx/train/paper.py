@@ -7,7 +7,7 @@ dataset sizes of the supervised stage are thousands of examples.
 import math
 from dataclasses import dataclass
 
-from mm1_mlx.train.trainer import TrainConfig
+from mm1_mlx.train.config import TrainConfig
 
 # Shares of the pre-training data: captions, interleaved documents, text.
 PRETRAINING_MIXTURE = {"caption": 0.45, "interleaved": 0.45, "text": 0.10}
@@ -55,6 +55,23 @@ SFT_MIXTURE = (
     Dataset("SynthDog-EN", 500, TRANSCRIBE),
 )
 
+# MM1.5 (arXiv 2409.20566): shares of pre-training, of continual pre-training on text in
+# pictures, and of supervised fine-tuning, in percent.
+PRETRAINING_MIXTURE_1_5 = {"caption": 50.0, "interleaved": 10.0, "text": 40.0}
+CONTINUAL_MIXTURE_1_5 = dict.fromkeys(
+    ("PDFA", "IDL", "RenderedText", "DocStruct-4M"), 25.0
+)
+SFT_MIXTURE_1_5 = {
+    "text-rich": 37.2,
+    "refer-and-ground": 22.5,
+    "general": 11.3,
+    "math": 5.6,
+    "code": 2.3,
+    "science": 1.1,
+    "multi-image": 10.0,
+    "text": 10.0,
+}
+
 
 def peak_learning_rate(parameters: float) -> float:
     """The best peak for a decoder of so many parameters: exp(-0.4214 ln N - 0.5535)."""
@@ -62,7 +79,7 @@ def peak_learning_rate(parameters: float) -> float:
 
 
 def weight_decay(learning_rate: float) -> float:
-    """A tenth of the peak learning rate."""
+    """Lambda, what weights lose a step at the peak: a tenth of the learning rate."""
     return learning_rate / 10
 
 
@@ -78,17 +95,22 @@ def pretraining(parameters: float) -> TrainConfig:
         warmup_steps=2000,
         decay_steps=PRETRAINING_STEPS - 2000,
         final_fraction=0.1,
-        weight_decay=weight_decay(peak),
+        # The config's is relative to the rate, as mlx's and torch's AdamW have it.
+        weight_decay=weight_decay(peak) / peak,
     )
 
 
 def fine_tuning() -> TrainConfig:
-    """The supervised stage's schedule: a cosine from its peak to 0."""
+    """The supervised stage's schedule: AdaFactor, a cosine from its peak to 0.
+
+    Of a decay nothing is said.
+    """
     return TrainConfig(
         steps=SFT_STEPS,
+        optimizer="adafactor",
         learning_rate=SFT_LEARNING_RATE,
         warmup_steps=0,
         decay_steps=SFT_STEPS,
         final_fraction=0.0,
-        weight_decay=weight_decay(SFT_LEARNING_RATE),
+        weight_decay=0.0,
     )

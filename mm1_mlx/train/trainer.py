@@ -1,125 +1,74 @@
-"""The training loop: AdamW, warmup and cosine, clipping, checkpoints, several processes.
+"""The training loop: steps over micro-batches, checkpoints, several processes.
 
-A batch is a pure function of the step and the shard, so a run that was killed goes
-on from its last checkpoint with the very batches it would have seen.
+A batch is a pure function of the step and the shard, and so is what is random, so a run
+that was killed goes on from its last checkpoint as if nothing had been.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mm1_mlx.device import this_chip
-from mm1_mlx.errors import ConfigError
-from mm1_mlx.files import fsync, read_json, read_shard
-from mm1_mlx.models import MM1, named_tensors
+from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.files import read_json, replace_json
+from mm1_mlx.models import MM1
+from mm1_mlx.train import state
 from mm1_mlx.train.budget import Training, check_training, step_seconds, training_of
-from mm1_mlx.train.optimizer import is_matrix
+from mm1_mlx.train.config import TrainConfig
+from mm1_mlx.train.optimizer import make_optimizer, schedule
 from mm1_mlx.train.sample import Batch as Rows
 from mm1_mlx.worker import Worker
-
-# What a run may change when it is continued: its length, and what it leaves behind.
-MAY_CHANGE = ("steps", "decay_steps", "final_fraction", "save_every", "log_every")
 
 Model = TypeVar("Model", bound=nn.Module)
 Batch = TypeVar("Batch")
 # A loss's parts by their names.
 Parts = dict[str, mx.array]
+Loss = Callable[
+    [Model, Batch], tuple[mx.array, mx.array] | tuple[mx.array, mx.array, Parts]
+]
+RECORD, LOG = "run.json", "log.jsonl"
+# What float16's gradients are multiplied by on their way: the least of them would be 0.
+HALF_SCALE = 1024.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What a run is made of: its flags and its record."""
+class Taught(NamedTuple):
+    """What one micro-batch teaches.
 
-    steps: int = field(metadata={"help": "optimizer steps"})
-    optimizer: Literal["adamw", "muon"] = field(
-        default="adamw", metadata={"help": "muon: AdamW for embeddings and vectors"}
-    )
-    learning_rate: float = field(metadata={"help": "peak of the schedule"})
-    warmup_steps: int = field(default=200, metadata={"help": "linear warmup, in steps"})
-    decay_steps: int = field(
-        default=1000, metadata={"help": "cosine decay at the end, in steps"}
-    )
-    final_fraction: float = field(
-        default=0.1, metadata={"help": "last learning rate, as a share of the peak"}
-    )
-    matrix_learning_rate: float = field(
-        default=0.02, metadata={"help": "peak of muon's schedule"}
-    )
-    weight_decay: float = field(default=0.01, metadata={"help": "decoupled decay"})
-    clip_norm: float = field(default=1.0, metadata={"help": "largest gradient norm"})
-    micro_batches: int = field(
-        default=1, metadata={"help": "batches of a step, shared out among processes"}
-    )
-    seed: int = field(default=0, metadata={"help": "of initialisation and data"})
-    save_every: int = field(default=200, metadata={"help": "steps per checkpoint"})
-    log_every: int = field(default=20, metadata={"help": "steps per log line"})
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "micro_batches", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"TrainConfig.{name}: {getattr(self, name)} is not above 0"
-                )
-        for name in ("warmup_steps", "decay_steps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(
-                    f"TrainConfig.{name}: {getattr(self, name)} is below 0"
-                )
-        if self.warmup_steps + self.decay_steps > self.steps:
-            raise ConfigError(
-                f"TrainConfig: warmup_steps {self.warmup_steps} and decay_steps "
-                f"{self.decay_steps} are more than the {self.steps} steps"
-            )
-
-
-def make_optimizer(config: TrainConfig) -> optim.Optimizer:
-    """AdamW, or Muon for matrices and AdamW for the rest."""
-    adamw = optim.AdamW(
-        learning_rate=schedule(config, config.learning_rate),
-        betas=[0.9, 0.95],
-        weight_decay=config.weight_decay,
-        bias_correction=True,
-    )
-    if config.optimizer == "adamw":
-        return adamw
-    muon = optim.Muon(
-        learning_rate=schedule(config, config.matrix_learning_rate), weight_decay=0.0
-    )
-    return optim.MultiOptimizer([muon, adamw], [is_matrix])
-
-
-def schedule(config: TrainConfig, peak: float) -> Callable[[mx.array], mx.array]:
-    """Linear warmup to the peak, the peak, then a cosine to ``final_fraction`` of it.
-
-    Until the decay begins the schedule does not depend on the number of steps, so a run
-    may be lengthened or cut short and still equal one that was planned so.
+    Attributes:
+        loss: its mean over the learned tokens.
+        learned: how many they are.
+        tokens: how many it has.
+        parts: of the loss.
+        gradients: of the mean, times ``learned``.
     """
-    parts = [lambda _: mx.array(peak)]
-    starts = []
-    if config.warmup_steps:
-        parts.insert(0, optim.linear_schedule(0.0, peak, config.warmup_steps))
-        starts.append(config.warmup_steps)
-    if config.decay_steps:
-        last = peak * config.final_fraction
-        parts.append(optim.cosine_decay(peak, config.decay_steps, last))
-        starts.append(config.steps - config.decay_steps)
-    return optim.join_schedules(parts, starts)
+
+    loss: float
+    learned: float
+    tokens: float
+    parts: dict[str, float]
+    gradients: Any
 
 
 class Trainer(Generic[Model, Batch]):
-    """Trains every parameter of a module on batches.
+    """Trains what is not frozen of a module on batches.
+
+    A step's loss is the mean over all its learned tokens, in whatever micro-batch or
+    process they are. Trained weights and all that is summed are float32; in a precision
+    of fewer bits weights are rounded on their way through the model.
 
     Args:
         model: trained in place.
@@ -127,31 +76,44 @@ class Trainer(Generic[Model, Batch]):
             a loss of several parts, these by name for the log.
         batches: the batch of (step, shard); every micro-batch is a shard of its own.
         config: the run.
-        folder: where the checkpoint and ``log.jsonl`` are kept.
+        folder: where checkpoints, ``run.json`` and ``log.jsonl`` are kept.
+        valid: batches to measure the loss on.
+        record: what else the run is made of; another record's is not continued.
+        warn: told in a line what went wrong and was mended.
 
     Raises:
-        ConfigError: the micro-batches cannot be shared out; or the device has no room
-            for a step of an MM1 on batches like the first, before anything is allocated.
+        ConfigError: the micro-batches cannot be shared out; nothing is to be trained; or
+            the device has no room for a step of an MM1 on batches like the first,
+            before anything is allocated.
     """
 
     def __init__(
         self,
         model: Model,
-        loss: Callable[
-            [Model, Batch],
-            tuple[mx.array, mx.array] | tuple[mx.array, mx.array, Parts],
-        ],
+        loss: Loss[Model, Batch],
         batches: Callable[[int, int], Batch],
         config: TrainConfig,
         folder: Path,
+        *,
+        valid: Sequence[Batch] = (),
+        record: Mapping[str, Any] | None = None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.model = model
+        self.loss = loss
         self.batches = batches
         self.config = config
         self.folder = folder
+        self.valid = valid
+        self.record = dict(record or {})
+        self.warn = warn
         self.step = 0
-        # Of the last step's loss.
+        # Of the last step: its loss's parts and what else is logged.
         self.parts: dict[str, float] = {}
+        self.norm = 0.0
+        self.tokens = 0
+        # Asked for here, and what all processes agreed on.
+        self._stop_wanted = self._stopping = False
         self._schedule = schedule(config, config.learning_rate)
         self.group = mx.distributed.init()
         self._share, rest = divmod(config.micro_batches, self.group.size())
@@ -160,10 +122,17 @@ class Trainer(Generic[Model, Batch]):
                 f"{config.micro_batches} micro-batches cannot be shared out among "
                 f"{self.group.size()} processes"
             )
-        parallel = self._share if mx.default_device() == mx.cpu else 1
+        if not tree_flatten(model.trainable_parameters()):
+            raise ConfigError("nothing is trained: every weight is frozen")
+        parallel = 1
+        if mx.default_device() == mx.cpu:
+            parallel = min(self._share, os.cpu_count() or 1)
         self._training = self._training_step(parallel)
         if self._training and isinstance(model, MM1):
             check_training(model.config, self._training)
+        model.update(
+            tree_map(lambda x: x.astype(mx.float32), model.trainable_parameters())
+        )
         self.optimizer = make_optimizer(config)
         self.optimizer.init(model.trainable_parameters())
         mx.eval(model.state, self.optimizer.state)
@@ -171,7 +140,7 @@ class Trainer(Generic[Model, Batch]):
         self._tracing = threading.Lock()
         self._loader = Worker()
         self._loading: dict[tuple[int, int], Future[Batch]] = {}
-        self._loss_and_grad = nn.value_and_grad(model, loss)
+        self._differentiate = mx.value_and_grad(self._weighted_loss)
 
     def _training_step(self, workers: int) -> Training | None:
         """What this process does in a step; of a module that is no MM1 nobody knows."""
@@ -180,8 +149,15 @@ class Trainer(Generic[Model, Batch]):
         batch = self.batches(0, self.group.rank() * self._share)
         if not isinstance(batch, Rows):
             return None
-        name, share = self.config.optimizer, self._share
-        return training_of(self.model, batch, name, share, workers)
+        return training_of(
+            self.model,
+            batch,
+            self.config.optimizer,
+            self._share,
+            workers,
+            itemsize=getattr(mx, self.config.precision).size,
+            checkpointing=self.config.checkpointing,
+        )
 
     def forecast(self) -> dict[str, Any]:
         """What a step takes of each process, on batches like the first; of an MM1.
@@ -205,59 +181,155 @@ class Trainer(Generic[Model, Batch]):
         self,
         report: Callable[[dict[str, Any]], None],
         expect: Callable[[dict[str, Any]], None] | None = None,
-    ) -> None:
-        """Train to the last step; ``report`` receives every log line.
+    ) -> bool:
+        """Train to the last step, or until ``stop``; whether the last one was reached.
 
-        Before the first step ``expect`` receives the ``forecast``, where there is one.
+        ``report`` receives every log line. Before the first step ``expect`` receives
+        the ``forecast``, where there is one.
+
+        Raises:
+            ConfigError: the folder is of another run, or the loss is no number.
+            CheckpointError: the checkpoints are damaged, or the disk is full.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        first = self.group.rank() == 0
+        if first:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
+        if first:
+            self._write_record()
+            self._trim_log()
         # Weights that the caller has just made: workers could not evaluate them.
         mx.eval(self.model.state)
-        self._trim_log()
         self.model.train()
-        begins = self.group.rank() == 0 and self.step < self.config.steps
+        begins = first and self.step < self.config.steps
         if expect and begins and (expected := self.forecast()):
             expect(expected)
-        start, first = time.perf_counter(), self.step
+        start, tokens, since = time.perf_counter(), 0, self.step
         while self.step < self.config.steps:
             loss = self.train_step()
+            tokens += self.tokens
+            last = self.step == self.config.steps or self._stopping
             if self.step % self.config.log_every == 0:
-                seconds = (time.perf_counter() - start) / (self.step - first)
-                self._log(loss, seconds, report)
-            if (
-                self.step % self.config.save_every == 0
-                or self.step == self.config.steps
-            ):
+                seconds = time.perf_counter() - start
+                self._log(self._line(loss, seconds, tokens, self.step - since), report)
+                start, tokens, since = time.perf_counter(), 0, self.step
+            saves = last or self.step % self.config.save_every == 0
+            # Before it is saved: what is logged later would not come again.
+            if self.valid and self._validates(saves):
+                paused = time.perf_counter()
+                held_out = {"step": self.step, "valid_loss": self.validate()}
+                self._log(held_out, report)
+                start += time.perf_counter() - paused
+            if saves:
                 self.save()
+            if self._stopping:
+                break
+        return self.step >= self.config.steps
+
+    def stop(self) -> None:
+        """End the run behind the step that is under way, with a checkpoint.
+
+        Of several processes all end when one is told to.
+        """
+        self._stop_wanted = True
+
+    def _validates(self, saves: bool) -> bool:
+        every = self.config.eval_every
+        return saves if every == 0 else self.step % every == 0
 
     def train_step(self) -> float:
         """One optimizer step; the loss before it, in nats per token.
 
-        The micro-batches' gradients are averaged.
+        Raises:
+            ConfigError: the loss or a gradient is no finite number.
         """
         first = self.group.rank() * self._share
         shards = range(first, first + self._share)
         for step in (self.step, self.step + 1):
             for shard in shards:
                 self._load(step, shard)
-        pending = [
-            self._workers[i % len(self._workers)].submit(self._backward, shard)
-            for i, shard in enumerate(shards)
+        totals, gradients = self._sum(shards)
+        names = sorted(totals.parts)
+        numbers = [
+            *(totals.loss, totals.learned, totals.tokens, float(self._stop_wanted)),
+            *(totals.parts[name] for name in names),
         ]
-        losses, parts, grads = zip(*(p.result() for p in pending), strict=True)
-        self.parts = {
-            name: sum(part[name] for part in parts) / len(parts) for name in parts[0]
-        }
-        mean = tree_map(lambda *g: sum(g) / len(g), *grads)
-        # Else they would be in memory until the step is done.
-        del pending, grads
-        mean = nn.average_gradients(mean)
-        mean, _ = optim.clip_grad_norm(mean, self.config.clip_norm)
-        self.optimizer.update(self.model, mean)
-        mx.eval(self.model.parameters(), self.optimizer.state)
+        if self.group.size() > 1:
+            sums = mx.distributed.all_sum(mx.array(numbers), stream=mx.cpu)
+            numbers = cast(list[float], sums.tolist())
+            mean = nn.average_gradients(gradients)
+            gradients = tree_map(lambda g: g * self.group.size(), mean)
+        loss, learned, tokens, stop, *parts = numbers
+        self._stopping = stop > 0
+        count = max(learned, 1.0)
+        self.parts = {n: p / count for n, p in zip(names, parts, strict=True)}
+        self.tokens = int(tokens)
+        gradients, norm = self._clipped(gradients, count)
+        self.optimizer.update(self.model, gradients)
+        # Each is freed when it has been used.
+        del gradients
+        mx.eval(self.model.trainable_parameters(), self.optimizer.state, norm)
+        self.norm = cast(float, norm.item())
         self.step += 1
-        return sum(losses) / len(losses)
+        loss /= count
+        if not (math.isfinite(loss) and math.isfinite(self.norm)):
+            raise self._not_finite(loss)
+        # Batches of other lengths will not use what is freed now.
+        if mx.get_cache_memory() > mx.get_active_memory():
+            mx.clear_cache()
+        return loss
+
+    def _sum(self, shards: range) -> tuple[Taught, Any]:
+        """What this process's micro-batches teach together, added in their order.
+
+        However many workers there are: the sum is the same to the bit.
+        """
+        loss = learned = tokens = 0.0
+        parts: dict[str, float] = {}
+        gradients: Any = None
+        pending: deque[Future[Taught]] = deque()
+        for i, shard in enumerate(shards):
+            worker = self._workers[i % len(self._workers)]
+            pending.append(worker.submit(self._teach, shard))
+            while len(pending) == len(self._workers) or (
+                pending and shard == shards[-1]
+            ):
+                taught = pending.popleft().result()
+                loss += taught.loss * taught.learned
+                learned += taught.learned
+                tokens += taught.tokens
+                for name, part in taught.parts.items():
+                    parts[name] = parts.get(name, 0.0) + part * taught.learned
+                if gradients is None:
+                    gradients = taught.gradients
+                else:
+                    gradients = tree_map(mx.add, gradients, taught.gradients)
+                    # Else both would be in memory until the step is done.
+                    mx.eval(gradients)
+                del taught
+        return Taught(loss, learned, tokens, parts, None), gradients
+
+    def _clipped(self, gradients: Any, count: float) -> tuple[Any, mx.array]:
+        """The mean gradients of ``count`` tokens, clipped, and their norm before."""
+        squares = [g.square().sum() for _, g in cast(Any, tree_flatten(gradients))]
+        norm = mx.sqrt(mx.stack(squares).sum()) / count
+        # As mlx clips, and divided by the count on the way.
+        factor = mx.minimum(1.0, self.config.clip_norm / (norm + 1e-6)) / count
+        return tree_map(lambda g: g * factor, gradients), norm
+
+    def _not_finite(self, loss: float) -> ConfigError:
+        """What is said of a step whose loss or gradients are no numbers."""
+        what = "loss" if not math.isfinite(loss) else "gradient"
+        value = loss if what == "loss" else self.norm
+        steps = state.saved_steps(self.folder)
+        stands = f"the checkpoint of step {steps[-1]} stands; " if steps else ""
+        way_out = f"lower the learning rate, which is {self.config.learning_rate:g}"
+        if self.config.precision == "float16":
+            way_out = "float16 holds nothing above 65,504: train in bfloat16"
+        return ConfigError(
+            f"the {what} of step {self.step} is {value}, which nothing can be learned "
+            f"from; {stands}{way_out}"
+        )
 
     def _load(self, step: int, shard: int) -> None:
         """Begin to make a batch, unless that is done or under way."""
@@ -265,8 +337,8 @@ class Trainer(Generic[Model, Batch]):
             batch = self._loader.submit(self.batches, step, shard)
             self._loading[step, shard] = batch
 
-    def _backward(self, shard: int) -> tuple[float, dict[str, float], Any]:
-        """Loss, its parts and gradients of one micro-batch, evaluated.
+    def _teach(self, shard: int) -> Taught:
+        """What one micro-batch teaches, evaluated.
 
         Runs on a worker thread, whose stream is its own: on a CPU, micro-batches run
         side by side. Only tracing, which puts tracers into the shared model, must not:
@@ -274,106 +346,196 @@ class Trainer(Generic[Model, Batch]):
         """
         batch = self._loading.pop((self.step, shard)).result()
         with self._tracing:
-            parameters = self.model.trainable_parameters()
-            (loss, _, *rest), grads = self._loss_and_grad(self.model, batch)
-            self.model.update(parameters)
+            place = (self.config.seed, self.step, shard)
+            mx.random.seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+            weights = self.model.trainable_parameters()
+            (_, loss, count, parts), gradients = self._differentiate(weights, batch)
+            self.model.update(weights)
+        if self._half:
+            gradients = tree_map(lambda g: g * (count / HALF_SCALE), gradients)
+        mx.eval(loss, count, parts, gradients)
+        learned = cast(float, count.item())
+        return Taught(
+            loss=cast(float, loss.item()),
+            learned=learned,
+            tokens=sum(batch.lengths) if isinstance(batch, Rows) else learned,
+            parts={name: cast(float, part.item()) for name, part in parts.items()},
+            gradients=gradients,
+        )
+
+    @property
+    def _half(self) -> bool:
+        return self.config.precision == "float16"
+
+    def _weighted_loss(
+        self, weights: Any, batch: Batch
+    ) -> tuple[mx.array, mx.array, mx.array, Parts]:
+        """What is differentiated, and mean, number and parts of the loss."""
+        if self.config.precision != "float32":
+            kind = getattr(mx, self.config.precision)
+            weights = tree_map(lambda x: x.astype(kind), weights)
+        self.model.update(weights)
+        loss, count, *rest = self.loss(self.model, batch)
         parts: Parts = rest[0] if rest else {}
-        mx.eval(loss, parts, grads)
-        values = {name: cast(float, part.item()) for name, part in parts.items()}
-        return cast(float, loss.item()), values, grads
+        return loss * (HALF_SCALE if self._half else count), loss, count, parts
+
+    def validate(self) -> float:
+        """The mean loss of ``valid``'s learned tokens, without the gates' losses."""
+        self.model.eval()
+        weights = self.model.trainable_parameters()
+        total, learned = 0.0, 0.0
+        for i in range(self.group.rank(), len(self.valid), self.group.size()):
+            with self._tracing:
+                _, loss, count, parts = self._weighted_loss(weights, self.valid[i])
+                self.model.update(weights)
+            loss = parts.get("cross_entropy", loss)
+            mx.eval(loss, count)
+            total += cast(float, loss.item()) * cast(int, count.item())
+            learned += cast(int, count.item())
+        self.model.train()
+        sums = mx.distributed.all_sum(mx.array([total, learned]), stream=mx.cpu)
+        total, learned = cast(list[float], sums.tolist())
+        return total / max(learned, 1.0)
+
+    def _line(
+        self, loss: float, seconds: float, tokens: int, steps: int
+    ) -> dict[str, Any]:
+        """The log line of a step; speed and memory are of the steps since the last."""
+        return {
+            "step": self.step,
+            "loss": loss,
+            **self.parts,
+            "learning_rate": self._schedule(mx.array(self.step - 1)).item(),
+            "gradient_norm": self.norm,
+            "seconds_per_step": round(seconds / steps, 4),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "peak_bytes": mx.get_peak_memory(),
+        }
 
     def _log(
-        self, loss: float, seconds: float, report: Callable[[dict[str, Any]], None]
+        self, line: dict[str, Any], report: Callable[[dict[str, Any]], None]
     ) -> None:
         if self.group.rank() != 0:
             return
-        line = {
-            "step": self.step,
-            "loss": round(loss, 5),
-            **{name: round(part, 5) for name, part in self.parts.items()},
-            "learning_rate": self._schedule(mx.array(self.step)).item(),
-            "seconds_per_step": round(seconds, 4),
-        }
-        with self._log_path.open("a") as file:
+        with (self.folder / LOG).open("a") as file:
             file.write(json.dumps(line) + "\n")
         report(line)
 
     def _trim_log(self) -> None:
         """Forget what was logged after the checkpoint: those steps come again."""
-        if self.group.rank() != 0 or not self._log_path.is_file():
+        path = self.folder / LOG
+        if not path.is_file():
             return
-        lines = self._log_path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-        self._log_path.write_text("".join(kept))
-
-    @property
-    def _log_path(self) -> Path:
-        return self.folder / "log.jsonl"
-
-    @property
-    def _state_path(self) -> Path:
-        return self.folder / "state.safetensors"
+        kept = [line for line in read_log(self.folder) if line["step"] <= self.step]
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
 
     def save(self) -> None:
-        """Write model, optimizer and step; the old checkpoint stands until it is whole."""
-        if self.group.rank() != 0:
-            return
-        state = {f"model.{k}": v for k, v in named_tensors(self.model).items()}
-        optimizer: Any = tree_flatten(self.optimizer.state)
-        state |= {f"optimizer.{k}": v for k, v in optimizer}
-        state["step"] = mx.array(self.step)
-        partial = self.folder / "state.partial.safetensors"
-        mx.save_safetensors(str(partial), state)
-        record = {"step": self.step, "config": asdict(self.config)}
-        (self.folder / "run.partial.json").write_text(json.dumps(record, indent=2))
-        fsync(partial)
-        partial.replace(self._state_path)
-        (self.folder / "run.partial.json").replace(self.folder / "run.json")
-        fsync(self.folder)
+        """Write what is trained, the optimizer and the step.
 
-    def _check_record(self) -> None:
-        """Pass only if the checkpoint is of this run, which may have changed its length.
-
-        Without a record there is nothing to compare: it is written with the state, but
-        not in the same instant.
+        Raises:
+            CheckpointError: the disk is full; the old checkpoint stands.
         """
-        path = self.folder / "run.json"
-        record = read_json(path) if path.is_file() else {}
-        then = record.get("config") if isinstance(record, dict) else None
-        if not isinstance(then, dict):
-            return
-        for name, now in asdict(self.config).items():
-            if name not in MAY_CHANGE and then.get(name, now) != now:
-                raise ConfigError(
-                    f"{self.folder} holds a run with {name} {then[name]!r}, not {now!r}; "
-                    "choose another folder, or the same settings"
-                )
+        if self.group.rank() == 0:
+            if not (self.folder / RECORD).is_file():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._write_record()
+            state.save(self.folder, self.step, self._tensors())
+
+    def _tensors(self) -> dict[str, mx.array]:
+        """What a checkpoint holds."""
+        weights: Any = tree_flatten(self.model.trainable_parameters())
+        optimizer: Any = tree_flatten(self.optimizer.state)
+        return {f"model.{k}": v for k, v in weights} | {
+            f"optimizer.{k}": v for k, v in optimizer
+        }
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint; whether there is one.
 
+        Of several processes the first one reads it.
+
         Raises:
             ConfigError: the checkpoint is of a run with other settings.
-            CheckpointError: it is damaged.
+            CheckpointError: all of them are damaged.
         """
-        if not self._state_path.is_file():
+        found = None
+        if self.group.rank() == 0 and (found := state.load(self.folder, self.warn)):
+            self._check_record()
+            self._restore(found[1])
+        at = self._told([mx.array(found[0] if found else -1)])[0].item()
+        if at == -1:
             return False
-        self._check_record()
-        state = read_shard(self._state_path)
-        model = [
-            (k.removeprefix("model."), v)
-            for k, v in state.items()
-            if k.startswith("model.")
-        ]
-        optimizer = [
-            (k.removeprefix("optimizer."), v)
-            for k, v in state.items()
-            if k.startswith("optimizer.")
-        ]
-        self.model.load_weights(model)
-        self.optimizer.state = tree_unflatten(optimizer)
+        tensors = self._tensors()
+        if self.group.size() > 1:
+            told = self._told(list(tensors.values()))
+            self._restore(dict(zip(tensors, told, strict=True)))
         self._loading.clear()
         # Now: a worker could not evaluate them on this thread's stream.
         mx.eval(self.model.state, self.optimizer.state)
-        self.step = cast(int, state["step"].item())
+        self.step = cast(int, at)
         return True
+
+    def _told(self, arrays: list[mx.array]) -> list[mx.array]:
+        """The first process's arrays, in all of them."""
+        if self.group.size() == 1:
+            return arrays
+        own = self.group.rank() == 0
+        return [mx.distributed.all_sum(x if own else mx.zeros_like(x)) for x in arrays]
+
+    def _restore(self, tensors: dict[str, mx.array]) -> None:
+        """Take up what a checkpoint holds.
+
+        Raises:
+            CheckpointError: it is not what this run trains.
+        """
+        expected = {name: x.shape for name, x in self._tensors().items()}
+        if {name: x.shape for name, x in tensors.items()} != expected:
+            raise CheckpointError(
+                f"{self.folder} holds a run that trains other weights; choose another "
+                "folder"
+            )
+        weights, optimizer = (
+            [(k.removeprefix(p), v) for k, v in tensors.items() if k.startswith(p)]
+            for p in ("model.", "optimizer.")
+        )
+        self.model.load_weights(weights, strict=False)
+        self.optimizer.state = tree_unflatten(optimizer)
+
+    def _write_record(self) -> None:
+        record = {"config": self.config.to_dict(), **self.record}
+        replace_json(self.folder / RECORD, record)
+
+    def _check_record(self) -> None:
+        """Pass only if the folder is of this run, which may have changed its length.
+
+        Raises:
+            ConfigError: it is of another one.
+            CheckpointError: its record cannot be read.
+        """
+        path = self.folder / RECORD
+        record = read_json(path)
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{path} is no record of a run")
+        then = TrainConfig.from_dict(record.get("config", {}))
+        for name, its, ours in self.config.differences(then):
+            raise ConfigError(
+                f"{self.folder} holds a run with {name} {its!r}, not {ours!r}; "
+                "choose another folder, or the same settings"
+            )
+        for name, ours in self.record.items():
+            if record.get(name) != ours:
+                raise ConfigError(
+                    f"{self.folder} holds a run of another {name}; choose another "
+                    f"folder, or get back what it was begun with, {path} says what"
+                )
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; the last one may have been cut off by a kill."""
+    lines = []
+    for line in (folder / LOG).read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines

@@ -16,8 +16,10 @@ from mm1_mlx.presets import PRESETS
 from mm1_mlx.recipe import find_recipe, plan
 from mm1_mlx.train import budget
 from mm1_mlx.train.budget import Training, check_training, step_seconds, training_of
+from mm1_mlx.train.config import TrainConfig
 from mm1_mlx.train.loss import next_token_loss
-from mm1_mlx.train.trainer import TrainConfig, Trainer, make_optimizer
+from mm1_mlx.train.optimizer import make_optimizer
+from mm1_mlx.train.trainer import Trainer
 from mm1_mlx.work import decoder_flops, encode_flops
 
 RUN = TrainConfig(steps=4, learning_rate=1e-3, warmup_steps=1, decay_steps=1)

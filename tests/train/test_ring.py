@@ -13,7 +13,8 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from mm1_mlx.train.trainer import TrainConfig, Trainer
+from mm1_mlx.train.config import TrainConfig
+from mm1_mlx.train.trainer import Trainer
 
 config = TrainConfig(
     steps=3, learning_rate=0.1, warmup_steps=1, decay_steps=0, micro_batches=2
@@ -47,7 +48,8 @@ def test_two_processes_equal_one(tmp_path, hosts, tolerances):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     one, two = (
-        mx.load(str(tmp_path / size / "state.safetensors")) for size in ("1", "2")
+        mx.load(str(tmp_path / size / "step-000003/state.safetensors"))
+        for size in ("1", "2")
     )
     assert one.keys() == two.keys()
     for name in one:

@@ -12,8 +12,9 @@ from mlx.utils import tree_flatten
 
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.models.moe import load_balance_loss, router_z_loss
+from mm1_mlx.train.config import TrainConfig
 from mm1_mlx.train.loss import batch_states, next_token_loss, sparse_loss
-from mm1_mlx.train.trainer import TrainConfig, Trainer
+from mm1_mlx.train.trainer import Trainer
 
 CONFIG = TrainConfig(
     steps=6,

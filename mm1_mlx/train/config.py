@@ -1,0 +1,141 @@
+"""What a training run is made of: its flags, its config file and its record are one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from mm1_mlx.errors import ConfigError
+from mm1_mlx.section import Section
+
+# The parts of a model that can be trained, in the order of the line.
+PARTS = ("vision", "connector", "region", "decoder")
+# What a run may change when it is continued: its length, and what it leaves behind.
+MAY_CHANGE = frozenset(
+    {
+        *("steps", "decay_steps", "final_fraction", "save_every", "log_every"),
+        *("eval_every", "checkpointing", "wandb"),
+    }
+)
+
+
+def _say(default: Any, text: str, **more: Any) -> Any:
+    """A field whose flag has this help."""
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """What a run is made of: its flags and its record."""
+
+    # Of which command; what it leaves to a default depends on it.
+    stage: Literal["connector", "sft", "pretrain"] | None = _say(
+        None, "which command began the run", flag=False
+    )
+
+    # The data
+    data: tuple[str, ...] = _say((), "files, folders or mixtures to learn from")
+    valid: tuple[str, ...] = _say((), "files to measure the loss on")
+    valid_share: float = _say(0.0, "share of the rows kept to measure the loss on")
+    image_folder: str | None = _say(None, "where relative pictures lie")
+    skip_bad: bool = _say(False, "leave out rows that cannot be used")
+    max_length: int = _say(2048, "longest example, in tokens")
+    packing: bool = _say(False, "examples behind one another, without padding")
+    batch_size: int = _say(1, "examples of a micro-batch")
+    micro_batches: int = _say(1, "batches of a step, shared out among processes")
+
+    # What is trained
+    trained: tuple[str, ...] = _say(
+        PARTS, "parts trained in full, or regular expressions of tensors' names"
+    )
+    adapter: Literal["none", "lora", "dora"] = _say("none", "low-rank adapters")
+    adapter_rank: int = _say(8, "rank of adapters")
+    adapter_scale: float = _say(2.0, "what an adapter's product counts, alpha / rank")
+    adapter_dropout: float = _say(0.0, "share of an adapter's inputs left out")
+    adapter_layers: int | None = _say(None, "last blocks that have adapters")
+    adapter_targets: tuple[str, ...] = _say(("decoder",), "where adapters stand")
+
+    # How
+    steps: int = field(metadata={"help": "optimizer steps"})
+    optimizer: Literal["adamw", "adafactor", "muon"] = _say(
+        "adamw", "muon: AdamW for embeddings and vectors"
+    )
+    learning_rate: float = field(metadata={"help": "peak of the schedule"})
+    vision_learning_rate: float | None = _say(None, "peak of the encoder's")
+    connector_learning_rate: float | None = _say(None, "peak of the connector's")
+    region_learning_rate: float | None = _say(None, "peak of the region sampler's")
+    decoder_learning_rate: float | None = _say(None, "peak of the decoder's")
+    matrix_learning_rate: float = _say(0.02, "peak of muon's schedule")
+    warmup_steps: int = _say(200, "linear warmup, in steps")
+    decay_steps: int = _say(1000, "cosine decay at the end, in steps")
+    final_fraction: float = _say(0.1, "last learning rate, as a share of the peak")
+    weight_decay: float = _say(
+        0.01, "what weights lose a step, as a share of the learning rate"
+    )
+    clip_norm: float = _say(1.0, "largest gradient norm")
+    balance_weight: float = _say(0.01, "of the load-balance loss of experts")
+    z_weight: float = _say(0.001, "of the router z-loss of experts")
+    precision: Literal["float32", "bfloat16", "float16"] = _say(
+        "float32", "of what is computed; trained weights stay float32"
+    )
+    checkpointing: bool = _say(
+        False, "compute blocks again for their gradients, to save memory"
+    )
+    seed: int = _say(0, "of initialisation, order and dropout")
+
+    # What is left behind
+    save_every: int = _say(200, "steps per checkpoint")
+    log_every: int = _say(20, "steps per log line")
+    eval_every: int = _say(0, "steps per validation, 0 for one at each checkpoint")
+    wandb: str | None = _say(None, "project of Weights & Biases to log to")
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("steps", "batch_size", "micro_batches", "max_length", "adapter_rank"),
+            *("save_every", "log_every", "learning_rate", "matrix_learning_rate"),
+            *(f"{part}_learning_rate" for part in PARTS),
+            *("clip_norm", "adapter_scale"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"TrainConfig.{name}: {value} is not above 0")
+        for name in (
+            *("warmup_steps", "decay_steps", "weight_decay", "final_fraction"),
+            *("balance_weight", "z_weight", "eval_every"),
+        ):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(
+                    f"TrainConfig.{name}: {getattr(self, name)} is below 0"
+                )
+        for name in ("valid_share", "adapter_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"TrainConfig.{name}: {getattr(self, name)} is not in [0, 1)"
+                )
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ConfigError(
+                f"TrainConfig: warmup_steps {self.warmup_steps} and decay_steps "
+                f"{self.decay_steps} are more than the {self.steps} steps"
+            )
+        for pattern in self.trained:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(
+                    f"TrainConfig.trained: {pattern!r} is neither one of {list(PARTS)} "
+                    f"nor a regular expression ({error})"
+                ) from None
+
+    def rate(self, part: str) -> float:
+        """The peak learning rate of a part."""
+        own: float | None = getattr(self, f"{part}_learning_rate")
+        return self.learning_rate if own is None else own
+
+    def differences(self, then: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
+        """What another run has differently that may not change: name, its, ours."""
+        for each in fields(self):
+            its, ours = getattr(then, each.name), getattr(self, each.name)
+            if each.name not in MAY_CHANGE and its != ours:
+                yield each.name, its, ours

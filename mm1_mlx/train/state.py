@@ -1,0 +1,130 @@
+"""Where a run stands, on disk: folders ``step-000200``, each whole or not there.
+
+A folder holds ``state.safetensors`` (trained weights, what the optimizer keeps, the step)
+and ``state.sha256``, its digest. The position in the data and the keys of what is random
+are functions of the step, so the step is both. It is written beside its place, flushed
+and renamed; the last two are kept, and one that is damaged is passed over for the other.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import mlx.core as mx
+
+from mm1_mlx.errors import CheckpointError
+from mm1_mlx.files import fsync, read_shard, sha256
+from mm1_mlx.shard import Deferred, in_order, write_shard
+from mm1_mlx.writer import FULL
+
+STATE, DIGEST = "state.safetensors", "state.sha256"
+KEPT = 2
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, mx.array]) -> None:
+    """Write the checkpoint of a step; the ones before it stand until it is whole.
+
+    Raises:
+        CheckpointError: the disk is full, or does not take it for another reason.
+    """
+    partial = folder / f"{_name(step)}.partial"
+    try:
+        _clear(list(folder.glob("step-*.*")))
+        partial.mkdir(parents=True)
+        deferred = {name: Deferred.of(x) for name, x in tensors.items()}
+        digest = write_shard(partial / STATE, in_order(deferred), lambda: None)
+        (partial / DIGEST).write_text(f"{digest}\n")
+        for path in (partial / STATE, partial / DIGEST, partial):
+            fsync(path)
+        place = folder / _name(step)
+        # Of a run that was set back and comes by again.
+        _clear([place])
+        partial.rename(place)
+        fsync(folder)
+    except OSError as error:
+        # What holds the room that is missing.
+        with suppress(OSError):
+            _clear([partial])
+        steps = saved_steps(folder)
+        stands = f"the checkpoint of step {steps[-1]} stands; " if steps else ""
+        way_out = "free some room" if error.errno in FULL else "check the disk"
+        raise CheckpointError(
+            f"the checkpoint of step {step} cannot be written to {str(folder)!r} "
+            f"({error.strerror or error}); {stands}{way_out} and go on with the same "
+            "command"
+        ) from None
+    _clear(folder / _name(old) for old in saved_steps(folder)[:-KEPT])
+
+
+def load(
+    folder: Path, warn: Callable[[str], None] = lambda _: None
+) -> tuple[int, dict[str, mx.array]] | None:
+    """Step and tensors of the newest checkpoint that is whole; None where there is none.
+
+    ``warn`` receives a line for a newer one that is damaged.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    steps = saved_steps(folder)
+    reasons = []
+    for step in reversed(steps):
+        try:
+            tensors = _read(folder / _name(step))
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            warn(f"{reasons[-1]}; going on from step {step}")
+        return step, tensors
+    if reasons:
+        raise CheckpointError(
+            f"no checkpoint of the run can be used ({'; '.join(reasons)}); get one back, "
+            "or choose another folder"
+        )
+    return None
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Of the checkpoints in a folder, the oldest first."""
+    if not folder.is_dir():
+        return []
+    found = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _read(place: Path) -> dict[str, mx.array]:
+    """The tensors of one checkpoint.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        said = (place / DIGEST).read_bytes().strip()
+        intact = said == sha256(place / STATE).encode()
+    except OSError as error:
+        raise CheckpointError(
+            f"{place} is damaged ({error.strerror or error})"
+        ) from None
+    if not intact:
+        raise CheckpointError(f"{place} is damaged (its digest is another)")
+    return read_shard(place / STATE)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06}"
+
+
+def _clear(places: Iterable[Path]) -> None:
+    for place in places:
+        if place.is_dir():
+            # A folder that is half gone must not be taken for a checkpoint.
+            gone = place.with_suffix(".gone")
+            shutil.rmtree(gone, ignore_errors=True)
+            place.rename(gone)
+            shutil.rmtree(gone)

@@ -1,0 +1,54 @@
+"""A run's settings: what cannot be is refused, and a record reads back as itself."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from mm1_mlx.errors import ConfigError
+from mm1_mlx.train.config import TrainConfig
+
+CONFIG = TrainConfig(steps=8, learning_rate=3e-3, warmup_steps=2, decay_steps=4)
+
+
+def test_a_schedule_longer_than_the_run_is_refused():
+    with pytest.raises(
+        ConfigError, match="warmup_steps 2 and decay_steps 7 are more than the 8 steps"
+    ):
+        replace(CONFIG, decay_steps=7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 0}, "TrainConfig.steps: 0 is not above 0"),
+        ({"micro_batches": 0}, "TrainConfig.micro_batches: 0 is not above 0"),
+        ({"save_every": 0}, "TrainConfig.save_every: 0 is not above 0"),
+        ({"log_every": -1}, "TrainConfig.log_every: -1 is not above 0"),
+        ({"warmup_steps": -1}, "TrainConfig.warmup_steps: -1 is below 0"),
+        ({"learning_rate": 0.0}, "TrainConfig.learning_rate: 0.0 is not above 0"),
+        ({"vision_learning_rate": 0.0}, "vision_learning_rate: 0.0 is not above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan is not above 0"),
+        ({"adapter_dropout": 1.0}, r"adapter_dropout: 1.0 is not in \[0, 1\)"),
+        ({"trained": ("de(",)}, r"trained: 'de\(' is neither one of \['vision', 'conn"),
+        ({"decay_steps": -1}, "TrainConfig.decay_steps: -1 is below 0"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(CONFIG, **fields)
+
+
+def test_a_record_reads_back_as_itself():
+    config = replace(CONFIG, data=("a.jsonl", "b.tar"), vision_learning_rate=1e-5)
+    record = json.loads(json.dumps(config.to_dict()))
+    assert TrainConfig.from_dict(record) == config
+    with pytest.raises(ConfigError, match=r"unknown field\(s\) \['learning_rat'\]"):
+        TrainConfig.from_dict(record | {"learning_rat": 1e-3})
+
+
+def test_every_field_has_help_for_its_flag():
+    from dataclasses import fields
+
+    for field in fields(TrainConfig):
+        assert field.metadata["help"], field.name
