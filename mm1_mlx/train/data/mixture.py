@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,8 @@ class DatasetSpec(Section):
     def __post_init__(self) -> None:
         require(self.path != "", "DatasetSpec.path is empty")
         require(
-            self.weight is None or self.weight > 0,
-            f"DatasetSpec.weight: {self.weight} is not above 0",
+            self.weight is None or 0 < self.weight < math.inf,
+            f"DatasetSpec.weight: {self.weight} is not a number above 0",
         )
         require(
             self.limit is None or self.limit >= 1,

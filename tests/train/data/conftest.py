@@ -25,6 +25,12 @@ class Run:
 
 
 @pytest.fixture
+def make_run():
+    """A function: what of a run batches depend on, some fields as given."""
+    return Run
+
+
+@pytest.fixture
 def png():
     """A function: a picture's bytes."""
 

@@ -1,0 +1,322 @@
+"""The rows of public data sets become turns and documents; bad ones are named."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from mm1_mlx.errors import DataError
+from mm1_mlx.messages import Region
+from mm1_mlx.train.data.example import Record
+from mm1_mlx.train.data.forms import FORMS, read_example
+from mm1_mlx.train.data.pictures import PictureFolder
+
+FOLDER = PictureFolder(Path("/data"))
+
+
+def read(values, form=None, prompt=None):
+    record = Record(values, "rows.jsonl:17", Path("/data"))
+    return read_example(record, FOLDER, form, prompt)
+
+
+def said(*pairs):
+    """LLaVA's turns."""
+    return [{"from": speaker, "value": text} for speaker, text in pairs]
+
+
+QA = said(("human", "What?"), ("gpt", "A cat."))
+A, B = Path("/data/a.png"), Path("/data/b.png")
+
+CONVERSATIONS = {
+    "llava": (
+        {"id": 7, "image": "a.png", "conversations": said(
+            ("human", "<image>\nWhat?"), ("gpt", "A <image>."), ("human", "Sure?"), ("gpt", "Yes."),
+        )},
+        [("user", [None, "What?"]), ("assistant", ["A <image>."]),
+         ("user", ["Sure?"]), ("assistant", ["Yes."])],
+        [A],
+    ),
+    "llava, picture behind its question": (
+        {"image": "a.png", "conversations": said(("human", "What?\n<image>"), ("gpt", "x"))},
+        [("user", [None, "What?"]), ("assistant", ["x"])],
+        [A],
+    ),
+    "llava, two pictures where they stand": (
+        {"image": ["a.png", "b.png"], "conversations": said(
+            ("system", "Be kind."), ("human", "Is <image> like <image>\n?"), ("gpt", "x"))},
+        [("system", ["Be kind."]), ("user", ["Is ", None, " like ", None, "?"]),
+         ("assistant", ["x"])],
+        [A, B],
+    ),
+    "llava, no places": (
+        {"images": ["a.png", "b.png"], "conversations": [*QA, *QA]},
+        [("user", [None, None, "What?"]), ("assistant", ["A cat."]),
+         ("user", ["What?"]), ("assistant", ["A cat."])],
+        [A, B],
+    ),
+    "llava, text alone": (
+        {"image": None, "conversations": QA},
+        [("user", ["What?"]), ("assistant", ["A cat."])],
+        [],
+    ),
+    "messages, picture in its part": (
+        {"messages": [
+            {"role": "user", "content": [
+                {"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"},
+                {"type": "image", "path": "b.png", "text": None}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}]},
+        [("user", [None, "What?", None]), ("assistant", ["A cat."])],
+        [A, B],
+    ),
+    "messages, pictures in a column": (
+        {"images": [{"bytes": b"png", "path": None}, {"bytes": None, "path": "b.png"}], "messages": [
+            {"role": "user", "content": [
+                {"type": "image", "text": None}, {"type": "text", "text": "and"}, {"type": "image"}]},
+            {"role": "assistant", "content": "Cats."}]},
+        [("user", [None, "and", None]), ("assistant", ["Cats."])],
+        [b"png", B],
+    ),
+    "messages, places in the text": (
+        {"images": ["a.png"], "messages": [
+            {"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "x"}]},
+        [("user", [None, "What?"]), ("assistant", ["x"])],
+        [A],
+    ),
+    "messages, a typed place is text": (
+        {"messages": [
+            {"role": "user", "content": "What is <image>?"}, {"role": "assistant", "content": "x"}]},
+        [("user", ["What is <image>?"]), ("assistant", ["x"])],
+        [],
+    ),
+    "turns": (
+        {"images": [b"one"], "texts": [
+            {"user": "What?", "assistant": "A cat.", "source": "s"}, {"user": "Sure?", "assistant": "Yes."}]},
+        [("user", [None, "What?"]), ("assistant", ["A cat."]),
+         ("user", ["Sure?"]), ("assistant", ["Yes."])],
+        [b"one"],
+    ),
+    "question": (
+        {"image": {"bytes": b"one", "path": "x"}, "question": "What?", "answer": "A cat.", "caption": None},
+        [("user", [None, "What?"]), ("assistant", ["A cat."])],
+        [b"one"],
+    ),
+}  # fmt: skip
+
+DOCUMENTS = {
+    "caption": ({"image": "a.png", "caption": " A cat. "}, [None, " A cat."], [A]),
+    "text of a picture": ({"file_name": "a.png", "text": "A cat."}, [None, " A cat."], [A]),
+    "interleaved": (
+        {"texts": ["Once", None, "a cat", "sat.", None, None],
+         "images": [None, "a.png", None, None, "b.png", b"c"]},
+        ["Once\n", None, " a cat\nsat.\n", None, None],
+        [A, B, b"c"],
+    ),
+    "parts": (
+        {"parts": ["Once ", {"type": "image", "image": "a.png"}, "a cat", {"type": "image"}],
+         "images": ["b.png"]},
+        ["Once ", None, "a cat", None],
+        [A, B],
+    ),
+    "text": ({"text": "Once.", "image": None, "url": "x"}, ["Once."], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_conversation_is_its_turns(name):
+    values, turns, images = CONVERSATIONS[name]
+    example = read(values)
+    assert list(example.turns) == turns
+    assert list(example.images) == images
+    assert example.kind == "conversation"
+    assert example.origin == "rows.jsonl:17"
+    assert read(values, form=name.partition(",")[0]) == example
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_document_is_its_parts(name):
+    values, parts, images = DOCUMENTS[name]
+    example = read(values)
+    assert example.parts == parts
+    assert list(example.images) == images
+    assert example.kind == "document"
+
+
+def test_a_data_uri_is_a_picture():
+    uri = "data:image/png;base64," + base64.b64encode(b"x").decode()
+    content = [{"type": "image_url", "image_url": {"url": uri}}]
+    answer = {"role": "assistant", "content": "x"}
+    example = read({"messages": [{"role": "user", "content": content}, answer]})
+    assert example.images == (uri,)
+    assert read({"image": uri, "caption": "x"}).images == (uri,)
+
+
+def test_a_region_is_one_of_its_picture():
+    content = [{"type": "image"}, {"type": "region", "box": [1, 2, 3, 4]}]
+    answer = {"role": "assistant", "content": "x"}
+    row = {
+        "images": ["a.png"],
+        "messages": [{"role": "user", "content": content}, answer],
+    }
+    assert read(row).turns[0] == ("user", [None, Region("box", [1, 2, 3, 4], 0)])
+
+
+# Prompts
+
+
+def test_a_prompt_stands_behind_every_question():
+    values = CONVERSATIONS["llava"][0]
+    example = read(values, prompt="Be short.")
+    assert [parts for role, parts in example.turns if role == "user"] == [
+        [None, "What?\nBe short."],
+        ["Sure?\nBe short."],
+    ]
+    # Data sets that were prepared so have it already.
+    values = {"question": "What?\nBe short.", "answer": "x"}
+    assert read(values, prompt="Be short.").turns[0] == ("user", ["What?\nBe short."])
+
+
+def test_a_prompt_asks_for_a_caption():
+    example = read({"image": "a.png", "caption": " A cat. "}, prompt="Describe it.")
+    assert list(example.turns) == [
+        ("user", [None, "Describe it."]),
+        ("assistant", ["A cat."]),
+    ]
+    assert example.kind == "conversation"
+
+
+def test_a_document_takes_no_prompt():
+    with pytest.raises(
+        DataError, match=r"jsonl:17: a document asks nothing, so the pr"
+    ):
+        read({"text": "Once."}, prompt="Be short.")
+
+
+# Bad rows
+
+ASKED = {"role": "user", "content": "What?"}
+BAD = {
+    "no keys": ({}, r"a row with the keys \[\] has no form that is known"),
+    "unknown keys": (
+        {"prompt": "a", "completion": "b"},
+        r"with the keys \['completion', 'prompt'\] has no form .* the forms are \['llav",
+    ),
+    "no list": ({"conversations": "a"}, "conversations is 'a', expected a list of turns"),
+    "empty": ({"conversations": []}, "it has no turns"),
+    "unknown speaker": (
+        {"conversations": said(("bot", "x"))},
+        r"a turn is from 'bot', expected one of \['human', 'gpt'",
+    ),
+    "turn without text": (
+        {"conversations": [{"from": "human", "value": None}]},
+        "value is None, expected text",
+    ),
+    "unknown role": (
+        {"messages": [{"role": "tool", "content": "x"}]},
+        "message role 'tool' is not one of",
+    ),
+    "message of text": ({"messages": ["hi"]}, "a message is 'hi', expected an object"),
+    "unknown part": (
+        {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+        "message part 'audio' is not one of",
+    ),
+    "no answer": ({"messages": [ASKED]}, "it has no assistant turn, so nothing is lear"),
+    "empty answer": (
+        {"messages": [ASKED, {"role": "assistant", "content": " "}]},
+        "an assistant turn is empty, expected an answer",
+    ),
+    "more places": (
+        {"image": "a.png", "conversations": said(("human", "<image> <image>"), ("gpt", "x"))},
+        r"it has 2 places for pictures \(<image>\) but 1 pictures; give one for each pl",
+    ),
+    "places without pictures": (
+        {"conversations": said(("human", "<image> What?"), ("gpt", "x"))},
+        "it has 1 places for pictures .* but 0 pictures",
+    ),
+    "part without picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+        "has more places for pictures than the 0 images given",
+    ),
+    "both columns": (
+        {"image": "a.png", "images": ["a.png"], "caption": "x"},
+        "it has both image and images, expected one of them",
+    ),
+    "unequal lists": (
+        {"texts": ["a"], "images": []},
+        "it has 1 texts but 0 images, expected as many, null where the other is",
+    ),
+    "both given": (
+        {"texts": ["a"], "images": ["a.png"]},
+        r"texts\[0\] and images\[0\] are both given, expected one of them",
+    ),
+    "both null": ({"texts": [None], "images": [None]}, "are both null, expected one of"),
+    "pictures alone": (
+        {"texts": [None], "images": ["a.png"]},
+        "a document without text teaches nothing",
+    ),
+    "no caption": ({"image": "a.png", "caption": " "}, "its caption is empty"),
+    "caption of nothing": ({"caption": "x"}, "a caption has no picture; name it as ima"),
+    "number for text": ({"text": 7}, "text is 7, expected text"),
+    "half a character": ({"text": "\ud800"}, "is not valid UTF-8"),
+    "picture of no kind": ({"image": 7, "caption": "x"}, "a picture is 7, expected a path"),
+    "URL": (
+        {"image": "https://x.org/a.png", "caption": "x"},
+        "picture 'https://x.org/a.png' is a URL, expected a file; download it first",
+    ),
+    "file URL": ({"image": "file:///a.png", "caption": "x"}, "is a URL, expected a file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_is_named_with_what_is_wrong(name):
+    values, reason = BAD[name]
+    with pytest.raises(DataError, match=rf"^rows.jsonl:17: .*{reason}"):
+        read(values)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_that_is_named_is_not_guessed(form):
+    with pytest.raises(DataError, match="jsonl:17: "):
+        read({"prompt": "a"}, form=form)
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.png",
+        "/etc/passwd",
+        "inner/../../secret.png",
+        "link.png",
+        "folder/secret.png",
+        "a\0.png",
+        ".",
+    ],
+)
+def test_data_does_not_reach_out_of_its_folder(name, tmp_path):
+    (tmp_path / "secret.png").touch()
+    data = tmp_path / "data"
+    (data / "inner").mkdir(parents=True)
+    (data / "link.png").symlink_to(tmp_path / "secret.png")
+    (data / "folder").symlink_to(tmp_path)
+    record = Record({"image": name, "caption": "x"}, "rows.jsonl:17", data)
+    with pytest.raises(DataError, match=r"17: picture .* (lies outside|is no path)"):
+        read_example(record, PictureFolder(data))
+
+
+def test_paths_out_of_the_folder_can_be_allowed(tmp_path):
+    record = Record({"image": "../a.png", "caption": "x"}, "rows.jsonl:17", tmp_path)
+    example = read_example(record, PictureFolder(tmp_path, outside=True))
+    assert example.images == (tmp_path / "../a.png",)
+
+
+def test_links_within_the_folder_and_into_the_hubs_store_are_followed(tmp_path):
+    data = tmp_path / "snapshots" / "1"
+    data.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "a").touch()
+    (data / "a.png").symlink_to("../../blobs/a")
+    (data / "b.png").symlink_to("a.png")
+    for name in ("a.png", "b.png"):
+        assert PictureFolder(data).find(name) == data / name
