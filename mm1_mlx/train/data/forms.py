@@ -346,14 +346,17 @@ def _document(content: Content, images: list[ImageSource], prompt: str | None) -
             f"a document asks nothing, so the prompt {prompt[:40]!r} has no place in it; "
             "take the prompts from its data set"
         )
-    if not any(part.get("text", "").strip() for part in content):
+    texts = [part.get("text") for part in content]
+    if not any(isinstance(text, str) and text.strip() for text in texts):
         raise DataError("a document without text teaches nothing")
     return Draft([{"role": "user", "content": content}], images, "document")
 
 
 def _found(part: Any, find: Find) -> Any:
     """A part of a message, the picture that it names found in its folder."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping):
+        raise DataError(f"a part is {part!r:.60}, expected an object with a type")
+    kind = part.get("type")
     if kind == "image":
         names = (part.get(key) for key in ("image", "path", "url"))
         source = next((name for name in names if name is not None), None)
