@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from .common import (
+    AdapterNames,
     MaxTokens,
     Model,
     Resolution,
@@ -41,6 +42,7 @@ Ctrl-C stops an answer."""
 
 def chat(
     model: Model = None,
+    adapter: AdapterNames = None,
     resolution: Resolution = None,
     system: System = None,
     max_tokens: MaxTokens = 512,
@@ -73,7 +75,7 @@ def chat(
             num_draft_tokens=num_draft_tokens,
             yes=yes,
         )
-        runtime = stack.enter_context(open_runtime(model, yes, resolution))
+        runtime = stack.enter_context(open_runtime(model, yes, resolution, adapter))
         note(f"{runtime.path.name}: /image PATH shows a picture, /help lists commands")
         Conversation(runtime, system, settings).run()
 

@@ -15,6 +15,7 @@ from .common import guarded
 from .convert import convert
 from .doctor import doctor
 from .embed import embed
+from .fuse import fuse
 from .generate import generate
 from .inspect import inspect
 from .prefix import prefix
@@ -31,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    *(generate, chat, convert, quantize, embed, inspect, verify, bench, doctor),
+    *(generate, chat, convert, quantize, fuse, embed, inspect, verify, bench, doctor),
 ):
     app.command()(command)
 app.add_typer(prefix)

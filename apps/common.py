@@ -50,6 +50,15 @@ Resolution = Annotated[
         show_default=False,
     ),
 ]
+AdapterNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        help="PATH[:SCALE], a folder or hub repository that changes the model, several "
+        "times",
+        show_default=False,
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="download and convert without asking")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
@@ -120,7 +129,12 @@ def picture(source: str) -> str | bytes:
     return str(user_path(source)) if source.startswith("~") else source
 
 
-def open_runtime(model: str | None, yes: bool, resolution: str | None = None) -> Any:
+def open_runtime(
+    model: str | None,
+    yes: bool,
+    resolution: str | None = None,
+    adapters: list[str] | None = None,
+) -> Any:
     """The runtime of ``--model``, converted first if need be, on the fastest BLAS."""
     from mm1_mlx.blas import preload_blas
 
@@ -129,7 +143,21 @@ def open_runtime(model: str | None, yes: bool, resolution: str | None = None) ->
 
     from .cached import resolve
 
-    return load(resolve(model, yes), resolution=resolution, group=_group())
+    return load(
+        resolve(model, yes),
+        resolution=resolution,
+        group=_group(),
+        adapters=named_adapters(adapters),
+    )
+
+
+def named_adapters(names: list[str] | None) -> list[Any]:
+    """The names of ``--adapter`` and their scales."""
+    if not names:
+        return []
+    from mm1_mlx.adapters import parse
+
+    return [parse(name) for name in names]
 
 
 def _group() -> Any:

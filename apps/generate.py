@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .common import (
+    AdapterNames,
     AsJson,
     Images,
     MaxTokens,
@@ -94,6 +95,7 @@ def generate(
         ),
     ] = None,
     model: Model = None,
+    adapter: AdapterNames = None,
     system: System = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
@@ -167,7 +169,7 @@ def generate(
             num_draft_tokens=num_draft_tokens,
             yes=yes,
         )
-        runtime = stack.enter_context(open_runtime(model, yes, resolution))
+        runtime = stack.enter_context(open_runtime(model, yes, resolution, adapter))
         if verbose:
             from mm1_mlx.runtime import forecast
 

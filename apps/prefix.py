@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from .common import (
+    AdapterNames,
     AsJson,
     Images,
     Model,
@@ -49,6 +50,7 @@ def save(
     system: System = None,
     resolution: Resolution = None,
     model: Model = None,
+    adapter: AdapterNames = None,
     yes: Yes = False,
 ) -> None:
     """Read pictures, examples and a system message, and keep them under a name.
@@ -70,7 +72,7 @@ def save(
         tuple(read_shots(shots)) if shots else (),
         shot_style,
     )
-    with open_runtime(model, yes, resolution) as runtime, bars() as tell:
+    with open_runtime(model, yes, resolution, adapter) as runtime, bars() as tell:
         count = runtime.save_prefix(
             made, lambda done, total: tell("tokens", done, total)
         )

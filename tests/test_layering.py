@@ -35,7 +35,7 @@ ROWS = [
     ["batch", "embed"],
     ["train"],
     ["quantize"],
-    ["bench"],
+    ["bench", "fuse"],
     ["convert"],
     ["apps"],
 ]

@@ -114,6 +114,7 @@ def attach(model: MM1, config: AdapterConfig, seed: int = 0) -> tuple[str, ...]:
         layer.lora_a = mx.random.uniform(
             -bound, bound, layer.lora_a.shape, key=_key(seed, path)
         )
+        layer.train(model.training)
         # Before workers see them: their streams are others.
         mx.eval([layer[leaf] for leaf in LEAVES if leaf in layer])
         made.append((path, layer))

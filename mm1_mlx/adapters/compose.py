@@ -9,7 +9,7 @@ of several adapters as one pair, which is as wide as all of them together.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,9 +44,10 @@ def parse(text: str) -> tuple[str, float]:
     if not colon or not name or user_path(text).is_dir():
         return text, 1.0
     try:
-        return name, _scale(text, float(number))
+        scale = float(number)
     except ValueError:
         return text, 1.0
+    return name, _scale(name, scale)
 
 
 def _scale(name: object, scale: float) -> float:
@@ -159,7 +160,7 @@ class Adapters:
             CheckpointError: they do not fit the model.
         """
         forms = self.check(model)
-        changed = {name: self.replaced(name, weights[name]) for name in self.full}
+        changed = self.whole(model, weights)
         for path in self.layers:
             name = f"{path}.weight"
             if f"{path}.scales" not in weights:
@@ -167,6 +168,15 @@ class Adapters:
                 weight = changed.get(name, weights[name])
                 changed[name] = self.fused(path, forms[path], weight)
         return changed
+
+    def whole(self, model: MM1, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """The weights that they change in full alone, in float32, lazily.
+
+        Raises:
+            CheckpointError: they do not fit the model.
+        """
+        self.check(model)
+        return {name: self.replaced(name, weights[name]) for name in self.full}
 
     def replaced(self, name: str, weight: mx.array) -> mx.array:
         """A weight that was trained in full, in float32."""
@@ -198,13 +208,13 @@ class Adapters:
         layers = dict(named_leaves(model))
         return [path for path in sorted(self.layers) if "scales" in layers[path]]
 
-    def attach(self, model: MM1) -> None:
-        """Put the matrices beside those of a model's layers that are packed.
+    def attach(self, model: MM1, paths: Iterable[str]) -> None:
+        """Put the matrices of these layers beside a model's.
 
         In the precision that the model computes in; they are not for training.
         """
         layers = dict(named_leaves(model))
-        made = [(path, self._beside(path, layers[path])) for path in self.packed(model)]
+        made = [(path, self._beside(path, layers[path])) for path in paths]
         if not made:
             return
         model.update_modules(cast(Any, tree_unflatten(made)))
@@ -241,10 +251,13 @@ def load_adapted(
     adapters: Adapters,
     dtype: Precision = None,
     group: mx.distributed.Group | None = None,
+    *,
+    beside: bool = False,
 ) -> MM1:
     """The model of a folder, changed by adapters; arguments as for ``load_model``.
 
-    Says, through ``logging``, which of them was trained on another model.
+    Says, through ``logging``, which of them was trained on another model. With
+    ``beside`` no weight is changed, and the matrices stay beside all of them.
 
     Raises:
         CheckpointError: the model or an adapter is damaged, or they do not fit together.
@@ -252,13 +265,15 @@ def load_adapted(
     """
     if not adapters.given:
         return load_model(path, dtype, group=group)
-    model = load_model(path, dtype, group=group, changed=adapters.changed)
-    if group is not None and group.size() > 1 and adapters.packed(model):
+    changed = adapters.whole if beside else adapters.changed
+    model = load_model(path, dtype, group=group, changed=changed)
+    apart = sorted(adapters.layers) if beside else adapters.packed(model)
+    if apart and group is not None and group.size() > 1:
         raise ConfigError(
             "processes cannot share a packed model that has adapters; fuse them first, "
             "with 'mm1 fuse'"
         )
-    adapters.attach(model)
+    adapters.attach(model, apart)
     for doubt in adapters.doubts(base_of(path)):
         logger.warning(doubt)
     return model

@@ -124,7 +124,10 @@ class NamedPrefixes:
         if record["fingerprint"] != self._fingerprint:
             # The end of a path says more than its beginning.
             then, now = record["model"][-80:], self._model[-80:]
-            others = "that model in another version, precision or resolution"
+            others = (
+                "that model in another version, precision or resolution, or with other "
+                "adapters"
+            )
             if record["model"] != self._model:
                 others = f"{then!r}"
             raise PromptError(

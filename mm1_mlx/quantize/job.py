@@ -16,8 +16,6 @@ from mm1_mlx.checkpoint import (
     CONFIG,
     INDEX,
     MANIFEST,
-    build_model,
-    cast_to,
     device_dtype,
     load_config,
     load_manifest,
@@ -35,7 +33,7 @@ from mm1_mlx.quantize.calibration import Example, examples
 from mm1_mlx.quantize.cost import Cost, Reference, ask, measure
 from mm1_mlx.quantize.distil import EPOCHS, distil
 from mm1_mlx.quantize.needs import check_memory, learning_bytes, measuring_bytes
-from mm1_mlx.quantize.pack import pack_deferred
+from mm1_mlx.quantize.pack import assemble, pack_deferred
 from mm1_mlx.quantize.shapes import QUESTIONS, Accuracy
 from mm1_mlx.recipe import COMPONENTS, Plan, Recipe, component_of, plan
 from mm1_mlx.shard import Deferred
@@ -311,18 +309,7 @@ class _Job:
 
     def _packed_model(self) -> MM1:
         """The packed model, weights rounded, in the device's precision."""
-        model = build_model(self.made, self.plan.packed)
-        weights = []
-        for name, deferred in self._packed_tensors():
-            tensor = deferred.whole()
-            floating = mx.issubdtype(tensor.dtype, mx.floating)
-            cast = cast_to(device_dtype(tensor.dtype), tensor) if floating else tensor
-            # One by one: what the tensor was made from is freed here.
-            mx.eval(cast)
-            weights.append((name, cast))
-        model.load_weights(weights)
-        model.eval()
-        return model
+        return assemble(self.made, self.plan.packed, self._packed_tensors())
 
     def _tensors(self) -> Iterator[tuple[str, Deferred]]:
         """The unpacked model's; none is read."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import mlx.core as mx
 
-from mm1_mlx.config import Packing
+from mm1_mlx.checkpoint import build_model, cast_to, device_dtype
+from mm1_mlx.config import MM1Config, Packing
+from mm1_mlx.models import MM1
 from mm1_mlx.shard import Deferred
 
 LEAVES = ("weight", "scales", "biases")
@@ -28,6 +30,32 @@ def pack_deferred(
             continue
         for part, deferred in _packed(tensor, packed[path]).items():
             yield f"{path}.{part}", deferred
+
+
+def assemble(
+    config: MM1Config,
+    packed: Collection[str],
+    tensors: Iterable[tuple[str, Deferred]],
+) -> MM1:
+    """The model of tensors that are not written, in the device's precision.
+
+    Args:
+        config: the model's.
+        packed: the paths of its packed modules.
+        tensors: all of its tensors, by name.
+    """
+    model = build_model(config, packed)
+    weights = []
+    for name, deferred in tensors:
+        tensor = deferred.whole()
+        floating = mx.issubdtype(tensor.dtype, mx.floating)
+        cast = cast_to(device_dtype(tensor.dtype), tensor) if floating else tensor
+        # One by one: what the tensor was made from is freed here.
+        mx.eval(cast)
+        weights.append((name, cast))
+    model.load_weights(weights)
+    model.eval()
+    return model
 
 
 def _packed(tensor: Deferred, way: Packing) -> dict[str, Deferred]:

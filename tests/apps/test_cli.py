@@ -29,6 +29,7 @@ COMMANDS = (
         "chat",
         "convert",
         "quantize",
+        "fuse",
         "embed",
         "prefix",
         "prefix save",

@@ -1,0 +1,266 @@
+"""``mm1 fuse``: one model of a model and adapters, what it costs, and when it refuses."""
+
+import json
+import re
+import sys
+
+import mlx.core as mx
+import pytest
+
+from mm1_mlx import generate, load
+from mm1_mlx.adapters import (
+    Adapter,
+    AdapterConfig,
+    Adapters,
+    attach,
+    base_of,
+    load_adapted,
+    save,
+)
+from mm1_mlx.adapters.attach import wrapped
+from mm1_mlx.apps.cli import main
+from mm1_mlx.checkpoint import (
+    load_config,
+    load_model,
+    packed_on_disk,
+    read_manifest,
+    verify_digests,
+)
+from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.fuse import fuse
+from mm1_mlx.quantize import find_recipe, quantize
+from mm1_mlx.runtime import TINY
+
+TOKENS = [[5, 9, 44, 7, 130, 261, 12, 3]]
+PICTURE = TINY / "four-shapes.png"
+LAYER = "decoder.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("models") / "packed"
+    quantize(TINY, out, find_recipe("4bit"), measured=False)
+    return out
+
+
+def make(out, strength, **fields):
+    """An adapter of mm1-tiny whose second matrices are drawn, not learned."""
+    model = load_model(TINY, mx.float32)
+    model.freeze()
+    attach(model, config := AdapterConfig(**fields))
+    mx.random.seed(0)
+    for layer in wrapped(model).values():
+        layer.lora_b = mx.random.normal(layer.lora_b.shape, scale=strength)
+        if "m" in layer:
+            layer.m = layer.m * mx.random.uniform(0.9, 1.1, layer.m.shape)
+    mx.eval(model.parameters())
+    save(out, Adapter.of(model, config, base_of(TINY)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def strong(tmp_path_factory):
+    """Moves predictions by tenths of a nat."""
+    return make(tmp_path_factory.mktemp("adapters") / "strong", 0.1, rank=8)
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory):
+    """Moves predictions by less than 4 bits do."""
+    return make(tmp_path_factory.mktemp("adapters") / "weak", 0.01, rank=8)
+
+
+@pytest.fixture
+def mm1(monkeypatch, capsys):
+    """A function: run the command line; its exit status, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mm1", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "100")
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+        else:
+            status = 0
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def logits(model):
+    return model(mx.array(TOKENS))
+
+
+def relative(one, other):
+    return (mx.abs(one - other).max() / mx.abs(other).max()).item()
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("base", ["plain", "packed"])
+def test_fused_equals_unfused(base, kind, packed, tmp_path):
+    path = packed if base == "packed" else TINY
+    adapter = make(tmp_path / "adapter", 0.1, kind=kind)
+    given = Adapters.load([adapter])
+    fuse(path, tmp_path / "out", given, dtype=mx.float32, measured=False)
+    unfused = load_adapted(path, given, mx.float32, beside=True)
+    fused = load_model(tmp_path / "out", mx.float32)
+    assert wrapped(unfused)
+    assert not wrapped(fused)
+    assert relative(logits(fused), logits(unfused)) <= 1e-5
+    assert relative(logits(load_model(path, mx.float32)), logits(unfused)) > 1e-2
+    with (
+        load(path, mx.float32, adapters=[adapter]) as before,
+        load(tmp_path / "out", mx.float32) as after,
+    ):
+        answers = [
+            generate(x, "Describe the picture.", [PICTURE], max_tokens=24)
+            for x in (before, after)
+        ]
+    assert answers[0].tokens == answers[1].tokens
+
+
+def test_several_with_scales(strong, weak, tmp_path):
+    given = Adapters.load([(strong, 0.5), (weak, -2.0)])
+    fuse(TINY, tmp_path / "out", given, dtype=mx.float32, measured=False)
+    unfused = load_adapted(TINY, given, mx.float32, beside=True)
+    fused = load_model(tmp_path / "out", mx.float32)
+    assert relative(logits(fused), logits(unfused)) <= 1e-5
+
+
+def test_weights_trained_in_full_are_taken_over(tmp_path):
+    model = load_model(TINY, mx.float32)
+    model.freeze()
+    model.connector.unfreeze()
+    attach(model, config := AdapterConfig(where=("decoder.attention",)))
+    model.connector.update({"readout": [{"bias": mx.full(128, 0.25)}]})
+    given = Adapters(((Adapter.of(model, config, base_of(TINY)), 1.0),))
+    report = fuse(TINY, tmp_path / "out", given, measured=False)
+    fused = load_model(tmp_path / "out").tensors()
+    assert mx.array_equal(
+        fused["connector.readout.0.bias"], mx.full(128, 0.25, mx.float16)
+    )
+    whole = sum(name.startswith("connector.") for name in fused)
+    assert report.changed == whole + 16
+
+
+def test_what_it_changes_of_a_packed_model_is_kept_in_16_bits(packed, strong, tmp_path):
+    report = fuse(packed, tmp_path / "out", Adapters.load([strong]), count=4)
+    before, after = (packed_on_disk(p, load_config(p)) for p in (packed, report.out))
+    assert set(report.unpacked) == {p for p in before if ".layers." in p}
+    assert after == {p: way for p, way in before.items() if p not in report.unpacked}
+    assert report.measured.lost < 1e-3
+    assert report.before < report.after < 3_000_000
+    old, new = (load_model(p).tensors() for p in (packed, report.out))
+    assert new[f"{LAYER}.weight"].dtype == mx.float16
+    same = [k for k in new if not k.startswith("decoder.layers.") or "norm" in k]
+    assert all(mx.array_equal(old[k], new[k]) for k in same)
+    assert "decoder.embed_tokens.scales" in same
+
+
+def test_bits_that_round_an_adapter_away_are_refused_with_the_numbers(
+    packed, weak, tmp_path
+):
+    given, out = Adapters.load([weak]), tmp_path / "out"
+    for path in (TINY, packed):
+        with pytest.raises(
+            CheckpointError,
+            match=r"\d+% of what the adapters change would be lost, more than 10% "
+            r"\(predictions move by [\d.e-]+ nats, and the fused model's are [\d.e-]+ "
+            r"off\); leave out the bits, .*--allow-loss",
+        ):
+            fuse(path, out, given, recipe=find_recipe("4bit"), count=4)
+    assert not list(tmp_path.iterdir())
+    report = fuse(
+        TINY, out, given, recipe=find_recipe("4bit"), count=4, allow_loss=True
+    )
+    assert report.measured.lost > 0.1
+    assert load_config(out).quantization.bits == 4
+
+
+def test_bits_that_keep_most_of_it_are_written(packed, strong, tmp_path):
+    """As many bits as the base had, and what did not change keeps its own to the bit."""
+    report = fuse(
+        packed, tmp_path / "out", Adapters.load([strong]),
+        recipe=find_recipe("8bit"), count=4,
+    )  # fmt: skip
+    assert report.measured.lost < 0.1
+    ways = packed_on_disk(report.out, load_config(report.out))
+    assert ways[LAYER].bits == 8
+    assert ways["decoder.embed_tokens"].bits == 6
+    old, new = (load_model(p).tensors() for p in (packed, report.out))
+    assert mx.array_equal(
+        old["decoder.embed_tokens.weight"], new["decoder.embed_tokens.weight"]
+    )
+
+
+def test_the_manifest_says_what_it_is_made_of(strong, tmp_path):
+    fuse(TINY, tmp_path / "out", Adapters.load([(strong, 0.5)]), measured=False)
+    verify_digests(tmp_path / "out")
+    source = read_manifest(tmp_path / "out")["source"]
+    assert source["name"] == "mm1-tiny"
+    assert source["licence"] == "MIT"
+    (entry,) = source["fused"]
+    assert entry["digest"] == Adapters.load([strong]).given[0][0].digest
+    assert (entry["adapter"], entry["scale"]) == ("strong", 0.5)
+    assert entry["trained_on"] == entry["into"] == base_of(TINY).to_dict()
+    again = fuse(
+        tmp_path / "out", tmp_path / "twice", Adapters.load([strong]), measured=False
+    )
+    assert len(read_manifest(again.out)["source"]["fused"]) == 2
+
+
+def test_what_is_too_large_for_the_type_is_refused(tmp_path):
+    adapter = make(tmp_path / "adapter", 0.1, scale=1e4, where=(LAYER,))
+    given = Adapters.load([(adapter, 1e4)])
+    with pytest.raises(CheckpointError, match="holds numbers too large for"):
+        fuse(TINY, tmp_path / "out", given, measured=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_there_must_be_something_to_fuse(tmp_path, strong):
+    with pytest.raises(ConfigError, match="nothing to fuse"):
+        fuse(TINY, tmp_path / "out", Adapters(()))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(CheckpointError, match="already exists"):
+        fuse(TINY, tmp_path / "there", Adapters.load([strong]))
+
+
+def test_the_command_says_what_it_did(mm1, packed, strong, tmp_path, caplog):
+    arguments = ("--adapter", f"{strong}:0.75", "--count", 4)
+    status, out, err = mm1("fuse", packed, tmp_path / "out", *arguments)
+    assert (status, err) == (0, "")
+    assert f"adapter '{strong}' was trained on 'mm1-tiny' (" in caplog.text
+    assert re.match(r"28 weights changed, 1\.7 MB before and 2\.7 MB after\n", out)
+    assert "28 of them were packed and no longer are" in out
+    assert re.search(
+        r"move predictions by [\d.e-]+ nats, fusing them by [\d.e-]+: 0\.0\d% is", out
+    )
+    assert out.endswith(f"{tmp_path / 'out'}\n")
+
+
+def test_json_holds_the_same(mm1, strong, tmp_path):
+    arguments = ("--adapter", strong, "--count", 4, "--bits", 8, "--json")
+    status, out, _ = mm1("fuse", TINY, tmp_path / "out", *arguments)
+    assert status == 0
+    facts = json.loads(out)
+    assert facts["changed"] == 28
+    assert facts["bytes_after"] < facts["bytes_before"]
+    measured = facts["measured"]
+    assert 0 < measured["lost"] < 0.1
+    assert measured["lost"] == pytest.approx(
+        measured["cost"]["kl_mean"] / measured["effect"]["kl_mean"]
+    )
+    assert 0 < measured["mean_difference"] < measured["largest_difference"]
+
+
+def test_a_loss_is_one_line(mm1, weak, tmp_path):
+    arguments = ("--adapter", weak, "--count", 4, "--bits", 2)
+    status, out, err = mm1("fuse", TINY, tmp_path / "out", *arguments)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_an_adapter_must_be_named(mm1, tmp_path):
+    assert mm1("fuse", TINY, tmp_path / "out")[0] == 2
