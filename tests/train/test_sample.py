@@ -1,5 +1,6 @@
 """Targets are every assistant turn, its end included, and nothing else."""
 
+import re
 from itertools import groupby
 
 import numpy as np
@@ -7,10 +8,19 @@ import pytest
 from PIL import Image
 
 from mm1_mlx.errors import ConfigError, PromptError
-from mm1_mlx.image import load_pictures
+from mm1_mlx.image import load_picture, load_pictures
+from mm1_mlx.layout import indicator_texts
 from mm1_mlx.prompt import Prompt, encode_turns, render
 from mm1_mlx.tokenizer import load_tokenizer
-from mm1_mlx.train.sample import Sample, build_sample, collate
+from mm1_mlx.train.sample import (
+    Row,
+    Sample,
+    build_document,
+    build_sample,
+    collate,
+    pack,
+    widen_sample,
+)
 
 CHATML = (
     "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '</s>' }}"
@@ -158,3 +168,181 @@ def test_a_row_is_what_the_model_is_shown_when_asked(
     prompt = Prompt.build("What colour?", photos, config, train_tokenizer)
     assert batch.tokens[0].tolist() == list(prompt.tokens)
     assert batch.spans == prompt.spans
+
+
+# Token by token: where the learned text begins and ends, written by hand
+
+TALK = [
+    ("system", ["Be kind."]),
+    ("user", [None, None, "Which is red?"]),
+    ("assistant", ["the first."]),
+    ("user", ["and ", None, "here?"]),
+    ("assistant", ["a circle, a star."]),
+]
+ASKED = "<image>\n<image>\nWhich is red?", "and <image>\nhere?"
+TEXTS = {
+    "llava": f"Be kind. USER: {ASKED[0]} ASSISTANT:{{ the first.</s>}}"
+    f"USER: {ASKED[1]} ASSISTANT:{{ a circle, a star.</s>}}",
+    "vicuna_v1": f"Be kind. USER: {ASKED[0]} ASSISTANT:{{ the first.</s>}}"
+    f"USER: {ASKED[1]} ASSISTANT:{{ a circle, a star.</s>}}",
+    "mistral": f"[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\n{ASKED[0]} [/INST]"
+    f"{{ the first. </s>}}[INST] {ASKED[1]} [/INST]{{ a circle, a star. </s>}}",
+    "stablelm": f"Be kind. USER: {ASKED[0]} ASSISTANT:{{ the first.<|endoftext|>}}"
+    f"USER: {ASKED[1]} ASSISTANT:{{ a circle, a star.<|endoftext|>}}",
+    "xgen_mm": "Be kind.<image><image>Which is red?{the first.<|endofchunk|>}"
+    "and <image>here?{a circle, a star.<|endofchunk|>}",
+    "checkpoint": "[system]Be kind.</s>[user]<image><image>Which is red?</s>[assistant]"
+    "{the first.</s>}[user]and <image>here?</s>[assistant]{a circle, a star.</s>}",
+}
+
+
+def cut(text):
+    """The text without its braces, and for every character whether it stood in them."""
+    inside = [
+        (character, part.startswith("{"))
+        for part in re.split(r"(\{[^}]*\})", text)
+        for character in part.strip("{}")
+    ]
+    return "".join(c for c, _ in inside), [own for _, own in inside]
+
+
+@pytest.mark.parametrize("template", TEXTS)
+@pytest.mark.parametrize("folder", ["byte_folder", "spm_folder"])
+def test_every_token_is_learned_that_stands_in_an_answer(
+    template, folder, make_config, request
+):
+    config = make_config(prompt={"template": template})
+    tokenizer = load_tokenizer(request.getfixturevalue(folder), config.prompt)
+    tokenizer.hf.chat_template = CHATML
+    text, learned = cut(TEXTS[template])
+    assert render(TALK, config.prompt, tokenizer, answer=False) == text
+    # An account of its own: from the characters that the tokenizer says a token is of.
+    encoded = tokenizer.hf._tokenizer(text, return_offsets_mapping=True)
+    if template == "checkpoint" and tokenizer.hf.bos_token_id is not None:
+        encoded = tokenizer.hf._tokenizer(
+            text, return_offsets_mapping=True, add_special_tokens=False
+        )
+    sample = build_sample(TALK, config, tokenizer)
+    assert list(sample.tokens) == encoded["input_ids"]
+    for token, own, (start, stop) in zip(
+        sample.tokens, sample.learned, encoded["offset_mapping"], strict=True
+    ):
+        # No token is partly of an answer.
+        parts = set(learned[start:stop]) or {False}
+        assert parts == {own}, tokenizer.hf.decode([token])
+    assert sample.tokens.count(tokenizer.image_id) == 3
+
+
+@pytest.mark.parametrize("template", ["llava", "mistral", "checkpoint"])
+@pytest.mark.parametrize("indicators", ["none", "index", "seps"])
+def test_tiles_and_what_stands_between_them_are_never_learned(
+    template, indicators, make_config, byte_folder
+):
+    tiling = {"kind": "split", "indicators": indicators}
+    config = make_config(prompt={"template": template}, image={"tiling": tiling})
+    tokenizer = load_tokenizer(byte_folder, config.prompt)
+    tokenizer.hf.chat_template = CHATML
+    # Also where the assistant shows one.
+    talk = [*TALK[:-1], ("assistant", ["a circle ", None, "it is."])]
+    sample = build_sample(talk, config, tokenizer)
+    photos = [Image.new("RGB", (40, 30), c) for c in ("red", "blue", "lime", "white")]
+    pictures = load_pictures(photos, config.image)
+    row = widen_sample(sample, pictures, config, tokenizer)
+    expected, number = [], 0
+    for token, own in zip(sample.tokens, sample.learned, strict=True):
+        if token != tokenizer.image_id:
+            expected.append((token, own))
+            continue
+        texts = indicator_texts(pictures[number], number, config.image.tiling)
+        for text in texts or [""] * 5:
+            spelled = tokenizer.encode(text, add_special_tokens=False) if text else []
+            expected += [(t, False) for t in spelled] + [(2, False)] * 4
+        number += 1
+    assert number == 4
+    assert list(zip(row.tokens, row.learned, strict=True)) == expected
+    assert sum(span.length for span in row.spans) == 4 * 5 * 4
+
+
+# Documents
+
+
+@pytest.mark.parametrize("folder", ["byte_folder", "spm_folder"])
+def test_all_text_of_a_document_is_learned_behind_the_first_token(
+    folder, make_config, request
+):
+    config = make_config()
+    tokenizer = load_tokenizer(request.getfixturevalue(folder), config.prompt)
+    sample = build_document(["a star, ", None, " a circle </s>."], config, tokenizer)
+    assert (
+        sample.learned
+        == (
+            False,
+            *(token != tokenizer.image_id for token in sample.tokens[1:]),
+        )
+        or tokenizer.image_id in sample.tokens
+    )
+    end = tokenizer.hf.eos_token_id
+    assert sample.tokens[-1] == end
+    # What looks like an end in the text is text.
+    assert sample.tokens.count(end) == 1
+    assert sample.learned[0] is False
+    picture = load_picture(Image.new("RGB", (9, 9)), config.image)
+    row = widen_sample(sample, [picture], config, tokenizer)
+    (span,) = row.spans
+    places = range(span.start, span.stop)
+    unlearned = [i for i, own in enumerate(row.learned) if not own]
+    assert unlearned == sorted({0, *places})
+
+
+def test_the_text_behind_a_documents_first_picture_is_learned(
+    tiny_config, train_tokenizer
+):
+    sample = build_document([None, " a star"], tiny_config, train_tokenizer)
+    picture = load_picture(Image.new("RGB", (9, 9)), tiny_config.image)
+    row = widen_sample(sample, [picture], tiny_config, train_tokenizer)
+    assert row.learned == (*[False] * 4, *[True] * (len(row.tokens) - 4))
+
+
+def test_a_document_is_what_a_base_model_is_shown(make_config, any_folder):
+    # Whatever template the model speaks with later.
+    config = make_config(prompt={"template": "vicuna_v1"})
+    base = make_config(prompt={"template": "plain"})
+    tokenizer = load_tokenizer(any_folder, config.prompt)
+    photo = Image.new("RGB", (9, 9))
+    parts = ["a star\n", None, " a circle"]
+    content = [
+        {"type": "text", "text": parts[0]},
+        {"type": "image", "image": photo},
+        {"type": "text", "text": parts[2]},
+    ]
+    prompt = Prompt.build([{"role": "user", "content": content}], [], base, tokenizer)
+    sample = build_document(parts, config, tokenizer)
+    row = widen_sample(sample, prompt.pictures, config, tokenizer)
+    assert row.tokens == (*prompt.tokens, tokenizer.hf.eos_token_id)
+    assert row.spans == prompt.spans
+
+
+def test_a_document_needs_an_end(make_config, byte_folder):
+    config = make_config()
+    tokenizer = load_tokenizer(byte_folder, config.prompt)
+    tokenizer.hf._tokenizer.eos_token = None
+    with pytest.raises(PromptError, match="the tokenizer has no end token, so a docum"):
+        build_document(["a"], config, tokenizer)
+    named = make_config(prompt={"eos_token_ids": [7]})
+    assert build_document(["a"], named, tokenizer).tokens[-1] == 7
+
+
+# Rows
+
+
+def test_a_packed_row_learns_no_first_token():
+    rows = [Row((5, 6, 7), (True, True, False), ()), Row((8, 9), (True, True), ())]
+    batch = pack(rows, [[], []], [])
+    assert batch.tokens[0, :6].tolist() == [5, 6, 7, 8, 9, 0]
+    assert batch.learned[0, :6].tolist() == [False, True, False, False, True, False]
+    assert (batch.segments, batch.lengths, batch.tokens.shape) == (
+        (3, 2),
+        (5,),
+        (1, 32),
+    )
+    assert batch.real.sum() == 5
