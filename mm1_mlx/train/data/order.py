@@ -124,14 +124,14 @@ class Picks:
         """How many of the first positions are a data set's."""
         low, high = self._edges[chosen : chosen + 2]
         before = [
-            _floor_sum(positions, _WORD, GOLDEN, self._first - edge + _WORD)
+            _floor_sum(positions, _WORD, GOLDEN, self._first - edge)
             for edge in (low, high)
         ]
         return before[0] - before[1]
 
 
 def _floor_sum(count: int, divisor: int, step: int, first: int) -> int:
-    """The sum of (first + step * i) // divisor for i below ``count``, none negative.
+    """The sum of (first + step * i) // divisor for i below ``count``; ``step`` >= 0.
 
     The whole parts are summed at once; what is left are the lattice points below a line,
     which exchanging its axes makes a smaller sum of the same kind.

@@ -166,6 +166,30 @@ def test_typed_special_tokens_of_many_rows_do_not_meet(
     same_batch(make_batches(path, threads=1, batch_size=6)(0, 0), one)
 
 
+def test_one_row_at_a_time_goes_through_the_tokenizer(
+    make_batches, write_lines, pictures, monkeypatch
+):
+    """Also of several batches, as of learning and of validation."""
+    path = write_lines(asked(4, pictures))
+    inside, most, build = [], [], module.build_sample
+
+    def slow(*arguments):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return build(*arguments)
+
+    monkeypatch.setattr(module, "build_sample", slow)
+    both = [make_batches(path, batch_size=4) for _ in range(2)]
+    threads = [threading.Thread(target=each, args=(0, 0)) for each in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 8
+
+
 # Bad rows
 
 

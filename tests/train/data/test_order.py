@@ -59,7 +59,7 @@ def test_the_sum_of_floors_is_the_sum_of_floors():
     draw = random.Random(1)
     for _ in range(2000):
         count, divisor = draw.randrange(30), draw.randrange(1, 30)
-        step, first = draw.randrange(60), draw.randrange(60)
+        step, first = draw.randrange(60), draw.randrange(-60, 60)
         expected = sum((first + step * i) // divisor for i in range(count))
         assert _floor_sum(count, divisor, step, first) == expected
 
