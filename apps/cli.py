@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .adapter import adapter
 from .bench import bench
 from .chat import chat
 from .common import guarded
@@ -20,6 +21,7 @@ from .generate import generate
 from .inspect import inspect
 from .prefix import prefix
 from .quantize import quantize
+from .train import train
 from .verify import verify
 
 app = typer.Typer(
@@ -35,7 +37,9 @@ for command in (
     *(generate, chat, convert, quantize, fuse, embed, inspect, verify, bench, doctor),
 ):
     app.command()(command)
+app.add_typer(train)
 app.add_typer(prefix)
+app.add_typer(adapter)
 
 
 def _print_version(value: bool) -> None:

@@ -146,7 +146,7 @@ def open_runtime(
     return load(
         resolve(model, yes),
         resolution=resolution,
-        group=_group(),
+        group=processes(),
         adapters=named_adapters(adapters),
     )
 
@@ -160,7 +160,7 @@ def named_adapters(names: list[str] | None) -> list[Any]:
     return [parse(name) for name in names]
 
 
-def _group() -> Any:
+def processes() -> Any:
     """The processes of ``mlx.launch`` that this one belongs to, else None.
 
     They answer together; the first of them prints.

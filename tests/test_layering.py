@@ -52,7 +52,12 @@ HEAVY = {
     "mm1_mlx",
 }
 # Costs nothing: a few classes.
-LIGHT = {"mm1_mlx.errors", "mm1_mlx.sizes"}
+LIGHT = {
+    "mm1_mlx.errors",
+    "mm1_mlx.sizes",
+    "mm1_mlx.train.config",
+    "mm1_mlx.train.stages",
+}
 
 # The package's own __init__ names everything, lazily.
 FILES = sorted(

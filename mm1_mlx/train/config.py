@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from typing import Any, Literal
 
 from mm1_mlx.errors import ConfigError
@@ -21,9 +22,16 @@ MAY_CHANGE = frozenset(
 )
 
 
-def _say(default: Any, text: str, **more: Any) -> Any:
-    """A field whose flag has this help."""
-    return field(default=default, metadata={"help": text, **more})
+def _flag(panel: str, default: Any, text: str) -> Any:
+    """A field whose flag has this help, under this title."""
+    return field(default=default, metadata={"help": text, "panel": panel})
+
+
+_data = partial(_flag, "Data")
+_what = partial(_flag, "What is trained")
+_how = partial(_flag, "How")
+_rate = partial(_flag, "Learning rates by part")
+_left = partial(_flag, "What is left behind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,69 +39,72 @@ class TrainConfig(Section):
     """What a run is made of: its flags and its record."""
 
     # Of which command; what it leaves to a default depends on it.
-    stage: Literal["connector", "sft", "pretrain"] | None = _say(
-        None, "which command began the run", flag=False
-    )
+    stage: Literal["connector", "sft", "pretrain"] | None = None
 
     # The data
-    data: tuple[str, ...] = _say((), "files, folders or mixtures to learn from")
-    valid: tuple[str, ...] = _say((), "files to measure the loss on")
-    valid_share: float = _say(0.0, "share of the rows kept to measure the loss on")
-    image_folder: str | None = _say(None, "where relative pictures lie")
-    skip_bad: bool = _say(False, "leave out rows that cannot be used")
-    max_length: int = _say(2048, "longest example, in tokens")
-    packing: bool = _say(False, "examples behind one another, without padding")
-    batch_size: int = _say(1, "examples of a micro-batch")
-    micro_batches: int = _say(1, "batches of a step, shared out among processes")
+    data: tuple[str, ...] = _data((), "files, folders or mixtures to learn from")
+    data_root: str | None = _data(None, "where the paths of a mixture begin")
+    image_folder: str | None = _data(None, "where relative pictures lie")
+    valid: tuple[str, ...] = _data((), "files to measure the loss on")
+    valid_share: float = _data(0.0, "share of the rows kept to measure the loss on")
+    valid_examples: int = _data(256, "most examples to measure the loss on")
+    skip_bad: bool = _data(False, "leave out rows that cannot be used")
+    max_length: int = _data(2048, "longest example, in tokens")
+    truncate: bool = _data(False, "cut longer text, never pictures")
+    resolution: str | None = _data(None, "how pictures become tiles, e.g. 2x672")
+    packing: bool = _data(False, "examples behind one another, without padding")
+    batch_size: int = _data(1, "examples of a micro-batch")
+    micro_batches: int = _data(1, "batches of a step, shared out among processes")
 
     # What is trained
-    trained: tuple[str, ...] = _say(
+    trained: tuple[str, ...] = _what(
         PARTS, "parts trained in full, or regular expressions of tensors' names"
     )
-    adapter: Literal["none", "lora", "dora"] = _say("none", "low-rank adapters")
-    adapter_rank: int = _say(8, "rank of adapters")
-    adapter_scale: float = _say(2.0, "what an adapter's product counts, alpha / rank")
-    adapter_dropout: float = _say(0.0, "share of an adapter's inputs left out")
-    adapter_layers: int | None = _say(None, "last blocks that have adapters")
-    adapter_targets: tuple[str, ...] = _say(("decoder",), "where adapters stand")
+    adapter: Literal["none", "lora", "dora"] = _what("none", "low-rank adapters")
+    adapter_rank: int = _what(8, "rank of adapters")
+    adapter_scale: float = _what(2.0, "what an adapter's product counts, alpha / rank")
+    adapter_dropout: float = _what(0.0, "share of an adapter's inputs left out")
+    adapter_layers: int | None = _what(None, "last blocks that have adapters")
+    adapter_targets: tuple[str, ...] = _what(("decoder",), "where adapters stand")
 
     # How
-    steps: int = field(metadata={"help": "optimizer steps"})
-    optimizer: Literal["adamw", "adafactor", "muon"] = _say(
+    steps: int = _how(MISSING, "optimizer steps")
+    optimizer: Literal["adamw", "adafactor", "muon"] = _how(
         "adamw", "muon: AdamW for embeddings and vectors"
     )
-    learning_rate: float = field(metadata={"help": "peak of the schedule"})
-    vision_learning_rate: float | None = _say(None, "peak of the encoder's")
-    connector_learning_rate: float | None = _say(None, "peak of the connector's")
-    region_learning_rate: float | None = _say(None, "peak of the region sampler's")
-    decoder_learning_rate: float | None = _say(None, "peak of the decoder's")
-    matrix_learning_rate: float = _say(0.02, "peak of muon's schedule")
-    warmup_steps: int = _say(200, "linear warmup, in steps")
-    decay_steps: int = _say(1000, "cosine decay at the end, in steps")
-    final_fraction: float = _say(0.1, "last learning rate, as a share of the peak")
-    weight_decay: float = _say(
+    learning_rate: float = _how(MISSING, "peak of the schedule")
+    vision_learning_rate: float | None = _rate(None, "peak of the encoder's")
+    connector_learning_rate: float | None = _rate(None, "peak of the connector's")
+    region_learning_rate: float | None = _rate(None, "peak of the region sampler's")
+    decoder_learning_rate: float | None = _rate(None, "peak of the decoder's")
+    matrix_learning_rate: float = _rate(0.02, "peak of muon's schedule")
+    warmup_steps: int = _how(200, "linear warmup, in steps")
+    decay_steps: int = _how(1000, "cosine decay at the end, in steps")
+    final_fraction: float = _how(0.1, "last learning rate, as a share of the peak")
+    weight_decay: float = _how(
         0.01, "what weights lose a step, as a share of the learning rate"
     )
-    clip_norm: float = _say(1.0, "largest gradient norm")
-    balance_weight: float = _say(0.01, "of the load-balance loss of experts")
-    z_weight: float = _say(0.001, "of the router z-loss of experts")
-    precision: Literal["float32", "bfloat16", "float16"] = _say(
+    clip_norm: float = _how(1.0, "largest gradient norm")
+    balance_weight: float = _how(0.01, "of the load-balance loss of experts")
+    z_weight: float = _how(0.001, "of the router z-loss of experts")
+    precision: Literal["float16", "bfloat16", "float32"] = _how(
         "float32", "of what is computed; trained weights stay float32"
     )
-    checkpointing: bool = _say(
+    checkpointing: bool = _how(
         False, "compute blocks again for their gradients, to save memory"
     )
-    seed: int = _say(0, "of initialisation, order and dropout")
+    seed: int = _how(0, "of initialisation, order and dropout")
 
     # What is left behind
-    save_every: int = _say(200, "steps per checkpoint")
-    log_every: int = _say(20, "steps per log line")
-    eval_every: int = _say(0, "steps per validation, 0 for one at each checkpoint")
-    wandb: str | None = _say(None, "project of Weights & Biases to log to")
+    save_every: int = _left(200, "steps per checkpoint")
+    log_every: int = _left(20, "steps per log line")
+    eval_every: int = _left(0, "steps per validation, 0 for one at each checkpoint")
+    wandb: str | None = _left(None, "project of Weights & Biases to log to")
 
     def __post_init__(self) -> None:
         for name in (
-            *("steps", "batch_size", "micro_batches", "max_length", "adapter_rank"),
+            *("steps", "batch_size", "micro_batches", "max_length"),
+            *("adapter_rank", "valid_examples"),
             *("save_every", "log_every", "learning_rate", "matrix_learning_rate"),
             *(f"{part}_learning_rate" for part in PARTS),
             *("clip_norm", "adapter_scale"),

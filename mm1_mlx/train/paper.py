@@ -18,6 +18,8 @@ MAX_PICTURES_PER_SEQUENCE = 16
 SFT_STEPS = 10_000
 SFT_BATCH = 256
 SFT_LEARNING_RATE = 1e-5
+# What weights lose a step, lambda, as a share of the learning rate, eta.
+DECAY_SHARE = 0.1
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -80,7 +82,7 @@ def peak_learning_rate(parameters: float) -> float:
 
 def weight_decay(learning_rate: float) -> float:
     """Lambda, what weights lose a step at the peak: a tenth of the learning rate."""
-    return learning_rate / 10
+    return DECAY_SHARE * learning_rate
 
 
 def pretraining(parameters: float) -> TrainConfig:
@@ -95,8 +97,8 @@ def pretraining(parameters: float) -> TrainConfig:
         warmup_steps=2000,
         decay_steps=PRETRAINING_STEPS - 2000,
         final_fraction=0.1,
-        # The config's is relative to the rate, as mlx's and torch's AdamW have it.
-        weight_decay=weight_decay(peak) / peak,
+        # Relative to the rate, as mlx's and torch's AdamW have it.
+        weight_decay=DECAY_SHARE,
     )
 
 

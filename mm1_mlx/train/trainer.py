@@ -26,6 +26,7 @@ from mm1_mlx.device import this_chip
 from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.files import read_json, replace_json
 from mm1_mlx.models import MM1
+from mm1_mlx.room import allowed
 from mm1_mlx.train import state
 from mm1_mlx.train.budget import Training, check_training, step_seconds, training_of
 from mm1_mlx.train.config import TrainConfig
@@ -162,8 +163,9 @@ class Trainer(Generic[Model, Batch]):
     def forecast(self) -> dict[str, Any]:
         """What a step takes of each process, on batches like the first; of an MM1.
 
-        Tokens, those that fill short rows included, bytes of memory, and the least
-        seconds, where the machine's speed is known or could be measured.
+        Tokens, those that fill short rows included, bytes of memory, those that are
+        free, what is there of the model among them, and the least seconds; the last two
+        where they are known or could be measured.
         """
         training, model = self._training, self.model
         if training is None or not isinstance(model, MM1):
@@ -172,6 +174,8 @@ class Trainer(Generic[Model, Batch]):
             "tokens": training.tokens,
             "bytes": sum(training.bytes(model.config).values()),
         }
+        if (free := allowed()) is not None:
+            expected["free_bytes"] = free + mx.get_active_memory()
         if chip := this_chip(mx.float32 if training.itemsize == 4 else mx.float16):
             seconds = step_seconds(chip, model.config, training)
             expected["least_seconds"] = float(f"{seconds:.3g}")
@@ -209,7 +213,7 @@ class Trainer(Generic[Model, Batch]):
             loss = self.train_step()
             tokens += self.tokens
             last = self.step == self.config.steps or self._stopping
-            if self.step % self.config.log_every == 0:
+            if self.step % self.config.log_every == 0 or self.step == self.config.steps:
                 seconds = time.perf_counter() - start
                 self._log(self._line(loss, seconds, tokens, self.step - since), report)
                 start, tokens, since = time.perf_counter(), 0, self.step
@@ -424,8 +428,6 @@ class Trainer(Generic[Model, Batch]):
     def _trim_log(self) -> None:
         """Forget what was logged after the checkpoint: those steps come again."""
         path = self.folder / LOG
-        if not path.is_file():
-            return
         kept = [line for line in read_log(self.folder) if line["step"] <= self.step]
         path.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
 
@@ -532,8 +534,8 @@ class Trainer(Generic[Model, Batch]):
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's log; the last one may have been cut off by a kill."""
-    lines = []
-    for line in (folder / LOG).read_text().splitlines():
+    path, lines = folder / LOG, []
+    for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             lines.append(json.loads(line))
         except ValueError:

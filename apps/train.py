@@ -1,0 +1,312 @@
+"""``mm1 train connector | sft | pretrain``: pictures and text into better weights.
+
+The flags are the fields of ``TrainConfig``, with the defaults of ``stages.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
+from mm1_mlx.errors import ConfigError
+from mm1_mlx.train.config import TrainConfig
+from mm1_mlx.train.stages import DEFAULTS, DERIVED, Stage
+
+from .common import human_bytes, note, print_json, processes
+
+train = typer.Typer(
+    name="train",
+    help="Train a model on pictures and text, in whole or in part.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _parameters(stage: Stage) -> Iterator[inspect.Parameter]:
+    """What the command of a stage takes: the fields of ``TrainConfig`` and a few more."""
+
+    def parameter(name: str, kind: Any, info: Any, default: Any) -> inspect.Parameter:
+        return inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=default,
+            annotation=Annotated[kind, info],
+        )
+
+    model = typer.Argument(help="model folder or hub repository")
+    out = typer.Argument(help="the run's folder; the same command goes on in it")
+    yield parameter("model", str, model, inspect.Parameter.empty)
+    yield parameter("out", Path, out, inspect.Parameter.empty)
+    file = typer.Option(
+        help="a run's record, or its config; flags win", show_default=False
+    )
+    yield parameter("config", Path | None, file, None)
+    if stage == "sft":
+        text = "everything as the paper does, instead of adapters and the connector"
+        yield parameter("full", bool, typer.Option("--full", help=text), False)
+    text = "say what would be trained and what it takes, and do nothing"
+    yield parameter("dry_run", bool, typer.Option("--dry-run", help=text), False)
+    as_json = typer.Option("--json", help="print one JSON object")
+    yield parameter("as_json", bool, as_json, False)
+    hints = get_type_hints(TrainConfig)
+    for field in fields(TrainConfig):
+        if not field.metadata:
+            continue
+        text = field.metadata["help"]
+        default = DEFAULTS[stage].get(
+            field.name, DERIVED.get(field.name, field.default)
+        )
+        if default not in (None, (), MISSING, False):
+            text += f" (default: {_words(default)})"
+        info = typer.Option(
+            help=text, rich_help_panel=field.metadata["panel"], show_default=False
+        )
+        yield parameter(field.name, _flag_type(hints[field.name]), info, None)
+
+
+def _words(default: Any) -> str:
+    """A default as it stands in the help."""
+    return " ".join(default) if isinstance(default, tuple) else str(default)
+
+
+def _flag_type(hint: Any) -> Any:
+    """A field's type as its flag has it, which may be left out."""
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    if get_origin(hint) is tuple:
+        return list[str] | None
+    if get_origin(hint) is Literal or len(kinds) != 1:
+        return hint | None
+    return hint
+
+
+def _command(stage: Stage, about: str) -> Callable[..., None]:
+    """The function of a stage's command, with a signature that typer reads."""
+
+    def command(**given: Any) -> None:
+        _train(stage, **given)
+
+    parameters = list(_parameters(stage))
+    command.__name__ = stage
+    command.__doc__ = about
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+STAGES: dict[Stage, str] = {
+    "connector": "Train the connector alone, between a frozen encoder and decoder.",
+    "sft": "Train on conversations: adapters on the decoder, and the connector in full.",
+    "pretrain": "Train everything on captions, documents and text.",
+}
+for _stage, _about in STAGES.items():
+    train.command(_stage)(_command(_stage, _about))
+
+
+def _train(
+    stage: Stage,
+    *,
+    model: str,
+    out: Path,
+    config: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    full: bool = False,
+    **flags: Any,
+) -> None:
+    from mm1_mlx.blas import preload_blas
+
+    preload_blas()
+    from mm1_mlx.folders import user_path
+    from mm1_mlx.runtime import find_model
+    from mm1_mlx.train.job import Job
+
+    # Before the loop asks for it: a process that finds no others would train alone.
+    processes()
+    given = _recorded(user_path(str(config)), stage) if config else {}
+    given |= {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in flags.items()
+        if value is not None and value != []
+    }
+    project = given.get("wandb")
+    follow = _follower(project) if project and not dry_run else None
+    job = Job(find_model(model), user_path(str(out)), stage, given, full=full, say=note)
+    if dry_run:
+        _show(job.outlook(), as_json)
+        return
+    if follow:
+        follow.config.update(job.config.to_dict())
+    with _bar(job.config) as (report, expect):
+
+        def told(line: dict[str, Any]) -> None:
+            report(line)
+            if follow:
+                follow.log(line, step=line["step"])
+
+        reached = []
+
+        def begun(trainer: Any) -> None:
+            reached.append(trainer)
+            _stop_on_interrupt(trainer)
+
+        made = job.run(told, expect, begun)
+    if follow:
+        follow.finish()
+    if made is None:
+        at = f"stopped at step {reached[0].step:,} of {job.config.steps:,}"
+        note(f"{at}; the same command goes on from there")
+        raise SystemExit(128 + signal.SIGINT)
+    if reached[0].group.rank() == 0:
+        if as_json:
+            print_json({"out": str(made), "steps": job.config.steps})
+        else:
+            print(made)
+
+
+def _recorded(path: Path, stage: str) -> dict[str, Any]:
+    """The settings in a file: a run's record, or its config alone.
+
+    Raises:
+        ConfigError: it is neither, or of another stage.
+    """
+    from mm1_mlx.files import read_json
+
+    values = read_json(path)
+    if isinstance(values, dict) and isinstance(values.get("config"), dict):
+        values = values["config"]
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} is no record of a run; write its settings as an object"
+        )
+    found = values.pop("stage", None)
+    if found not in (None, stage):
+        raise ConfigError(
+            f"{path} is of 'mm1 train {found}', not of 'mm1 train {stage}'"
+        )
+    return values
+
+
+def _follower(project: str) -> Any:
+    """A run of Weights & Biases, of the first process.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    if os.environ.get("MLX_RANK", "0") != "0":
+        return None
+    try:
+        wandb: Any = import_module("wandb")
+    except ImportError:
+        raise ConfigError(
+            "the package wandb is not installed; pip install wandb, or leave out --wandb"
+        ) from None
+    return wandb.init(project=project)
+
+
+def _stop_on_interrupt(trainer: Any) -> None:
+    """The first Ctrl-C ends the run behind its step, the second at once."""
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        note("stopping behind this step, with a checkpoint; again to stop at once")
+        trainer.stop()
+
+    signal.signal(signal.SIGINT, stop)
+
+
+@contextmanager
+def _bar(
+    config: TrainConfig,
+) -> Iterator[
+    tuple[Callable[[dict[str, Any]], None], Callable[[dict[str, Any]], None]]
+]:
+    """A function for log lines and one for the forecast; a bar, or lines, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    terminal = sys.stderr.isatty() and os.environ.get("MLX_RANK", "0") == "0"
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not terminal) as progress:
+        task = progress.add_task("", total=config.steps, said="")
+
+        def report(line: dict[str, Any]) -> None:
+            said = _said(line, config.steps)
+            if "loss" in line:
+                progress.update(task, completed=line["step"], said=said)
+            if not terminal or "loss" not in line:
+                note(f"step {line['step']:,}  {said}")
+
+        def expect(forecast: dict[str, Any]) -> None:
+            note(_forecast(forecast))
+
+        yield report, expect
+
+
+def _said(line: Mapping[str, Any], steps: int) -> str:
+    """A log line for people."""
+    if "loss" not in line:
+        return f"held out loss {line['valid_loss']:.4f}"
+    left = (steps - line["step"]) * line["seconds_per_step"]
+    return (
+        f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s  "
+        f"{human_bytes(line['peak_bytes'])}  {_duration(left)} left"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"
+
+
+def _forecast(forecast: Mapping[str, Any]) -> str:
+    """What a step takes, in a line."""
+    said = f"a step takes {human_bytes(forecast['bytes'])} for {forecast['tokens']:,} tokens"
+    if seconds := forecast.get("least_seconds"):
+        said += f", and {seconds:g} s at the least"
+    return said
+
+
+def _show(outlook: Any, as_json: bool) -> None:
+    """What a run would do."""
+    parts = outlook.parts
+    if as_json:
+        print_json(
+            {
+                "config": outlook.config.to_dict(),
+                "parameters": {
+                    part: {"trained": trained, "all": total}
+                    for part, (trained, total) in parts.items()
+                },
+                "step": dict(outlook.forecast),
+            }
+        )
+        return
+    config = outlook.config
+    for part, (trained, total) in parts.items():
+        print(f"{part:10} {trained:>15,} of {total:>15,} parameters are trained")
+    print(
+        f"{config.steps:,} steps of {config.batch_size * config.micro_batches} examples, "
+        f"{config.optimizer}, learning rate {config.learning_rate:.3g}, "
+        f"{config.precision}"
+    )
+    if outlook.forecast:
+        print(_forecast(outlook.forecast))
+    print(outlook.preview)

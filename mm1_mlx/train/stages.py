@@ -1,0 +1,115 @@
+"""What each ``mm1 train`` command leaves to a default: the paper's, where it says it.
+
+    connector   encoder and decoder frozen
+    sft         adapters on the decoder, the connector in full: what a Mac has room for
+    sft, full   everything, as the paper
+    pretrain    everything, by the paper's laws
+
+Sizes of batches are a Mac's; the paper's are in ``paper.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from math import ceil
+from typing import Any, Literal
+
+from mm1_mlx.train import paper
+from mm1_mlx.train.config import PARTS, TrainConfig
+
+Stage = Literal["connector", "sft", "pretrain"]
+
+# Honeybee's for its C-Abstractor between a frozen encoder and decoder (arXiv 2312.06742).
+CONNECTOR_LEARNING_RATE = 3e-4
+# Low-rank matrices learn best at about ten times a full fine-tuning's rate.
+ADAPTER_LEARNING_RATE = 10 * paper.SFT_LEARNING_RATE
+WARMUP_SHARE, MOST_WARMUP = 0.05, 2000
+
+_COMMON = {"batch_size": 4, "micro_batches": 4, "log_every": 10, "weight_decay": 0.0}
+_JOINTS = ("connector", "region")
+DEFAULTS: dict[Stage, dict[str, Any]] = {
+    "connector": _COMMON
+    | {"trained": _JOINTS, "learning_rate": CONNECTOR_LEARNING_RATE},
+    "sft": _COMMON
+    | {
+        "trained": _JOINTS,
+        "adapter": "lora",
+        "learning_rate": ADAPTER_LEARNING_RATE,
+        "connector_learning_rate": paper.SFT_LEARNING_RATE,
+        "final_fraction": 0.0,
+    },
+    "pretrain": _COMMON | {"trained": PARTS, "weight_decay": paper.DECAY_SHARE},
+}
+# In their places where the supervised stage trains everything.
+FULL: dict[str, Any] = {
+    "trained": PARTS,
+    "adapter": "none",
+    "optimizer": "adafactor",
+    "learning_rate": paper.SFT_LEARNING_RATE,
+    "connector_learning_rate": None,
+    "warmup_steps": 0,
+}
+# What depends on the model, the data or the machine, in words.
+DERIVED = {
+    "steps": "as many as take all rows once",
+    "learning_rate": "by the paper's law",
+    "warmup_steps": f"{WARMUP_SHARE:.0%} of the steps, at most {MOST_WARMUP:,}",
+    "decay_steps": "all behind the warmup",
+    "precision": "what the device computes best",
+}
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """Pass only if settings can be, whatever the rest will be.
+
+    Raises:
+        ConfigError: a field is unknown or cannot be.
+    """
+    rest = {"steps": 1, "learning_rate": 1.0, **given}
+    # How they fit together depends on the rest.
+    TrainConfig.from_dict({**rest, "warmup_steps": 0, "decay_steps": 0})
+
+
+def plan(
+    stage: Stage,
+    given: Mapping[str, Any],
+    *,
+    full: bool = False,
+    rows: int,
+    parts: Collection[str],
+    packed: Collection[str],
+    parameters: int,
+    precision: str,
+) -> TrainConfig:
+    """The run of a stage: what is ``given``, and the stage's defaults for the rest.
+
+    Args:
+        stage: which.
+        given: fields of ``TrainConfig`` by name.
+        full: whether the supervised stage trains everything.
+        rows: that there are to learn from.
+        parts: that the model has.
+        packed: parts that are packed, at least in part, so not trained in full beside
+            adapters.
+        parameters: the decoder's, as the paper's law counts them.
+        precision: what the device computes best.
+
+    Raises:
+        ConfigError: a field is unknown or cannot be.
+    """
+    values = DEFAULTS[stage] | {"stage": stage, "precision": precision}
+    if full:
+        values |= FULL
+    values["trained"] = tuple(
+        part
+        for part in values["trained"]
+        if part in parts and not (part in packed and values.get("adapter") == "lora")
+    )
+    values.setdefault("learning_rate", paper.peak_learning_rate(parameters))
+    values |= given
+    size = values["batch_size"] * values["micro_batches"]
+    steps = values.setdefault("steps", max(1, ceil(rows / max(size, 1))))
+    warmup = min(MOST_WARMUP, int(WARMUP_SHARE * steps))
+    warmup = values.setdefault("warmup_steps", warmup)
+    values.setdefault("decay_steps", max(0, steps - warmup))
+    return TrainConfig.from_dict(values)
