@@ -6,6 +6,7 @@
 | messages | ``messages`` [{role, content}], ``images`` | a conversation |
 | turns | ``texts`` [{user, assistant}], ``images`` | a conversation (the Cauldron) |
 | question | ``question``, ``answer``, ``image`` | a conversation |
+| completion | ``prompt``, ``completion`` | a conversation (mlx-lm) |
 | parts | ``parts`` [text or {type: ...}], ``images`` | a document, as it is written |
 | interleaved | ``texts`` and ``images``, null in the other | a document (OBELICS) |
 | caption | ``caption`` or ``text``, ``image`` | a document, or the answer to a prompt |
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mm1_mlx.errors import DataError
@@ -31,6 +33,8 @@ from mm1_mlx.train.data.pictures import PictureFolder
 # What stands in the text where a picture does.
 PLACE = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant"}
+# What is asked and what is answered, in forms of one question.
+_PAIRS = {"question": ("question", "answer"), "completion": ("prompt", "completion")}
 _SPEAKERS = ("human", "gpt", "user", "assistant", "system")
 
 Values = Mapping[str, Any]
@@ -85,19 +89,22 @@ def recognise(values: Values) -> str:
         DataError: it is none that is known.
     """
     pictures = any(values.get(key) for key in ("image", "images", "file_name"))
-    for form, key in (
-        ("llava", "conversations"),
-        ("messages", "messages"),
-        ("parts", "parts"),
-    ):
-        if key in values:
+    if "conversations" in values:
+        turns = values["conversations"]
+        named = isinstance(turns, list) and any(
+            isinstance(turn, Mapping) and "role" in turn for turn in turns
+        )
+        return "messages" if named else "llava"
+    for form in ("messages", "parts"):
+        if form in values:
             return form
     if "texts" in values:
         texts = values["texts"]
         spoken = isinstance(texts, list) and any(isinstance(t, Mapping) for t in texts)
         return "turns" if spoken else "interleaved"
-    if "question" in values and "answer" in values:
-        return "question"
+    for form, keys in _PAIRS.items():
+        if all(key in values for key in keys):
+            return form
     if "caption" in values or ("text" in values and pictures):
         return "caption"
     if "text" in values:
@@ -243,7 +250,8 @@ def _llava(values: Values, find: Find, prompt: str | None) -> Draft:
 
 def _messages(values: Values, find: Find, prompt: str | None) -> Draft:
     messages = []
-    for message in _need(values, "messages", list, "a list of messages"):
+    key = "messages" if "messages" in values else "conversations"
+    for message in _need(values, key, list, "a list of messages"):
         if not isinstance(message, Mapping):
             raise DataError(f"a message is {message!r:.60}, expected an object")
         content = message.get("content")
@@ -267,10 +275,11 @@ def _turns(values: Values, find: Find, prompt: str | None) -> Draft:
     return _conversation(messages, _pictures(values, find), prompt)
 
 
-def _question(values: Values, find: Find, prompt: str | None) -> Draft:
+def _pair(form: str, values: Values, find: Find, prompt: str | None) -> Draft:
+    asked, answered = _PAIRS[form]
     messages = [
-        {"role": "user", "content": _text(values, "question")},
-        {"role": "assistant", "content": _text(values, "answer")},
+        {"role": "user", "content": _text(values, asked)},
+        {"role": "assistant", "content": _text(values, answered)},
     ]
     return _conversation(messages, _pictures(values, find), prompt)
 
@@ -362,7 +371,9 @@ def _found(part: Any, find: Find) -> Any:
         source = next((name for name in names if name is not None), None)
         return {"type": "image", "image": None if source is None else find(source)}
     if kind == "video":
-        return {**part, "video": find(part.get("video"))}
+        video = part.get("video")
+        frames = [find(frame) for frame in video] if isinstance(video, list) else None
+        return {**part, "video": find(video) if frames is None else frames}
     return part
 
 
@@ -388,7 +399,8 @@ FORMS: dict[str, Read] = {
     "llava": _llava,
     "messages": _messages,
     "turns": _turns,
-    "question": _question,
+    "question": partial(_pair, "question"),
+    "completion": partial(_pair, "completion"),
     "parts": _parts,
     "interleaved": _interleaved,
     "caption": _caption,

@@ -4,6 +4,7 @@ import base64
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mm1_mlx.errors import DataError
 from mm1_mlx.messages import Region
@@ -102,6 +103,20 @@ CONVERSATIONS = {
     ),
 }  # fmt: skip
 
+CONVERSATIONS |= {
+    "completion": (
+        {"prompt": "What?", "completion": "A cat."},
+        [("user", ["What?"]), ("assistant", ["A cat."])],
+        [],
+    ),
+    "messages, by another name": (
+        {"conversations": [
+            {"role": "user", "content": "What?"}, {"role": "assistant", "content": "x"}]},
+        [("user", ["What?"]), ("assistant", ["x"])],
+        [],
+    ),
+}  # fmt: skip
+
 DOCUMENTS = {
     "caption": ({"image": "a.png", "caption": " A cat. "}, [None, " A cat."], [A]),
     "text of a picture": ({"file_name": "a.png", "text": "A cat."}, [None, " A cat."], [A]),
@@ -160,6 +175,24 @@ def test_a_region_is_one_of_its_picture():
     assert read(row).turns[0] == ("user", [None, Region("box", [1, 2, 3, 4], 0)])
 
 
+def test_a_video_is_its_frames(tmp_path):
+    names = []
+    for i in range(3):
+        names.append(f"{i}.png")
+        Image.new("RGB", (4, 4)).save(tmp_path / names[-1])
+    folder = PictureFolder(tmp_path)
+    answer = {"role": "assistant", "content": "x"}
+    content = [{"type": "video", "video": names}]
+    row = {"messages": [{"role": "user", "content": content}, answer]}
+    example = read_example(Record(row, "rows.jsonl:17", tmp_path), folder)
+    assert example.turns[0] == ("user", [None] * 3)
+    assert len(example.images) == 3
+    # Its frames lie in the folder too.
+    content[0]["video"] = ["0.png", "../1.png"]
+    with pytest.raises(DataError, match=r"jsonl:17: picture '../1.png' lies outside"):
+        read_example(Record(row, "rows.jsonl:17", tmp_path), folder)
+
+
 # Prompts
 
 
@@ -197,8 +230,8 @@ ASKED = {"role": "user", "content": "What?"}
 BAD = {
     "no keys": ({}, r"a row with the keys \[\] has no form that is known"),
     "unknown keys": (
-        {"prompt": "a", "completion": "b"},
-        r"with the keys \['completion', 'prompt'\] has no form .* the forms are \['llav",
+        {"prompt": "a", "chosen": "b"},
+        r"with the keys \['chosen', 'prompt'\] has no form .* the forms are \['llav",
     ),
     "no list": ({"conversations": "a"}, "conversations is 'a', expected a list of turns"),
     "empty": ({"conversations": []}, "it has no turns"),
