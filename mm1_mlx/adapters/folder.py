@@ -245,7 +245,7 @@ def load(source: str | Path) -> Adapter:
     adapter = Adapter(
         cast(Any, config), tensors, cast(Any, base), scales, training, name
     )
-    _check(adapter)
+    check(adapter)
     return adapter
 
 
@@ -280,7 +280,7 @@ def _foreign(folder: Path, record: Any) -> CheckpointError:
     )
 
 
-def _check(adapter: Adapter) -> None:
+def check(adapter: Adapter) -> None:
     """Pass only if pairs are whole, ranks within bounds and all numbers finite.
 
     Raises:

@@ -1,0 +1,108 @@
+"""``mm1 adapter``: what an adapter is, and PEFT's brought over and given back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import AsJson, human_bytes, note, print_json
+
+adapter = typer.Typer(
+    name="adapter",
+    help="Show adapters, and exchange them with PEFT.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Of = Annotated[
+    str,
+    typer.Option("--model", "-m", help="the model that it is for", show_default=False),
+]
+Origin = Annotated[
+    str | None,
+    typer.Option(
+        help="the checkpoint that the model was converted from (default: as the model "
+        "says)",
+        show_default=False,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace OUT")]
+
+
+@adapter.command()
+def show(
+    path: Annotated[str, typer.Argument(help="folder or hub repository of an adapter")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what an adapter changes, of which model, and how it was trained."""
+    from mm1_mlx.adapters import load
+
+    found = load(path)
+    config = found.config
+    if as_json:
+        print_json(
+            config.to_dict()
+            | {
+                "base": found.base.to_dict(),
+                "layers": list(found.layers),
+                "full": list(found.full),
+                "scales": dict(found.scales),
+                "bytes": found.nbytes,
+                "digest": found.digest,
+                "training": {k: x for k, x in found.training.items() if k != "names"},
+            }
+        )
+        return
+    kind = {"lora": "LoRA", "dora": "DoRA"}[config.kind]
+    print(
+        f"{kind}, rank {config.rank}, scale {config.scale:g}: {len(found.layers)} layers"
+        + (f" and {len(found.full)} whole weights" if found.full else "")
+        + f", {human_bytes(found.nbytes)}, for {found.base.name!r:.120} "
+        f"({found.base.digest[:12]})"
+    )
+
+
+@adapter.command(name="import")
+def import_(
+    path: Annotated[
+        str, typer.Argument(help="folder or hub repository of a PEFT adapter")
+    ],
+    out: Annotated[Path, typer.Argument(help="the folder to write")],
+    model: Of,
+    source: Origin = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Bring over a PEFT adapter made for the checkpoint that a model was converted from."""
+    from mm1_mlx.adapters import save
+    from mm1_mlx.convert.peft import import_peft
+    from mm1_mlx.folders import user_path
+    from mm1_mlx.runtime import find_model
+
+    report = import_peft(path, find_model(model), source)
+    if report.dropped:
+        note(
+            f"{len(report.dropped)} tensors are of layers that the model does not have, "
+            f"e.g. {list(report.dropped[:3])}"
+        )
+    if report.doubt:
+        note(report.doubt)
+    save(user_path(str(out)), report.adapter, overwrite=overwrite)
+    print(out)
+
+
+@adapter.command()
+def export(
+    path: Annotated[str, typer.Argument(help="folder or hub repository of an adapter")],
+    out: Annotated[Path, typer.Argument(help="the folder to write")],
+    model: Of,
+    source: Origin = None,
+) -> None:
+    """Write an adapter as PEFT's, for the checkpoint that a model was converted from."""
+    from mm1_mlx.adapters import load
+    from mm1_mlx.convert.peft_out import export_peft
+    from mm1_mlx.folders import user_path
+    from mm1_mlx.runtime import find_model
+
+    export_peft(load(path), user_path(str(out)), find_model(model), source)
+    print(out)
