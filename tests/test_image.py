@@ -8,9 +8,11 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import types
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from PIL import Image, ImageFile, features
 from mm1_mlx import resize as resize_module
 from mm1_mlx.config import ImageConfig
 from mm1_mlx.errors import PromptError
-from mm1_mlx.image import Limits, load_picture, load_pictures
+from mm1_mlx.image import DECODERS, Limits, load_picture, load_pictures
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -667,3 +669,32 @@ def test_warning_filters_are_left_as_they_were():
     with pytest.raises(PromptError, match="pixels"):
         load_picture(bombs()["png 1 bit 13377 x 13377"], make_config(8))
     assert warnings.filters == before
+
+
+def test_warning_filters_are_left_as_they_were_by_several_threads():
+    before = list(warnings.filters)
+    jpeg = encode(gradient(), "JPEG")
+    together = threading.Barrier(DECODERS)
+
+    def load(_):
+        together.wait(10)
+        for _ in range(10):
+            load_picture(jpeg, make_config(8))
+
+    with ThreadPoolExecutor(DECODERS) as pool:
+        list(pool.map(load, range(DECODERS)))
+    assert warnings.filters == before
+
+
+def test_one_pillow_image_in_the_hands_of_several_threads():
+    # Large: loading takes long enough for the others to come in.
+    noise = random.Random(3).randbytes(400 * 300 * 3)
+    data = encode(Image.frombytes("RGB", (400, 300), noise), "PNG")
+    expected = load_picture(data, make_config(32)).digest
+    with ThreadPoolExecutor(DECODERS) as pool:
+        for _ in range(20):
+            shared = Image.open(io.BytesIO(data))
+            found = [
+                pool.submit(load_picture, shared, make_config(32)) for _ in range(8)
+            ]
+            assert {each.result().digest for each in found} == {expected}
