@@ -45,6 +45,7 @@ class TrainConfig(Section):
     data: tuple[str, ...] = _data((), "files, folders or mixtures to learn from")
     data_root: str | None = _data(None, "where the paths of a mixture begin")
     image_folder: str | None = _data(None, "where relative pictures lie")
+    outside: bool = _data(False, "let pictures lie outside the data's folder")
     valid: tuple[str, ...] = _data((), "files to measure the loss on")
     valid_share: float = _data(0.0, "share of the rows kept to measure the loss on")
     valid_examples: int = _data(256, "most examples to measure the loss on")

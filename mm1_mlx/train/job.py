@@ -139,6 +139,7 @@ class Job:
             names,
             root=places["data_root"],
             image_folder=places["image_folder"],
+            outside=of("outside", False),
             seed=of("seed", 0),
             held_out=0.0 if of("valid") else of("valid_share", 0.0),
             part=part,

@@ -61,7 +61,7 @@ class PictureFolder:
             inside = False
         if not inside:
             raise DataError(
-                f"picture {source!r:.80} lies outside {self.path}; give the folder of "
-                "the pictures, or allow paths out of it"
+                f"picture {source!r:.80} lies outside {self.path}; give a folder that "
+                "holds it (--image-folder), or trust the data (--outside)"
             )
         return path
