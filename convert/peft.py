@@ -259,6 +259,9 @@ def _split(
     for key, tensor in tensors.items():
         # LLaVA's projector lacks PEFT's prefix in some versions.
         plain = key.removeprefix(PREFIX).replace(".modules_to_save.", ".")
+        if plain.endswith(".base_layer.weight"):
+            # The checkpoint's own, which PEFT saves beside an embedding's matrices.
+            continue
         plain = plain.replace(".base_layer.", ".")
         if match := _LEAF.fullmatch(plain):
             found.setdefault(match[1], {})[_LEAVES[match[2]]] = tensor

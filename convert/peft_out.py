@@ -107,6 +107,8 @@ class _Export:
     ranks: dict[str, int] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)
+    # PEFT's word for which biases were trained.
+    bias: str = "none"
 
     def pairs(self) -> None:
         """Lay out all low-rank matrices."""
@@ -214,11 +216,15 @@ class _Export:
         """Lay out the weights that were trained in full."""
         for name in self.adapter.full:
             home = self._home(name)
-            module = home.tensor.rpartition(".")[0]
-            if home.op is not None or module in self.ranks:
+            module, _, leaf = home.tensor.rpartition(".")
+            key = home.tensor
+            if module not in self.ranks:
+                self.whole.add(module)
+            elif leaf == "bias":
+                key, self.bias = f"{module}.base_layer.bias", "lora_only"
+            if home.op is not None or (module in self.ranks and leaf != "bias"):
                 raise self._impassable(home.tensor)
-            self.tensors[f"{PREFIX}{home.tensor}"] = self.adapter.tensors[name]
-            self.whole.add(module)
+            self.tensors[PREFIX + key] = self.adapter.tensors[name]
 
     def _impassable(self, module: str) -> CheckpointError:
         return CheckpointError(
@@ -273,7 +279,7 @@ class _Export:
             "modules_to_save": sorted(self.whole) or None,
             "use_dora": self.adapter.config.kind == "dora",
             "use_rslora": False,
-            "bias": "none",
+            "bias": self.bias,
             "fan_in_fan_out": False,
             "inference_mode": True,
             "init_lora_weights": True,

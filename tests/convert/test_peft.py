@@ -82,6 +82,7 @@ def write_peft(
     ranks: Mapping[str, int] | None = None,
     full: Mapping[str, Any] | None = None,
     pickled: bool = False,
+    biases: bool = False,
     scale: float = 2.0,
     alphas: Mapping[str, float] | None = None,
     dtype: Any = torch.float32,
@@ -117,6 +118,10 @@ def write_peft(
             tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = m
             result = (m / result.norm(dim=1))[:, None] * result
         merged[f"{module}.weight"] = result
+        if biases and f"{module}.bias" in state:
+            bias = torch.randn(rows, generator=generator)
+            merged[f"{module}.bias"] = bias
+            tensors[f"{PREFIX}{module}.base_layer.bias"] = bias
     for name, x in (full or {}).items():
         tensors[PREFIX + name] = merged[name] = x
     folder.mkdir()
@@ -192,6 +197,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "head and embedding": ("llama", "lm_head|embed_tokens", {}, {}),
     "a pickle": ("llama", "q_proj", {}, {"pickled": True}),
     "qwen2, biases stay": ("qwen2", PROJECTIONS, {}, {}),
+    "qwen2, biases trained too": ("qwen2", PROJECTIONS, {}, {"biases": True}),
     "phi3, fused rows": ("phi3", "qkv_proj|gate_up_proj|o_proj", {}, {}),
     "phi3, fused rows, DoRA": ("phi3", "qkv_proj|gate_up_proj", {}, {"use_dora": True}),
     "mixtral, experts stacked": ("mixtral", r"w1|w2|w3|q_proj", {}, {}),
@@ -318,6 +324,59 @@ def test_llavas_own_training_leaves_the_projector_beside(tmp_path: Path) -> None
     adapter = import_peft(str(tmp_path / "peft"), tmp_path / "model").adapter
     assert adapter.full == ("connector.linear_1.bias",)
     assert mx.array_equal(adapter.tensors["connector.linear_1.bias"], mx.ones(32))
+
+
+def test_an_embeddings_own_weight_may_lie_beside(bench: Callable[..., Bench]) -> None:
+    """PEFT saves it, though it is the checkpoint's."""
+    made = bench()
+    made.peft("embed_tokens")
+    path = made.place / "peft" / "adapter_model.safetensors"
+    own = made.state["model.embed_tokens.weight"]
+    key = f"{PREFIX}model.embed_tokens.base_layer.weight"
+    save_file(load_file(path) | {key: own}, path)
+    assert load(made.bring()).full == ()
+
+
+PEFT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"target_modules": "all-linear"}),
+    "patterns": (
+        "llama",
+        {"target_modules": ["q_proj", "up_proj"], "use_rslora": True,
+         "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.up_proj": 5}},
+    ),
+    "DoRA": ("phi3", {"target_modules": ["qkv_proj"], "use_dora": True}),
+    "biases": ("qwen2", {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    "embedding": ("llama", {"target_modules": ["embed_tokens", "lm_head"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PEFT_CASES)
+def test_peft_itself_computes_the_same_and_reads_what_goes_out(
+    name: str, bench: Callable[..., Bench]
+) -> None:
+    """Where PEFT is installed, which no extra asks for."""
+    peft = pytest.importorskip("peft")
+    kind, fields = PEFT_CASES[name]
+    made = bench(kind)
+    base = decoders.reference(CLASSES[kind], sizes(kind), 0)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, **fields))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                change = torch.randn(parameter.shape, generator=generator) / 10
+                parameter.add_(change)
+    model.eval().save_pretrained(made.place / "peft")
+    prompt = Asked.make(VOCABULARY)
+    expected = decoders.forward_of(model)(prompt.tokens, None).numpy()
+    adapter = load(made.bring())
+    ours = load_adapted(made.model, Adapters(((adapter, 1.0),)), mx.float32)
+    assert difference(our_logits(ours, prompt, None), expected) <= 1e-4
+    export_peft(adapter, made.place / "back", made.model)
+    fresh = decoders.reference(CLASSES[kind], sizes(kind), 0)
+    back = peft.PeftModel.from_pretrained(fresh, made.place / "back").eval()
+    found = decoders.forward_of(back)(prompt.tokens, None).numpy()
+    assert difference(found, expected) <= 1e-6
 
 
 def test_it_works_on_the_packed_model_too(bench: Callable[..., Bench]) -> None:
