@@ -36,7 +36,7 @@ from mm1_mlx.errors import CheckpointError, ConfigError, MemoryLimitError
 from mm1_mlx.files import safe_join
 from mm1_mlx.models import MM1
 from mm1_mlx.partial import fingerprint, stamps
-from mm1_mlx.pieces import TensorInfo, tensors_of
+from mm1_mlx.pieces import TensorInfo, row_blocks, tensors_of
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.quantize.calibration import examples
 from mm1_mlx.quantize.cost import Cost, Reference, ask, measure, predict
@@ -268,20 +268,26 @@ class _Job:
             dtype = scales if mx.issubdtype(scales, mx.floating) else mx.bfloat16
             shape = (*shape[:-1], shape[-1] * 32 // self.packed[path].bits)
 
+        kind = self.dtype or dtype
+
         def pieces() -> Iterator[mx.array]:
-            weight = self._unpacked(path) if path in self.packed else tensor.read()
-            if name in self.adapters.full:
-                weight = self.adapters.replaced(name, weight)
-            if path in self.forms:
-                weight = self.adapters.fused(path, self.forms[path], weight)
-            yield _fitting(name, self.dtype or dtype, weight)
+            for rows in row_blocks(shape):
+                if path in self.packed:
+                    weight = self._unpacked(path, rows)
+                else:
+                    weight = tensor.read(rows)
+                if name in self.adapters.full:
+                    weight = self.adapters.replaced(name, weight, rows)
+                if path in self.forms:
+                    weight = self.adapters.fused(path, self.forms[path], weight, rows)
+                yield _fitting(name, kind, weight)
 
-        return Deferred(shape, self.dtype or dtype, pieces)
+        return Deferred(shape, kind, pieces)
 
-    def _unpacked(self, path: str) -> mx.array:
-        """The weight of a packed layer, in float32."""
+    def _unpacked(self, path: str, rows: slice) -> mx.array:
+        """Rows of a packed layer's weight, in float32."""
         read = {
-            leaf: self.stored[f"{path}.{leaf}"].read()
+            leaf: self.stored[f"{path}.{leaf}"].read(rows)
             for leaf in ("weight", "scales", "biases")
             if f"{path}.{leaf}" in self.stored
         }

@@ -93,10 +93,16 @@ def tensors_of(path: Path) -> dict[str, TensorInfo]:
 
 def read_in_pieces(tensor: Readable) -> Iterator[mx.array]:
     """The tensor's values in order, a few rows at a time."""
-    if not tensor.shape:
-        yield tensor.read()
+    for rows in row_blocks(tensor.shape, tensor.dtype.size):
+        yield tensor.read(rows)
+
+
+def row_blocks(shape: tuple[int, ...], itemsize: int = 4) -> Iterator[slice]:
+    """Places along a tensor's first axis, a few of so many bytes at a time."""
+    if not shape:
+        yield ALL
         return
-    width = prod(tensor.shape[1:]) * tensor.dtype.size
+    width = prod(shape[1:]) * itemsize
     count = max(PIECE_BYTES // max(width, 1), 1)
-    for start in range(0, tensor.shape[0], count):
-        yield tensor.read(slice(start, start + count))
+    for start in range(0, shape[0], count):
+        yield slice(start, start + count)

@@ -27,6 +27,7 @@ from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.folders import user_path
 from mm1_mlx.models import MM1
 from mm1_mlx.models.linear import named_leaves
+from mm1_mlx.pieces import ALL
 
 # Without a handler Python prints a warning's text on stderr, and nothing else.
 logger = logging.getLogger("mm1_mlx")
@@ -178,17 +179,33 @@ class Adapters:
         self.check(model)
         return {name: self.replaced(name, weights[name]) for name in self.full}
 
-    def replaced(self, name: str, weight: mx.array) -> mx.array:
-        """A weight that was trained in full, in float32."""
+    def replaced(self, name: str, weight: mx.array, rows: slice = ALL) -> mx.array:
+        """A weight that was trained in full, or these rows of it, in float32.
+
+        Args:
+            name: the weight's.
+            weight: what it was before, of these rows.
+            rows: places along the first axis.
+        """
         adapter, scale = next((a, x) for a, x in self.given if name in a.full)
         trained = adapter.tensors[name].astype(mx.float32)
+        trained = trained[rows] if trained.ndim else trained
         if scale == 1:
             return trained
         weight = weight.astype(mx.float32)
         return weight + scale * (trained - weight)
 
-    def fused(self, path: str, form: Form, weight: mx.array) -> mx.array:
-        """A layer's weight and the products of its matrices, in float32."""
+    def fused(
+        self, path: str, form: Form, weight: mx.array, rows: slice = ALL
+    ) -> mx.array:
+        """A layer's weight and the products of its matrices, in float32.
+
+        Args:
+            path: the layer's.
+            form: how its matrices are laid out.
+            weight: the layer's, of these rows.
+            rows: places along the first axis: outputs, experts or embeddings.
+        """
         weight = weight.astype(mx.float32)
         for adapter, scale in self.given:
             if path not in adapter.layers:
@@ -196,10 +213,10 @@ class Adapters:
             a, b = _pair(adapter, path)
             # Of the matrices, not of their product: that is as large as the weight.
             b = (scale * adapter.scale(path)) * b
-            weight = weight + PRODUCTS[form](a, b)
+            weight = weight + PRODUCTS[form](a, b, rows)
             if adapter.config.kind == "dora":
                 lengths = mx.linalg.norm(weight, axis=1)
-                m = adapter.tensors[f"{path}.m"].astype(mx.float32)
+                m = adapter.tensors[f"{path}.m"].astype(mx.float32)[rows]
                 weight = (m / lengths)[:, None] * weight
         return weight
 
@@ -279,10 +296,11 @@ def load_adapted(
     return model
 
 
+# Some rows of the change that two matrices are.
 PRODUCTS: dict[Form, Any] = {
-    "linear": lambda a, b: (a @ b).T,
-    "experts": lambda a, b: b @ a,
-    "embedding": lambda a, b: a @ b,
+    "linear": lambda a, b, rows: (a @ b[:, rows]).T,
+    "experts": lambda a, b, rows: b[rows] @ a[rows],
+    "embedding": lambda a, b, rows: a[rows] @ b,
 }
 
 

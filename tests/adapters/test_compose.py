@@ -213,3 +213,18 @@ def test_a_folder_of_the_whole_name_wins(tmp_path):
 def test_a_scale_that_is_none_is_refused(number):
     with pytest.raises(ConfigError, match=r"adapter 'a': scale .* is 0 or beyond"):
         parse(f"a:{number}")
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_some_rows_are_rows_of_the_whole(folder, train, kind):
+    _, adapter = train(folder, kind=kind, full=["connector"])
+    adapters = Adapters(((adapter, 1.0),))
+    weights = load_model(folder, mx.float32).tensors()
+    weight = weights[f"{PATH}.weight"]
+    whole = adapters.fused(PATH, "linear", weight)
+    for rows in (slice(0, 5), slice(40, 64)):
+        part = adapters.fused(PATH, "linear", weight[rows], rows)
+        assert mx.allclose(part, whole[rows], 1e-6, 1e-6)
+    name = "connector.readout.0.weight"
+    some = adapters.replaced(name, weights[name][3:7], slice(3, 7))
+    assert mx.array_equal(some, adapter.tensors[name][3:7])
