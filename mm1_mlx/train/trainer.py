@@ -12,8 +12,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -44,6 +45,8 @@ Loss = Callable[
 RECORD, LOG = "run.json", "log.jsonl"
 # What float16's gradients are multiplied by on their way: the least of them would be 0.
 HALF_SCALE = 1024.0
+# How what mlx says of its connections begins.
+BACKENDS = ("[ring]", "[jaccl]", "[mpi]", "[nccl]")
 
 
 class Taught(NamedTuple):
@@ -210,7 +213,8 @@ class Trainer(Generic[Model, Batch]):
             expect(expected)
         start, tokens, since = time.perf_counter(), 0, self.step
         while self.step < self.config.steps:
-            loss = self.train_step()
+            with self._in_company():
+                loss = self.train_step()
             tokens += self.tokens
             last = self.step == self.config.steps or self._stopping
             if self.step % self.config.log_every == 0 or self.step == self.config.steps:
@@ -229,6 +233,24 @@ class Trainer(Generic[Model, Batch]):
             if self._stopping:
                 break
         return self.step >= self.config.steps
+
+    @contextmanager
+    def _in_company(self) -> Iterator[None]:
+        """Says in one line that another process is gone, for which this one waited."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not str(error).startswith(BACKENDS):
+                raise
+            raise ConfigError(
+                f"another process of the run has ended ({error}) at step {self.step + 1}; "
+                f"{self._stands()}go on with the same command"
+            ) from None
+
+    def _stands(self) -> str:
+        """Which checkpoint the run goes on from, if there is one."""
+        steps = state.saved_steps(self.folder)
+        return f"the checkpoint of step {steps[-1]} stands; " if steps else ""
 
     def stop(self) -> None:
         """End the run behind the step that is under way, with a checkpoint.
@@ -325,14 +347,12 @@ class Trainer(Generic[Model, Batch]):
         """What is said of a step whose loss or gradients are no numbers."""
         what = "loss" if not math.isfinite(loss) else "gradient"
         value = loss if what == "loss" else self.norm
-        steps = state.saved_steps(self.folder)
-        stands = f"the checkpoint of step {steps[-1]} stands; " if steps else ""
         way_out = f"lower the learning rate, which is {self.config.learning_rate:g}"
         if self.config.precision == "float16":
             way_out = "float16 holds nothing above 65,504: train in bfloat16"
         return ConfigError(
             f"the {what} of step {self.step} is {value}, which nothing can be learned "
-            f"from; {stands}{way_out}"
+            f"from; {self._stands()}{way_out}"
         )
 
     def _load(self, step: int, shard: int) -> None:
@@ -467,22 +487,26 @@ class Trainer(Generic[Model, Batch]):
         at = self._told([mx.array(found[0] if found else -1)])[0].item()
         if at == -1:
             return False
-        tensors = self._tensors()
         if self.group.size() > 1:
-            told = self._told(list(tensors.values()))
-            self._restore(dict(zip(tensors, told, strict=True)))
+            # In one order, whatever order each process made them in.
+            names, tensors = zip(*sorted(self._tensors().items()), strict=True)
+            self._restore(dict(zip(names, self._told(tensors), strict=True)))
         self._loading.clear()
         # Now: a worker could not evaluate them on this thread's stream.
         mx.eval(self.model.state, self.optimizer.state)
         self.step = cast(int, at)
         return True
 
-    def _told(self, arrays: list[mx.array]) -> list[mx.array]:
+    def _told(self, arrays: Sequence[mx.array]) -> list[mx.array]:
         """The first process's arrays, in all of them."""
-        if self.group.size() == 1:
-            return arrays
-        own = self.group.rank() == 0
-        return [mx.distributed.all_sum(x if own else mx.zeros_like(x)) for x in arrays]
+        told = []
+        for x in arrays:
+            if self.group.size() > 1:
+                own = x if self.group.rank() == 0 else mx.zeros_like(x)
+                x = mx.distributed.all_sum(own, stream=mx.cpu)
+                mx.eval(x)
+            told.append(x)
+        return told
 
     def _restore(self, tensors: dict[str, mx.array]) -> None:
         """Take up what a checkpoint holds.

@@ -1,38 +1,60 @@
 """Processes that share a step's micro-batches train as one process does."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 
 import mlx.core as mx
+import pytest
 
 SCRIPT = """
+import os
 import sys
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mm1_mlx.errors import MM1Error
 from mm1_mlx.train.config import TrainConfig
 from mm1_mlx.train.trainer import Trainer
 
 config = TrainConfig(
-    steps=3, learning_rate=0.1, warmup_steps=1, decay_steps=0, micro_batches=2
+    steps=3, learning_rate=0.1, warmup_steps=1, decay_steps=0, micro_batches=2,
+    save_every=1,
 )
 mx.random.seed(3)
+rank = mx.distributed.init().rank()
+what = sys.argv[2]
+
+def batches(step, shard):
+    if what == "die" and (step, rank) == (2, 1):
+        os._exit(9)
+    # The second has three times as many targets.
+    return [[step + 1.0, shard - 0.5, step * shard, 1.0]] * (1 + 2 * shard)
+
 trainer = Trainer(
     nn.Linear(4, 2),
-    lambda model, x: (model(mx.array(x)).square().mean(), mx.array(1)),
-    lambda step, shard: [[step + 1.0, shard - 0.5, step * shard, 1.0]],
+    lambda model, x: (model(mx.array(x)).square().mean(), mx.array(len(x))),
+    batches,
     config,
-    Path(sys.argv[1]) / str(mx.distributed.init().size()),
+    # Other disks: only the first process's counts.
+    Path(sys.argv[1]) / str(mx.distributed.init().size()) / (str(rank) * rank),
 )
-trainer.run(lambda line: None)
+if what == "stop" and rank == 1:
+    trainer.stop()
+try:
+    whole = trainer.run(lambda line: None)
+except MM1Error as error:
+    sys.exit(str(error))
+sys.exit(0 if whole else 3)
 """
 
 
-def train(folder, environment):
-    command = [sys.executable, "-c", SCRIPT, str(folder)]
+def train(folder, environment, what="whole"):
+    command = [sys.executable, "-c", SCRIPT, str(folder), what]
     return subprocess.Popen(
         command, env=os.environ | environment, stderr=subprocess.PIPE, text=True
     )
@@ -62,7 +84,7 @@ def test_micro_batches_that_cannot_be_shared_out_are_refused(tmp_path, hosts):
     script = SCRIPT.replace("micro_batches=2", "micro_batches=3")
     ring = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path)],
+            [sys.executable, "-c", script, str(tmp_path), "whole"],
             env=os.environ | {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -73,3 +95,92 @@ def test_micro_batches_that_cannot_be_shared_out_are_refused(tmp_path, hosts):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 1
         assert "3 micro-batches cannot be shared out among 2 processes" in errors
+
+
+def ring(folder, hosts, what):
+    """Exit codes and errors of two processes."""
+    processes = [
+        train(folder, {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}, what)
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+@pytest.mark.slow
+def test_where_one_is_told_to_stop_all_do_and_go_on(tmp_path, hosts, tolerances):
+    codes, errors = ring(tmp_path, hosts, "stop")
+    assert codes == [3, 3], errors
+    assert [p.name for p in (tmp_path / "2").glob("step-*")] == ["step-000001"]
+    # Told by the first: the other's disk holds no checkpoint.
+    codes, errors = ring(tmp_path, hosts, "whole")
+    assert codes == [0, 0], errors
+    assert not list((tmp_path / "2/1").glob("step-*"))
+    alone = train(tmp_path, {})
+    assert alone.wait(timeout=120) == 0
+    one, two = (
+        mx.load(str(tmp_path / size / "step-000003/state.safetensors"))
+        for size in ("1", "2")
+    )
+    for name in one:
+        assert mx.allclose(one[name], two[name], rtol=tolerances["op"]), name
+
+
+def test_one_that_dies_does_not_leave_the_other_waiting(tmp_path, hosts):
+    codes, errors = ring(tmp_path, hosts, "die")
+    assert codes == [1, 9]
+    assert re.search(
+        r"^another process of the run has ended \(\[ring\] connection .*\) at step \d; "
+        r"the checkpoint of step \d stands; go on with the same command$",
+        errors[0],
+        re.MULTILINE,
+    )
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes_equals_it_in_one(
+    tmp_path, hosts, make_model, write_folder, write_rows, tolerances
+):
+    model = write_folder(tmp_path / "model", make_model())
+    # Answers of other lengths: the shards have not as many targets.
+    rows = write_rows(
+        tmp_path / "rows", ["red", "a blue star", "lime", "two, or more"] * 4
+    )
+
+    def start(out, environment):
+        program = "from mm1_mlx.apps.cli import main; main()"
+        command = [sys.executable, "-c", program, "train", "sft", str(model), str(out)]
+        command += ["--data", str(rows), "--steps", "3", "--log-every", "1"]
+        command += ["--batch-size", "2", "--micro-batches", "2", "--warmup-steps", "0"]
+        return subprocess.Popen(
+            command,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    two, one = tmp_path / "two", tmp_path / "one"
+    started = [
+        start(two, {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}) for rank in range(2)
+    ] + [start(one, {})]
+    said = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    assert said[0][0] == f"{two / 'adapter'}\n"
+    # The second is silent.
+    assert said[1] == ("", "")
+    logs = [
+        [json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()]
+        for out in (one, two)
+    ]
+    assert len(logs[0]) == len(logs[1]) == 3
+    for left, right in zip(*logs, strict=True):
+        for name in ("loss", "gradient_norm"):
+            assert left[name] == pytest.approx(right[name], rel=tolerances["op"])
+    left, right = (
+        mx.load(str(out / "adapter/adapter.safetensors")) for out in (one, two)
+    )
+    for name in left:
+        # Adam's first steps are the signs of gradients, which rounding may turn.
+        difference = mx.abs(left[name] - right[name]).mean()
+        assert difference <= tolerances["model"] * mx.abs(left[name]).max(), name

@@ -1,0 +1,81 @@
+"""Kill runs at random moments and continue each: ``python killed.py OUT COUNT SEED -- ...``.
+
+What stands behind ``--`` is the command, ``{}`` in the place of the run's folder. Every
+process is a fork of this one, which has imported everything and computed nothing.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mm1_mlx.blas import preload_blas
+
+preload_blas()
+
+import mlx.core as mx  # noqa: E402
+
+mx.set_default_device(mx.cpu)
+
+import mm1_mlx.train.job  # noqa: E402, F401
+from mm1_mlx.apps.cli import main  # noqa: E402
+
+
+def start(command, out):
+    """The number of a process that runs the command."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        sys.argv = ["mm1", *(word.replace("{}", str(out)) for word in command)]
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        main()
+    except SystemExit as ended:
+        os._exit(ended.code or 0)
+    except BaseException:
+        os._exit(70)
+    os._exit(0)
+
+
+def finish(command, out):
+    _, status = os.waitpid(start(command, out), 0)
+    assert status == 0, f"{out} ended with {os.waitstatus_to_exitcode(status)}"
+
+
+def kill(command, out, delay):
+    """Whether the run was killed, and not at its end already."""
+    process = start(command, out)
+    time.sleep(delay)
+    os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    return os.WIFSIGNALED(status)
+
+
+def run(folder, count, seed, command):
+    began = time.perf_counter()
+    finish(command, folder / "whole")
+    took = time.perf_counter() - began
+    moments, saving = random.Random(seed), 0
+    killed = 0
+    for i in range(count):
+        out = folder / f"killed-{i}"
+        # Until one was hit: a faster run may have ended before.
+        while not kill(command, out, moments.uniform(0.1, 1) * took):
+            for path in sorted(out.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            out.rmdir()
+        killed += 1
+        saving += bool(list(out.glob("step-*.*")))
+        finish(command, out)
+    sys.stdout.write(
+        f"{killed} killed, {saving} of them while saving, {took:.2f} s a run\n"
+    )
+
+
+if __name__ == "__main__":
+    _, folder, count, seed, _, *command = sys.argv
+    run(Path(folder), int(count), int(seed), command)

@@ -1,0 +1,85 @@
+"""A run that is killed at any moment goes on as if nothing had been, to the bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mm1_mlx.runtime import TINY
+
+SCRIPT = Path(__file__).with_name("killed.py")
+# Often saved, so that some are killed meanwhile; dropout, so that its keys count too.
+FLAGS = (
+    *("--save-every", "1", "--log-every", "1", "--batch-size", "2"),
+    *("--micro-batches", "2", "--adapter-dropout", "0.2", "--valid-share", "0.2"),
+    *("--eval-every", "3", "--learning-rate", "0.01"),
+)
+# Of a log's line, what is the run's and not the machine's.
+MACHINES = ("seconds_per_step", "tokens_per_second", "peak_bytes")
+
+
+def log(folder):
+    lines = [json.loads(x) for x in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in MACHINES} for line in lines]
+
+
+@pytest.fixture
+def killed_runs(tmp_path, make_model, write_folder, write_rows):
+    """A function: the folders of an undisturbed run and of as many killed ones."""
+    model = write_folder(tmp_path / "model", make_model())
+    rows = write_rows(tmp_path / "rows", ["red", "blue", "lime", "white"] * 10)
+
+    def killed_runs(count, *flags, model=model, steps=6, seed=0):
+        runs = tmp_path / "runs"
+        command = ["train", "sft", str(model), "{}", "--data", str(rows), *FLAGS]
+        command += ["--steps", str(steps), *flags]
+        done = subprocess.run(
+            [sys.executable, SCRIPT, runs, str(count), str(seed), "--", *command],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        sys.stdout.write(done.stdout)
+        *killed, whole = sorted(runs.iterdir())
+        assert whole.name == "whole"
+        assert len(killed) == count
+        assert_equal(whole, killed, steps)
+
+    return killed_runs
+
+
+def assert_equal(whole, killed, steps):
+    expected = log(whole)
+    assert [x["step"] for x in expected if "loss" in x] == list(range(1, steps + 1))
+    assert [x["step"] for x in expected if "valid_loss" in x] == [
+        step for step in range(1, steps + 1) if step % 3 == 0
+    ]
+    last = [f"step-{step:06}" for step in (steps - 1, steps)]
+    made = sorted(path for path in whole.glob("*/*.safetensors"))
+    assert len(made) == 3
+    for folder in killed:
+        assert log(folder) == expected, folder
+        for path in made:
+            twin = folder / path.relative_to(whole)
+            assert twin.read_bytes() == path.read_bytes(), twin
+        assert sorted(path.name for path in folder.glob("step-*")) == last
+
+
+def test_killed_runs_go_on_to_the_bit(killed_runs):
+    killed_runs(5)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"flags": ("--packing", "--checkpointing"), "steps": 12},
+        # What is saved is larger, so that more are killed while it is.
+        {"flags": ("--full",), "model": TINY, "steps": 9},
+    ],
+)
+def test_fifty_killed_runs_go_on_to_the_bit(options, killed_runs):
+    flags = options.pop("flags")
+    killed_runs(25, *flags, seed=len(flags), **options)
