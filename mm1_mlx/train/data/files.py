@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mm1_mlx.errors import DataError
 from mm1_mlx.train.data.example import Record
 from mm1_mlx.train.data.lines import JsonLines
-from mm1_mlx.train.data.parquet import Parquet
+from mm1_mlx.train.data.parquet import Parquet, RowGroups
 from mm1_mlx.train.data.shards import Shard
 
 # Bytes at either end of a file that tell it from others.
@@ -36,12 +36,9 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-READERS: dict[str, type[JsonLines] | type[Shard] | type[Parquet]] = {
-    ".jsonl": JsonLines,
-    ".ndjson": JsonLines,
-    ".tar": Shard,
-    ".parquet": Parquet,
-}
+SUFFIXES = (".jsonl", ".ndjson", ".tar", ".parquet")
+# How files are named that are not learned from unless that is asked.
+_OTHER_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 _WAYS_OUT = {
     ".json": "write one row a line: jq -c '.[]' FILE.json > FILE.jsonl",
     ".gz": "unpack it first",
@@ -56,7 +53,8 @@ class Files:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
-        self._sources = [READERS[path.suffix.lower()](path) for path in paths]
+        groups = RowGroups()
+        self._sources = [_open(path, groups) for path in paths]
         lengths = [len(source) for source in self._sources]
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         self.blocks = _blocks(self._sources)
@@ -81,6 +79,15 @@ class Files:
         return digest.hexdigest()
 
 
+def _open(path: Path, groups: RowGroups) -> Source:
+    match path.suffix.lower():
+        case ".tar":
+            return Shard(path)
+        case ".parquet":
+            return Parquet(path, groups)
+    return JsonLines(path)
+
+
 def _blocks(sources: Sequence[Source]) -> NDArray[np.int64] | None:
     """The blocks of several sources; None where every row is read by itself."""
     if all(source.blocks is None for source in sources):
@@ -100,8 +107,7 @@ def find_files(path: Path, split: str | None = None) -> list[Path]:
 
     Args:
         path: a file, a folder, or a pattern with ``*``.
-        split: only files of this split; None for "train" where files are named by
-            splits, else all.
+        split: only files of this split; None for all but those of validation and test.
 
     Raises:
         DataError: there are none, or a file is of a kind that is not read.
@@ -128,20 +134,24 @@ def _of_split(folder: Path, split: str | None) -> list[Path]:
         for inner in (folder, folder / "data")
         if inner.is_dir()
         for path in inner.iterdir()
-        if path.suffix.lower() in READERS and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     )
     if not found:
         raise DataError(
-            f"{folder} holds no data files, expected {', '.join(READERS)} in it or in "
+            f"{folder} holds no data files, expected {', '.join(SUFFIXES)} in it or in "
             "its data/"
         )
-    chosen = [path for path in found if _is_of(path, split or "train")]
-    if chosen or split is None:
-        return chosen or found
-    raise DataError(
-        f"{folder} holds no split {split!r}, its files are "
-        f"{[path.name for path in found[:5]]}"
-    )
+    if split is None:
+        others = {p for p in found for other in _OTHER_SPLITS if _is_of(p, other)}
+        chosen = [path for path in found if path not in others]
+    else:
+        chosen = [path for path in found if _is_of(path, split)]
+    if not chosen:
+        raise DataError(
+            f"{folder} holds no split {split or 'train'!r}, its files are "
+            f"{[path.name for path in found[:5]]}; name another in a mixture"
+        )
+    return chosen
 
 
 def _is_of(path: Path, split: str) -> bool:
@@ -151,8 +161,8 @@ def _is_of(path: Path, split: str) -> bool:
 
 def _check_kind(path: Path) -> None:
     suffix = path.suffix.lower()
-    if suffix not in READERS:
+    if suffix not in SUFFIXES:
         way_out = _WAYS_OUT.get(suffix, "convert it to one of them")
         raise DataError(
-            f"{path} is none of {', '.join(READERS)}, which are read; {way_out}"
+            f"{path} is none of {', '.join(SUFFIXES)}, which are read; {way_out}"
         )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mm1_mlx.errors import ConfigError, DataError
 from mm1_mlx.section import Section, require
 from mm1_mlx.train.data.example import Example
-from mm1_mlx.train.data.files import READERS, Files, find_files
+from mm1_mlx.train.data.files import SUFFIXES, Files, find_files
 from mm1_mlx.train.data.forms import FORMS, read_example
 from mm1_mlx.train.data.order import GOLDEN, Order, Picks, scramble
 from mm1_mlx.train.data.pictures import PictureFolder
@@ -214,10 +214,15 @@ class Mixture:
         ]
 
     def identity(self) -> str:
-        """A digest of all that the examples depend on, pictures in files of their own aside."""
+        """A digest of all that decides which rows come and how they are read.
+
+        Wherever the files lie; pictures in files of their own are not looked at.
+        """
         parts: list[Any] = [self._seed]
         for dataset in self.datasets:
-            parts += [dataset.spec.to_dict(), dataset.files.identity(), len(dataset)]
+            spec = dataset.spec
+            parts += [spec.weight, spec.form, spec.prompts, len(dataset)]
+            parts.append(dataset.files.identity())
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -238,7 +243,7 @@ def open_mixture(
             (``photos.jsonl:2``); mixtures in JSON; names of mixtures that come with the
             package (``specs/``).
         root: where relative paths begin; None for the current folder, and a mixture's own.
-        image_folder: where the pictures of all of them begin.
+        image_folder: where the pictures begin of those that name no folder.
         outside: whether pictures may lie outside their folder.
         seed: of the order.
         held_out: share of the rows that are kept to measure by.
@@ -257,12 +262,12 @@ def open_mixture(
     if lacking:
         raise DataError(
             f"{len(lacking)} of {len(specs)} data sets were not found, e.g. {lacking[:5]}; "
-            f"put files ({', '.join(READERS)}) or folders of such names there, or write "
+            f"put files ({', '.join(SUFFIXES)}) or folders of such names there, or write "
             "a mixture with their paths"
         )
     datasets = []
     for number, ((spec, base), paths) in enumerate(zip(specs, found, strict=True)):
-        if image_folder is not None:
+        if image_folder is not None and spec.image_folder is None:
             spec = DatasetSpec.from_dict(
                 spec.to_dict() | {"image_folder": str(image_folder.absolute())}
             )
@@ -290,7 +295,10 @@ def read_mixture(path: Path) -> MixtureSpec:
         ConfigError: it is none, or has a field that is unknown, missing or mistyped.
     """
     try:
-        values = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            # Rows as one list may be gigabytes.
+            listed = file.read(64).lstrip().startswith(b"[")
+        values = [] if listed else json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
@@ -335,7 +343,7 @@ def _find(spec: DatasetSpec, base: Path) -> list[Path]:
     path = base / spec.path
     if path.exists():
         return find_files(path, spec.split)
-    for suffix in READERS:
+    for suffix in SUFFIXES:
         beside = path.with_name(path.name + suffix)
         if beside.is_file():
             return [beside]

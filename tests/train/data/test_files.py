@@ -9,7 +9,7 @@ import pytest
 from mm1_mlx.errors import DataError
 from mm1_mlx.train.data.files import Files, find_files
 from mm1_mlx.train.data.lines import JsonLines
-from mm1_mlx.train.data.parquet import Parquet
+from mm1_mlx.train.data.parquet import Parquet, RowGroups
 from mm1_mlx.train.data.shards import Shard
 
 # Lines
@@ -150,24 +150,33 @@ def test_a_compressed_shard_is_refused_with_the_way_out(write_shard, tmp_path):
 
 
 def test_rows_of_all_groups_are_read(write_parquet):
-    rows = Parquet(write_parquet([{"text": str(i)} for i in range(8)]))
+    rows = Parquet(write_parquet([{"text": str(i)} for i in range(8)]), RowGroups())
     assert rows.blocks.tolist() == [3, 3, 2]
     assert [rows[i].values["text"] for i in range(len(rows))] == list("01234567")
     assert rows[7].origin.endswith("rows.parquet:8")
 
 
-def test_few_groups_are_kept(write_parquet):
-    rows = Parquet(write_parquet([{"text": str(i)} for i in range(20)], group=1))
-    for i in [*range(20), *range(20)]:
-        assert rows[i].values["text"] == str(i)
-    assert len(rows._groups) == 5
+def test_few_groups_of_all_files_are_kept(write_parquet):
+    groups = RowGroups()
+    files = [
+        Parquet(
+            write_parquet([{"text": f"{k}{i}"} for i in range(9)], f"{k}.parquet", 1),
+            groups,
+        )
+        for k in range(3)
+    ]
+    for _ in range(2):
+        for k, rows in enumerate(files):
+            for i in range(9):
+                assert rows[i].values["text"] == f"{k}{i}"
+                assert len(groups) <= 5
 
 
 def test_without_pyarrow_the_extra_is_named(write_parquet, monkeypatch):
     path = write_parquet([{"text": "a"}])
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(DataError, match=r'pip install "mm1-mlx\[parquet\]" to read it'):
-        Parquet(path)
+        Parquet(path, RowGroups())
 
 
 # Folders
@@ -182,6 +191,18 @@ def test_a_folder_of_splits_is_read_as_its_train_split(tmp_path, write_lines):
     assert [p.stem for p in find_files(tmp_path / "set", "test")] == ["test-00000-of-1"]
     with pytest.raises(DataError, match=r"set holds no split 'dev', its files are \["):
         find_files(tmp_path / "set", "dev")
+    # What is of no split is not left out.
+    extra = write_lines([{"text": "x"}], "set/extra.jsonl")
+    assert extra in find_files(tmp_path / "set")
+
+
+def test_a_folder_of_tests_is_not_learned_from(tmp_path, write_lines):
+    for name in ("test-00000-of-1", "validation"):
+        write_lines([{"text": name}], f"set/{name}.jsonl")
+    with pytest.raises(
+        DataError, match=r"holds no split 'train'.* name another in a m"
+    ):
+        find_files(tmp_path / "set")
 
 
 def test_a_folder_of_shards_and_a_pattern_are_read_in_order(tmp_path, write_lines):

@@ -199,6 +199,14 @@ def test_an_identity_is_of_everything_the_examples_depend_on(open_data, write_li
     assert len(others - same) == 5
 
 
+def test_an_identity_does_not_depend_on_where_the_data_lies(write_lines, tmp_path):
+    found = set()
+    for folder in ("here", "there"):
+        write_lines(named("a", 9), f"{folder}/a.jsonl")
+        found.add(open_mixture(["a.jsonl"], root=tmp_path / folder).identity())
+    assert len(found) == 1
+
+
 # Prompts
 
 
