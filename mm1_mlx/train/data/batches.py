@@ -95,10 +95,12 @@ class Skipped:
     def add(self, error: DataError) -> None:
         """Count a row, once, and report it."""
         text = str(error)
+        # What is wrong may be said in other words with another prompt.
+        origin = text.partition(": ")[0]
         with self._lock:
-            if text in self._known:
+            if origin in self._known:
                 return
-            self._known.add(text)
+            self._known.add(origin)
             self.count += 1
             if len(self.first) < _SHOWN:
                 self.first.append(text)
