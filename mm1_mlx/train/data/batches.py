@@ -144,6 +144,8 @@ class Batches:
         self._tokenizer = tokenizer
         self._run = run
         self._truncate = truncate
+        # More characters than these are too many tokens, whatever they are.
+        self._most_text = run.max_length * max(map(len, tokenizer.vocabulary))
         threads = threads or min(DECODERS, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mm1-data")
 
@@ -205,14 +207,32 @@ class Batches:
 
     def _build(self, read: _Read) -> Prepared:
         example, config = read.example, self._config
+        turns = self._shorten(read.turns, example)
         # A typed special token joins the tokenizer's vocabulary: one thread at a time.
         with located(example.origin), _TOKENIZING:
             if example.kind == "document":
-                sample = build_document(read.turns[0][1], config, self._tokenizer)
+                sample = build_document(turns[0][1], config, self._tokenizer)
             else:
-                sample = build_sample(read.turns, config, self._tokenizer)
+                sample = build_sample(turns, config, self._tokenizer)
             row = widen_sample(sample, read.pictures, config, self._tokenizer)
             return Prepared(example, self._fit(row), tuple(read.pictures))
+
+    def _shorten(self, turns: list[Turn], example: Example) -> list[Turn]:
+        """The turns, a book not written out in tokens only to be refused or cut."""
+        texts = [part for _, parts in turns for part in parts if isinstance(part, str)]
+        length = sum(map(len, texts))
+        if length <= self._most_text:
+            return turns
+        if not self._truncate:
+            raise DataError(
+                f"{example.origin}: it has {length} characters, more than "
+                f"{self._run.max_length} tokens can be; allow longer examples, or have "
+                "them truncated"
+            )
+        if example.kind == "document" and isinstance(turns[0][1][-1], str):
+            role, parts = turns[0]
+            return [(role, [*parts[:-1], texts[-1][: self._most_text]])]
+        return turns
 
     def _fit(self, row: Row) -> Row:
         """The row, no longer than allowed, if something of it is learned."""

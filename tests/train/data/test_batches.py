@@ -293,6 +293,41 @@ def test_what_is_too_long_is_cut_if_that_is_asked(make_batches, write_lines, pic
     assert batch.spans == whole.spans
 
 
+def test_a_book_is_not_written_out_in_tokens(
+    make_batches, write_lines, pictures, train_tokenizer, monkeypatch
+):
+    longest = max(map(len, train_tokenizer.vocabulary))
+    text = "a book of many words, " * 2000
+    rows = [{"text": text}, {"question": text, "answer": "x"}]
+    rows.append({"images": pictures[:1], "parts": ["it ", {"type": "image"}, text]})
+    seen, encode = [], type(train_tokenizer).encode
+
+    def watched(self, text, **options):
+        seen.append(len(text))
+        return encode(self, text, **options)
+
+    whole = [
+        make_batches(write_lines([row]), batch_size=1, max_length=10**5)(0, 0)
+        for row in (rows[0], rows[2])
+    ]
+    monkeypatch.setattr(type(train_tokenizer), "encode", watched)
+    for row in rows[:2]:
+        batches = make_batches(write_lines([row]), batch_size=1, max_length=60)
+        with pytest.raises(
+            DataError, match=r"jsonl:1: it has 440\d\d characters, more "
+        ):
+            batches(0, 0)
+    assert not seen
+    for row, expected in zip((rows[0], rows[2]), whole, strict=True):
+        batch = make_batches(
+            write_lines([row]), batch_size=1, max_length=60, more={"truncate": True}
+        )(0, 0)
+        # The very tokens that the whole begins with.
+        assert batch.tokens.tolist() == expected.tokens[:, :60].tolist()
+        assert batch.spans == expected.spans
+    assert max(seen) <= 60 * longest + 20
+
+
 @pytest.mark.parametrize("length", [2, 10, 14, 17])
 def test_a_picture_is_never_cut(length, make_batches, write_lines, pictures):
     text = "a " * 5
