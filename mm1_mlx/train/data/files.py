@@ -39,6 +39,8 @@ class Source(Protocol):
 SUFFIXES = (".jsonl", ".ndjson", ".tar", ".parquet")
 # How files are named that are not learned from unless that is asked.
 _OTHER_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
+# Rows of a block beside such as are read by blocks.
+_TOGETHER = 1000
 _WAYS_OUT = {
     ".json": "write one row a line: jq -c '.[]' FILE.json > FILE.jsonl",
     ".gz": "unpack it first",
@@ -92,10 +94,13 @@ def _blocks(sources: Sequence[Source]) -> NDArray[np.int64] | None:
     """The blocks of several sources; None where every row is read by itself."""
     if all(source.blocks is None for source in sources):
         return None
-    found = [
-        np.ones(len(source), np.int64) if source.blocks is None else source.blocks
-        for source in sources
-    ]
+    found = []
+    for source in sources:
+        sizes = source.blocks
+        if sizes is None:
+            whole, rest = divmod(len(source), _TOGETHER)
+            sizes = np.array([_TOGETHER] * whole + [rest] * (rest > 0), np.int64)
+        found.append(sizes)
     return np.concatenate(found)
 
 

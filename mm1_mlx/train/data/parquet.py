@@ -68,6 +68,8 @@ class Parquet:
             metadata = parquet.read_metadata(path)
             count = metadata.num_row_groups
             sizes = [metadata.row_group(number).num_rows for number in range(count)]
+            if min(sizes, default=0) < 0:
+                raise ValueError("a row group has a negative number of rows")
         except self._faults as error:
             raise DataError(
                 f"{path} cannot be read as a parquet file ({_reason(error)})"
