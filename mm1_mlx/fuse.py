@@ -167,7 +167,7 @@ def fuse(
         except MemoryLimitError as error:
             unmeasured = str(error)
     if found and not allow_loss:
-        _check_loss(found, recipe)
+        _check_loss(found, recipe, packed=bool(job.packed))
     job.write(out, overwrite=overwrite, progress=progress)
     return Report(
         out=out,
@@ -180,10 +180,18 @@ def fuse(
     )
 
 
-def _check_loss(measured: Measured, recipe: Recipe | None) -> None:
+def _check_loss(measured: Measured, recipe: Recipe | None, *, packed: bool) -> None:
+    """Pass only if little of the adapters' effect is lost.
+
+    Raises:
+        CheckpointError: too much is.
+    """
     lost = measured.lost
     if lost is not None and lost > MAX_LOST:
         more = "leave out the bits, for 16" if recipe else "pass --dtype float32"
+        if recipe and packed:
+            # Rounded twice, weights lose more than twice as much.
+            more += ", or fuse the model that this was quantized from"
         raise CheckpointError(
             f"{lost:.0%} of what the adapters change would be lost, more than "
             f"{MAX_LOST:.0%} (predictions move by {measured.effect.kl_mean:.2g} nats, "
@@ -338,6 +346,11 @@ class _Job:
         cost = measure(fused, reference, said("fused"))
         return Measured(cost, effect, *_differences(fused, reference))
 
+    def _trained(self) -> set[str]:
+        """The parts that the adapters hold whole."""
+        left = {name.partition(".")[0] for name in {*self.stored} - self.adapters.full}
+        return {name.partition(".")[0] for name in self.adapters.full} - left
+
     def write(self, out: Path, *, overwrite: bool, progress: Progress) -> None:
         """Write the folder."""
         manifest = load_manifest(self.path)
@@ -349,6 +362,9 @@ class _Job:
             source["quantized"] = {"recipe": self.recipe.name}
         elif not self.ways:
             source.pop("quantized", None)
+        needs = source.get("needs_training")
+        if isinstance(needs, list):
+            source["needs_training"] = [x for x in needs if x not in self._trained()]
         before = source.get("fused")
         source["fused"] = [
             *(before if isinstance(before, list) else []),

@@ -34,8 +34,6 @@ FORMAT_VERSION = 1
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter.safetensors"
 KNOWN = ("format_version", "adapter", "base", "scales", "training", "sha256")
-# As many as a model may have modules.
-MAX_SCALES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +222,7 @@ def load(source: str | Path) -> Adapter:
     scales, training = record["scales"], record["training"]
     if not isinstance(scales, dict) or not isinstance(training, dict):
         raise ConfigError(f"{folder / CONFIG}: scales and training must be objects")
-    for path, scale in list(scales.items())[:MAX_SCALES]:
+    for path, scale in scales.items():
         if type(scale) not in (int, float) or not 0 < abs(scale) <= MAX_SCALE:
             raise ConfigError(
                 f"{folder / CONFIG}: scale {scale!r:.80} of {path!r:.80} is not a number "

@@ -139,3 +139,20 @@ def test_it_says_which_model_it_is_of(folder, packed_folder):
     assert base_of(folder).digest != base_of(packed_folder).digest
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"]
+
+
+def test_of_a_repository_two_files_are_fetched(kept, monkeypatch):
+    """The hub is played: what is asked of it, and that nothing else is."""
+    asked = []
+
+    def fetched(repository, **options):
+        asked.append((repository, options["allow_patterns"], options["revision"]))
+        return str(kept)
+
+    info = type("Info", (), {"sha": "abc"})
+    monkeypatch.setattr("mm1_mlx.hub._ask", lambda _: info)
+    monkeypatch.setattr("mm1_mlx.hub.snapshot_download", fetched)
+    assert load("owner/pirate").name == "owner/pirate"
+    assert asked == [
+        ("owner/pirate", ["adapter_config.json", "adapter.safetensors"], "abc")
+    ]

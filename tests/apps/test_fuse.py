@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import mlx.core as mx
@@ -185,6 +186,8 @@ def test_bits_that_round_an_adapter_away_are_refused_with_the_numbers(
         ):
             fuse(path, out, given, recipe=find_recipe("4bit"), count=4)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match="or fuse the model that this was quant"):
+        fuse(packed, out, given, recipe=find_recipe("4bit"), count=4)
     report = fuse(
         TINY, out, given, recipe=find_recipe("4bit"), count=4, allow_loss=True
     )
@@ -222,6 +225,20 @@ def test_the_manifest_says_what_it_is_made_of(strong, tmp_path):
         tmp_path / "out", tmp_path / "twice", Adapters.load([strong]), measured=False
     )
     assert len(read_manifest(again.out)["source"]["fused"]) == 2
+
+
+def test_a_part_that_was_trained_needs_training_no_longer(tmp_path):
+    model = load_model(TINY, mx.float32)
+    model.freeze()
+    model.connector.unfreeze()
+    attach(model, config := AdapterConfig(where=("decoder.attention",)))
+    given = Adapters(((Adapter.of(model, config, base_of(TINY)), 1.0),))
+    base = shutil.copytree(TINY, tmp_path / "base")
+    manifest = read_manifest(base)
+    manifest["source"]["needs_training"] = ["vision", "connector"]
+    (base / "manifest.json").write_text(json.dumps(manifest))
+    report = fuse(base, tmp_path / "out", given, measured=False)
+    assert read_manifest(report.out)["source"]["needs_training"] == ["vision"]
 
 
 def test_what_is_too_large_for_the_type_is_refused(tmp_path):
