@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from mm1_mlx.blas import preload_blas
@@ -30,32 +31,35 @@ def start(command, out):
         return process
     try:
         sys.argv = ["mm1", *(word.replace("{}", str(out)) for word in command)]
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
+        said = os.open(f"{out}.said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
         main()
     except SystemExit as ended:
         os._exit(ended.code or 0)
     except BaseException:
+        traceback.print_exc()
         os._exit(70)
     os._exit(0)
 
 
 def finish(command, out):
     _, status = os.waitpid(start(command, out), 0)
-    assert status == 0, f"{out} ended with {os.waitstatus_to_exitcode(status)}"
+    assert status == 0, Path(f"{out}.said").read_text()
 
 
 def kill(command, out, delay):
     """Whether the run was killed, and not at its end already."""
     process = start(command, out)
     time.sleep(delay)
+    # Still there, for nobody has waited for it.
     os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     return os.WIFSIGNALED(status)
 
 
 def run(folder, count, seed, command):
+    folder.mkdir()
     began = time.perf_counter()
     finish(command, folder / "whole")
     took = time.perf_counter() - began

@@ -42,7 +42,7 @@ def killed_runs(tmp_path, make_model, write_folder, write_rows):
         )
         assert done.returncode == 0, done.stderr
         sys.stdout.write(done.stdout)
-        *killed, whole = sorted(runs.iterdir())
+        *killed, whole = sorted(path for path in runs.iterdir() if path.is_dir())
         assert whole.name == "whole"
         assert len(killed) == count
         assert_equal(whole, killed, steps)
