@@ -188,11 +188,9 @@ def _block_gradients(
 
 def _widened(x: mx.array, length: int) -> mx.array:
     """Gradients [H, N, D] of the first keys, with none of the others."""
-    return (
-        x
-        if x.shape[1] == length
-        else mx.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0)))
-    )
+    if x.shape[1] == length:
+        return x
+    return mx.pad(x, [(0, 0), (0, length - x.shape[1]), (0, 0)])
 
 
 def _joined(parts: list[mx.array], axis: int) -> mx.array:

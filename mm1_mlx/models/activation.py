@@ -70,7 +70,7 @@ def _by_blocks(function: Callable[..., mx.array], *arrays: mx.array) -> mx.array
     )
 
 
-def _blocked(function: Callable[[mx.array], mx.array]) -> Callable[..., Any]:
+def _blocked(function: Callable[[mx.array], mx.array]) -> Any:
     """A function by blocks whose derivative goes by blocks too.
 
     The one that mlx finds would write every block's into an array as large as all.
