@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import growth
+from benchmarks import adapters, growth
 from benchmarks.peers.rows import table
 from mm1_mlx import generate, load
 from mm1_mlx.convert.detect import formats, name_of
@@ -79,3 +79,12 @@ def test_how_costs_grow_is_what_was_measured():
     assert len(tables) == 6
     for table_ in tables:
         assert growth.line(table_) in README
+
+
+def test_what_fusing_loses_is_what_was_measured():
+    results = json.loads((ROOT / "benchmarks/results/adapters-tiny.json").read_text())
+    assert adapters.table(results) in README
+    times = results["times"]["15 M parameters, 4 bits"]
+    for name in ("token_ms", "prefill_ms"):
+        ratio = times["beside"][name] / times["without"][name]
+        assert f"{ratio:.2f} times" in README
