@@ -449,7 +449,10 @@ class Trainer(Generic[Model, Batch]):
         """Forget what was logged after the checkpoint: those steps come again."""
         path = self.folder / LOG
         kept = [line for line in read_log(self.folder) if line["step"] <= self.step]
-        path.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+        # Beside it first: a kill in between would lose what came before.
+        trimmed = path.with_suffix(".partial")
+        trimmed.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+        trimmed.replace(path)
 
     def save(self) -> None:
         """Write what is trained, the optimizer and the step.
