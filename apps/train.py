@@ -278,7 +278,9 @@ def _duration(seconds: float) -> str:
 
 def _forecast(forecast: Mapping[str, Any]) -> str:
     """What a step takes, in a line."""
-    said = f"a step takes {human_bytes(forecast['bytes'])} for {forecast['tokens']:,} tokens"
+    said = f"a step of {forecast['tokens']:,} tokens takes {human_bytes(forecast['bytes'])}"
+    if free := forecast.get("free_bytes"):
+        said += f" of the {human_bytes(free)} that are free"
     if seconds := forecast.get("least_seconds"):
         said += f", and {seconds:g} s at the least"
     return said

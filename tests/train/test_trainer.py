@@ -196,6 +196,8 @@ def test_a_run_keeps_its_record(make_trainer):
 def test_what_a_step_takes_is_said_before_the_first(make_trainer, batches, monkeypatch):
     chip = Chip("slow", 0, 1e9, 1e6, ())
     monkeypatch.setattr(trainer, "this_chip", lambda _: chip)
+    monkeypatch.setattr(trainer, "allowed", lambda: 7_000_000)
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 500)
     begun = make_trainer("said", micro_batches=2)
     told = []
 
@@ -213,10 +215,13 @@ def test_what_a_step_takes_is_said_before_the_first(make_trainer, batches, monke
     assert told[0] == {
         "tokens": 2 * batch.tokens.size,
         "bytes": sum(step.bytes(config).values()),
+        # With what the model has taken already.
+        "free_bytes": 7_000_500,
         "least_seconds": pytest.approx(seconds, rel=5e-3),
     }
     # Where nobody knows the machine, what is known is said.
     monkeypatch.setattr(trainer, "this_chip", lambda _: None)
+    monkeypatch.setattr(trainer, "allowed", lambda: None)
     assert begun.forecast().keys() == {"tokens", "bytes"}
 
 

@@ -1,0 +1,306 @@
+"""``mm1 train``: what it makes is used, what it cannot do is said, and it goes on."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import mlx.core as mx
+import pytest
+from PIL import Image
+
+from mm1_mlx.apps.cli import main
+from mm1_mlx.checkpoint import load_model
+from mm1_mlx.quantize import quantize
+from mm1_mlx.recipe import find_recipe
+from mm1_mlx.runtime import TINY
+
+COLOURS = ("red", "blue", "lime", "white")
+QUICK = (
+    "--steps",
+    "3",
+    "--batch-size",
+    "2",
+    "--micro-batches",
+    "2",
+    "--log-every",
+    "1",
+)
+
+
+@pytest.fixture
+def mm1(monkeypatch, capfd):
+    """Run the command; exit status, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mm1", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    lines = []
+    for i in range(12):
+        Image.new("RGB", (96, 96), COLOURS[i % 4]).save(folder / f"{i}.png")
+        turns = [
+            {"from": "human", "value": "<image>\nWhat colour is all of it?"},
+            {"from": "gpt", "value": COLOURS[i % 4]},
+        ]
+        lines.append(json.dumps({"image": f"{i}.png", "conversations": turns}))
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def log(out):
+    return [json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_sft_makes_an_adapter_that_answers(mm1, rows, tmp_path):
+    out = tmp_path / "run"
+    flags = ("--data", rows, *QUICK, "--valid-share", "0.3", "--eval-every", "2")
+    code, printed, said = mm1("train", "sft", TINY, out, *flags)
+    assert (code, printed) == (0, f"{out / 'adapter'}\n")
+    assert re.match(
+        r"a step of \d+ tokens takes [\d.]+ MB of the [\d.,]+ GB that are", said
+    )
+    assert said.count("tokens/s") == 3
+    assert said.count("held out loss") == 1
+    assert [x["step"] for x in log(out)] == [1, 2, 2, 3]
+    assert Image.open(out / "loss.png").size == (960, 540)
+    question = ("-p", "What colour is it?", "-i", TINY / "red-star.png")
+    code, answer, _ = mm1(
+        "generate", "-m", TINY, "--adapter", out / "adapter", *question
+    )
+    assert (code, answer) == (0, "red\n")
+    # At its end there is nothing to do, and longer it goes on.
+    assert mm1("train", "sft", TINY, out, *flags)[:2] == (0, printed)
+    assert len(log(out)) == 4
+    longer = ("--steps", "4", "--decay-steps", "3")
+    code, _, _ = mm1("train", "sft", TINY, out, *flags, *longer)
+    assert code == 0
+    assert [x["step"] for x in log(out)] == [1, 2, 2, 3, 4, 4]
+
+
+def test_the_connector_alone_makes_a_model_whose_rest_is_as_it_was(mm1, rows, tmp_path):
+    out = tmp_path / "run"
+    flags = ("--data", rows, *QUICK, "--warmup-steps", "0", "--json")
+    code, printed, _ = mm1("train", "connector", TINY, out, *flags)
+    assert code == 0
+    assert json.loads(printed) == {"out": str(out / "model"), "steps": 3}
+    made, base = load_model(out / "model").tensors(), load_model(TINY).tensors()
+    assert made.keys() == base.keys()
+    moved = {name for name in made if not mx.array_equal(made[name], base[name])}
+    assert moved
+    assert all(name.startswith("connector.") for name in moved)
+    assert {name: x.dtype for name, x in made.items()} == {
+        name: x.dtype for name, x in base.items()
+    }
+    manifest = json.loads((out / "model/manifest.json").read_text())
+    assert manifest["source"]["name"] == "mm1-tiny"
+    assert manifest["source"]["trained"]["stage"] == "connector"
+    question = ("-p", "What colour is it?", "-i", TINY / "red-star.png")
+    assert mm1("generate", "-m", out / "model", *question)[0] == 0
+
+
+def test_a_packed_model_learns_adapters_and_nothing_else(mm1, rows, tmp_path):
+    packed = tmp_path / "packed"
+    quantize(TINY, packed, find_recipe("8bit"), measured=False)
+    flags = ("--data", rows, *QUICK)
+    code, _, said = mm1("train", "sft", packed, tmp_path / "run", *flags)
+    assert code == 0, said
+    adapter = mx.load(str(tmp_path / "run/adapter/adapter.safetensors"))
+    assert {name.rpartition(".")[2] for name in adapter} >= {"lora_a", "lora_b"}
+    code, _, said = mm1("train", "pretrain", packed, tmp_path / "other", *flags)
+    assert code == 1
+    assert re.search(
+        r"^error: \d+ of the modules to train in full are packed, e.g. \[.*\]; train "
+        r"adapters beside them \(--adapter lora\), or the model that was quantized$",
+        said,
+        re.MULTILINE,
+    )
+
+
+def test_a_dry_run_says_what_would_be_and_does_nothing(mm1, rows, tmp_path):
+    out = tmp_path / "run"
+    flags = ("--data", rows, "--valid-share", "0.25", "--dry-run")
+    code, printed, said = mm1("train", "sft", TINY, out, *flags)
+    assert (code, said) == (0, "")
+    assert re.search(
+        r"^connector +139,320 of +139,320 parameters are trained$", printed, re.M
+    )
+    assert re.search(r"^vision +0 of +480,192 parameters are trained$", printed, re.M)
+    assert "1 steps of 16 examples, adamw, learning rate 0.0001, float32" in printed
+    assert re.search(
+        r"a step of [\d,]+ tokens takes .* that are free, and [\d.e-]+ s", printed
+    )
+    assert "ASSISTANT:[[ " in printed
+    assert not out.exists()
+    code, printed, _ = mm1("train", "sft", TINY, out, *flags, "--json")
+    outlook = json.loads(printed)
+    assert outlook["parameters"]["vision"] == {"trained": 0, "all": 480_192}
+    assert outlook["config"]["adapter"] == "lora"
+    assert outlook["step"]["bytes"] > 1e6
+
+
+def test_the_paper_s_fine_tuning_and_its_laws(mm1, rows, tmp_path):
+    def outlook(*flags):
+        run = ("train", *flags, TINY, tmp_path / "run", "--data", rows)
+        return json.loads(mm1(*run, "--dry-run", "--json")[1])
+
+    full = outlook("sft", "--full")
+    assert full["config"]["optimizer"] == "adafactor"
+    assert full["config"]["learning_rate"] == 1e-5
+    assert full["config"]["final_fraction"] == 0
+    parameters = full["parameters"].values()
+    assert all(part["trained"] == part["all"] for part in parameters)
+    whole = outlook("pretrain")["config"]
+    # exp(-0.4214 ln N - 0.5535) of the decoder's 689,280 without its table.
+    assert whole["learning_rate"] == pytest.approx(
+        689_280**-0.4214 * 0.574934, rel=1e-4
+    )
+    assert whole["weight_decay"] == 0.1
+
+
+def test_a_record_is_a_config_and_flags_win(mm1, rows, tmp_path):
+    out, again = tmp_path / "run", tmp_path / "again"
+    flags = ("--data", rows, *QUICK, "--learning-rate", "0.002", "--seed", "5")
+    assert mm1("train", "sft", "--full", TINY, out, *flags)[0] == 0
+    code, _, said = mm1(
+        *("train", "sft", TINY, again, "--config", out / "run.json", "--seed", "6")
+    )
+    assert code == 0, said
+    first, second = (
+        json.loads((x / "run.json").read_text())["config"] for x in (out, again)
+    )
+    assert second == first | {"seed": 6}
+    # The run itself goes on by its record.
+    assert mm1("train", "sft", TINY, out, "--config", out / "run.json")[0] == 0
+    code, _, said = mm1("train", "pretrain", TINY, out, "--config", out / "run.json")
+    assert code == 1
+    assert "run.json is of 'mm1 train sft', not of 'mm1 train pretrain'" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--data", "nowhere.jsonl"), "error: 1 of 1 data sets were not found, e.g. ["),
+        ((), "error: no data is named; give files, folders or a mixture"),
+        (
+            ("--data", "{rows}", "--learning-rate", "0"),
+            "learning_rate: 0.0 is not above 0",
+        ),
+        (("--data", "{empty}"), "has no rows to learn"),
+        (("--data", "{silent}"), "silent.jsonl:1: "),
+        (
+            ("--data", "{rows}", "--wandb", "x"),
+            "error: the package wandb is not installed",
+        ),
+        (
+            ("--data", "{rows}", "--trained", "conector"),
+            "'conector' names nothing of the",
+        ),
+        (
+            ("--data", "{rows}", "--micro-batches", "0"),
+            "micro_batches: 0 is not above 0",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(flags, message, mm1, rows, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    silent = {"conversations": [{"from": "human", "value": "Is anybody there?"}]}
+    (tmp_path / "silent.jsonl").write_text(json.dumps(silent) + "\n")
+    places = {name: tmp_path / f"{name}.jsonl" for name in ("empty", "silent")}
+    given = [flag.format(rows=rows, **places) for flag in flags]
+    code, printed, said = mm1("train", "sft", TINY, tmp_path / "run", *given)
+    assert (code, printed) == (1, "")
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert message in said
+    assert not list(tmp_path.glob("run/step-*"))
+
+
+def test_a_model_without_a_prompt_format_is_refused(mm1, rows, tmp_path, make_config):
+    from mm1_mlx.models import MM1
+    from mm1_mlx.writer import CheckpointWriter
+
+    model = MM1(make_config(prompt=None))
+    with CheckpointWriter(
+        tmp_path / "model", model.config, {"name": "a test's"}
+    ) as writer:
+        for name, tensor in model.tensors().items():
+            writer.add(name, tensor)
+    code, _, said = mm1(
+        "train", "sft", tmp_path / "model", tmp_path / "run", "--data", rows
+    )
+    assert code == 1
+    assert "the model has no prompt format, so it cannot be trained" in said
+
+
+def test_other_data_and_damage_are_said(mm1, rows, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_bytes(rows.read_bytes())
+    flags = ("--data", data, *QUICK, "--save-every", "1", "--image-folder", rows.parent)
+    out = tmp_path / "run"
+    assert mm1("train", "sft", TINY, out, *flags)[0] == 0
+    state = out / "step-000003/state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    code, _, said = mm1("train", "sft", TINY, out, *flags)
+    assert code == 0
+    assert (
+        "step-000003 is damaged (its digest is another); going on from step 2" in said
+    )
+    with data.open("a") as file:
+        file.write(data.read_text().splitlines()[0] + "\n")
+    code, _, said = mm1("train", "sft", TINY, out, *flags)
+    assert code == 1
+    assert (
+        "holds a run of another data; choose another folder, or get back what" in said
+    )
+
+
+@pytest.mark.slow
+def test_the_first_interrupt_saves_and_the_command_goes_on(rows, tmp_path):
+    out = tmp_path / "run"
+    program = "from mm1_mlx.apps.cli import main; main()"
+    command = [sys.executable, "-c", program, "train", "sft", str(TINY), str(out)]
+    command += ["--data", str(rows), *QUICK, "--steps", "2000", "--save-every", "2000"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+    while run.poll() is None and not (out / "log.jsonl").is_file():
+        time.sleep(0.1)
+    # Another run of the folder waits for its turn elsewhere.
+    other = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert other.returncode == 1
+    assert f"another run is at work in {str(out)!r}" in other.stderr
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=120)
+    assert run.returncode == 130
+    assert "stopping behind this step, with a checkpoint; again to stop at once" in said
+    stopped = re.search(
+        r"stopped at step ([\d,]+) of 2,000; the same command goes", said
+    )
+    step = int(stopped[1].replace(",", ""))
+    assert [path.name for path in out.glob("step-*")] == [f"step-{step:06}"]
+    assert log(out)[-1]["step"] == step
+    assert not (out / "adapter").exists()
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while run.poll() is None and log(out)[-1]["step"] <= step:
+        time.sleep(0.1)
+    # At once: the second of two.
+    run.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=120)
+    assert run.returncode == 130
+    assert [x["step"] for x in log(out)][: step + 1] == list(range(1, step + 2))
