@@ -20,8 +20,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-from mlx_lm.tuner.dora import DoRALinear
-from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
 from mm1_mlx.adapters.config import PLACES, AdapterConfig
 from mm1_mlx.errors import ConfigError
@@ -33,11 +31,6 @@ FORMS: dict[Form, tuple[type, ...]] = {
     "linear": (nn.Linear, nn.QuantizedLinear),
     "experts": (SwitchLinear, QuantizedSwitchLinear),
     "embedding": (nn.Embedding, nn.QuantizedEmbedding),
-}
-WRAPPERS: dict[Form, Any] = {
-    "linear": LoRALinear,
-    "experts": LoRASwitchLinear,
-    "embedding": LoRAEmbedding,
 }
 # What of a wrapper is an adapter's; m is DoRA's length of every row.
 LEAVES = ("lora_a", "lora_b", "m")
@@ -60,10 +53,19 @@ def wrap(
     Raises:
         ConfigError: DoRA is asked of experts or an embedding.
     """
+    # Here: they bring a trainer along, and whoever loads a model would wait for it.
+    from mlx_lm.tuner.dora import DoRALinear
+    from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+
     form = form_of(layer)
     assert form is not None
+    wrappers: dict[Form, Any] = {
+        "linear": LoRALinear,
+        "experts": LoRASwitchLinear,
+        "embedding": LoRAEmbedding,
+    }
     if kind == "lora":
-        made = WRAPPERS[form].from_base(layer, r=rank, dropout=dropout, scale=scale)
+        made = wrappers[form].from_base(layer, r=rank, dropout=dropout, scale=scale)
     elif form != "linear":
         raise ConfigError(
             f"DoRA is for linear layers, not for {form}; leave them out of where, or "
