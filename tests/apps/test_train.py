@@ -208,8 +208,8 @@ def test_a_record_is_a_config_and_flags_win(mm1, rows, tmp_path):
             "error: the package wandb is not installed",
         ),
         (
-            ("--data", "{rows}", "--trained", "conector"),
-            "'conector' names nothing of the",
+            ("--data", "{rows}", "--trained", "eyes"),
+            "'eyes' names nothing of the",
         ),
         (
             ("--data", "{rows}", "--micro-batches", "0"),
