@@ -1,0 +1,146 @@
+"""What a command leaves to a default is the stage's, and what is trained is what it says."""
+
+import json
+import re
+from dataclasses import replace
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+from PIL import Image
+
+from mm1_mlx.errors import ConfigError
+from mm1_mlx.presets import PRESETS
+from mm1_mlx.train import paper
+from mm1_mlx.train.config import PARTS, TrainConfig
+from mm1_mlx.train.curve import draw_curve
+from mm1_mlx.train.job import Job, law_parameters
+from mm1_mlx.train.stages import plan
+from mm1_mlx.train.trainable import counts, make_trainable
+
+MOE = {"num_experts": 4, "every": 1, "offset": 0}
+
+
+def planned(stage, full=False, packed=(), parts=PARTS, **given):
+    return plan(
+        stage,
+        given,
+        full=full,
+        rows=1000,
+        parts=parts,
+        packed=packed,
+        parameters=3_000_000_000,
+        precision="bfloat16",
+    )
+
+
+def test_defaults_are_the_papers():
+    whole = planned("pretrain")
+    assert whole.learning_rate == pytest.approx(5.834e-5, rel=1e-3)
+    # Lambda = 0.1 eta, as a share of eta.
+    assert whole.weight_decay == 0.1
+    assert whole.final_fraction == 0.1
+    assert (whole.optimizer, whole.clip_norm, whole.trained) == ("adamw", 1.0, PARTS)
+    full = planned("sft", full=True)
+    written = paper.fine_tuning()
+    for name in ("optimizer", "learning_rate", "final_fraction", "warmup_steps"):
+        assert getattr(full, name) == getattr(written, name), name
+    assert planned("connector").trained == ("connector", "region")
+    # Once through the rows, 16 a step.
+    assert {run.steps for run in (whole, full)} == {63}
+    assert whole.warmup_steps + whole.decay_steps == 63
+    assert planned("pretrain", steps=200_000).warmup_steps == 2000
+    assert (whole.balance_weight, whole.z_weight) == (0.01, 0.001)
+
+
+def test_a_packed_connector_stays_where_adapters_learn():
+    assert planned("sft", packed={"decoder"}).trained == ("connector", "region")
+    assert planned("sft", packed={"decoder", "connector"}).trained == ("region",)
+    # Else it is refused with what it is, not left out.
+    assert planned("pretrain", packed={"connector"}).trained == PARTS
+
+
+def test_the_law_counts_experts_once():
+    dense, sparse = (law_parameters(PRESETS[x]) for x in ("mm1-3b", "mm1-3b-moe"))
+    assert dense == sparse
+    assert paper.peak_learning_rate(dense) == pytest.approx(5.9e-5, rel=1e-2)
+
+
+BASE = TrainConfig(steps=1, learning_rate=1.0, warmup_steps=0, decay_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"trained": ("connector",)}, r"connector\..*"),
+        ({"trained": ("vision", "decoder")}, r"(vision|decoder)\..*"),
+        ({"trained": (r"decoder\.layers\.1\..*", "vision.pre_layernorm.bias")},
+         r"decoder\.layers\.1\..*|vision\.pre_layernorm\.bias"),
+        ({"trained": (), "adapter": "lora"}, r"decoder\.layers\..*\.lora_[ab]"),
+        ({"trained": ("connector",), "adapter": "dora", "adapter_layers": 1},
+         r"connector\..*|decoder\.layers\.1\..*\.(lora_[ab]|m)"),
+    ],
+)  # fmt: skip
+def test_any_subset_is_trained_and_nothing_else(changes, expected, make_model):
+    model = make_model()
+    before = {name: x.size for name, x in model.tensors().items()}
+    make_trainable(model, replace(BASE, **changes))
+    found = {name for name, _ in tree_flatten(model.trainable_parameters())}
+    assert found
+    assert all(re.fullmatch(expected, name) for name in found)
+    adapted = "adapter" in changes
+    wanted = {name for name in before if re.fullmatch(expected, name)}
+    assert wanted <= found if not adapted else wanted == found & set(before)
+    for part, (trained, total) in counts(model).items():
+        sizes = [x.size for k, x in tree_flatten(model.trainable_parameters())
+                 if k.startswith(f"{part}.")]  # fmt: skip
+        assert trained == sum(sizes)
+        own = sum(size for name, size in before.items() if name.startswith(f"{part}."))
+        assert total >= own
+
+
+def test_what_names_nothing_is_refused(make_model):
+    model = make_model()
+    with pytest.raises(
+        ConfigError, match=r"'eyes' names nothing of the model that can"
+    ):
+        make_trainable(model, replace(BASE, trained=("eyes",)))
+    with pytest.raises(ConfigError, match=r"nothing is to be trained; name parts"):
+        make_trainable(model, replace(BASE, trained=()))
+
+
+def test_experts_are_balanced_and_their_losses_logged(
+    make_model, write_folder, write_rows, tmp_path
+):
+    model = write_folder(tmp_path / "model", make_model(decoder={"moe": MOE}))
+    rows = write_rows(tmp_path / "rows", ["red", "blue", "lime", "white"])
+    given = {
+        "data": (str(rows),), "steps": 2, "batch_size": 2, "micro_batches": 1,
+        "log_every": 1, "precision": "float32",
+    }  # fmt: skip
+    lines = []
+    out = tmp_path / "run"
+    made = Job(model, out, "sft", given).run(lines.append)
+    assert made == out / "adapter"
+    for line in lines:
+        total = line["cross_entropy"] + 0.01 * line["load_balance"]
+        assert line["loss"] == pytest.approx(total + 0.001 * line["router_z"], rel=1e-5)
+    names = mx.load(str(made / "adapter.safetensors")).keys()
+    assert any(".switch_mlp." in name for name in names)
+    logged = [json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()]
+    assert logged == lines
+
+
+def test_the_curve_is_drawn(tmp_path):
+    lines = [{"step": i, "loss": 3 / i + 0.1 * (i % 3)} for i in range(1, 60)]
+    lines += [{"step": 30, "valid_loss": 0.4}]
+    draw_curve(lines, tmp_path / "loss.png")
+    image = Image.open(tmp_path / "loss.png").convert("RGB")
+    colours = {colour for _, colour in image.getcolors(1 << 16)}
+    assert {(31, 95, 174), (169, 199, 234), (209, 87, 27)} <= colours
+    draw_curve([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    # All of one loss, and a single one.
+    draw_curve([{"step": 1, "loss": 2.0}], tmp_path / "one.png")
+    draw_curve([{"step": i, "loss": 0.0} for i in (1, 2)], tmp_path / "flat.png")
+    assert Image.open(tmp_path / "flat.png").size == (960, 540)
