@@ -214,3 +214,24 @@ def test_a_chips_least_time_is_that_of_operations_or_bytes():
     needs = training.bytes(CONFIG)
     read = 2 * (needs["weights"] + needs["gradients"] + needs["optimizer"])
     assert step_seconds(fast, CONFIG, training) == read / chip.bandwidth
+
+
+def test_trained_weights_are_counted_in_float32_whatever_computes():
+    """Half precision halves what is frozen and kept for gradients, and nothing else."""
+    single = Training(1, 128, parts=("connector",))
+    half = replace(single, itemsize=2)
+    needs, less = single.bytes(CONFIG), half.bytes(CONFIG)
+    for name in ("gradients", "optimizer"):
+        assert less[name] == needs[name]
+    trained = needs["gradients"]
+    # The frozen ones in two bytes, the trained ones in four.
+    assert less["weights"] == (needs["weights"] - trained) / 2 + trained
+    assert less["activations"] < needs["activations"]
+
+
+def test_no_more_gradients_are_held_than_are_under_way():
+    step = Training(1, 128, parts=("connector",))
+    once = step.bytes(CONFIG)["gradients"]
+    for micro_batches, workers, held in ((1, 1, 1), (2, 1, 2), (16, 1, 2), (16, 4, 5)):
+        more = replace(step, micro_batches=micro_batches, workers=workers)
+        assert more.bytes(CONFIG)["gradients"] == held * once
