@@ -447,6 +447,74 @@ def encoding(bench: Bench) -> list[Row]:
     return rows
 
 
+def training(bench: Bench, kind: str) -> list[Row]:
+    """Steps of LoRA beside mlx-lm on text, or beside mlx-vlm on pictures and text.
+
+    Of every process the first step warms up. Rows are as long in all of them; tokens are
+    positions, image tokens among them.
+    """
+    peer = "mlx-lm" if kind == "lm" else "mlx-vlm"
+    batch, steps, length = LEARNED[kind]
+    texts = [
+        " ".join(str(300 + (7 * i + j) % 200) for j in range(2 * length))
+        for i in range(batch * (steps + 1))
+    ]
+    options = {"batch": batch, "rank": 8, "length": length, "scale": 2.0}
+    speed = Row(f"training step, fp32, {peer}", "higher", "tokens/s")
+    memory = Row(f"peak memory of training, fp32, {peer}", "lower", "bytes")
+    if kind == "lm":
+        # As many words as fill a row, and the end behind it.
+        mine: list[Any] = [{"text": " ".join(t.split()[: length - 2])} for t in texts]
+        theirs: dict[str, Any] = {"texts": texts}
+        models = "ours-decoder", "hf/decoder"
+    else:
+        answer = " ".join(texts[0].split()[:ANSWERED])
+        mine = [
+            {
+                "messages": [
+                    {"role": "user", "content": f"<image>\n{QUESTION}"},
+                    {"role": "assistant", "content": answer},
+                ],
+                "images": [bench.pictures[i % len(bench.pictures)]],
+            }
+            for i in range(len(texts))
+        ]
+        theirs = {
+            "rows": [
+                {
+                    "messages": [
+                        {"role": "user", "content": QUESTION},
+                        {"role": "assistant", "content": answer},
+                    ],
+                    "images": row["images"],
+                }
+                for row in mine
+            ]
+        }
+        models = "ours", "hf"
+
+    def once(name: str, model: str, held: list[float], i: int, **data: Any) -> float:
+        process = bench.peer(name, model)
+        seconds = process("train", **data, **options)
+        peak = process.close()
+        if i >= 0:
+            held.append(peak)
+        return batch * length / float(np.median(seconds[1:]))
+
+    interleave(
+        max(2, bench.rounds // 2),
+        speed,
+        lambda i: once("mm1", models[0], memory.ours, i, rows=mine),
+        lambda i: once(kind, models[1], memory.peer, i, **theirs),
+    )
+    return [speed, memory]
+
+
+# Rows of a step, steps, and the longest row.
+LEARNED = {"lm": (4, 5, 257), "vlm": (2, 4, 768)}
+ANSWERED = 96
+
+
 def counted(bench: Bench) -> list[Row]:
     """What a first token about one picture computes, whatever the machine."""
     ours, vlm = bench.peer("mm1", "ours"), bench.peer("vlm", "hf")
@@ -577,6 +645,8 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "batch": batches,
     "encode": encoding,
     "spawn": spawned,
+    "train-lm": lambda bench: training(bench, "lm"),
+    "train-vlm": lambda bench: training(bench, "vlm"),
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -120,7 +122,44 @@ def count(size: int, text: int) -> dict[str, int]:
     return counts | {"softmax_elements": counts["softmax_elements"] + softmax}
 
 
+def train(
+    rows: list[dict[str, Any]], batch: int, rank: int, length: int, scale: float
+) -> list[float]:
+    """Seconds of every step of LoRA on all linear layers of the decoder's blocks."""
+    from mm1_mlx.train.job import Job
+
+    steps = len(rows) // batch
+    given = {
+        "batch_size": batch,
+        "micro_batches": 1,
+        "trained": (),
+        "adapter_rank": rank,
+        "adapter_scale": scale,
+        "max_length": length,
+        "steps": steps,
+        "warmup_steps": 0,
+        "decay_steps": 0,
+        "learning_rate": worker.TRAINING_RATE,
+        "weight_decay": 0.01,
+        "precision": "float32",
+        "outside": True,
+        "log_every": 1,
+        "save_every": 10_000,
+    }
+    path = runtime.path
+    # Training loads what it trains.
+    runtime.close()
+    seconds: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "rows.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        job = Job(path, Path(folder) / "run", "sft", given | {"data": (str(data),)})
+        job.run(lambda line: seconds.append(line["seconds_per_step"]))
+    return seconds
+
+
 TASKS = {
+    "train": train,
     "count": count,
     "open": open_model,
     "ask": ask,

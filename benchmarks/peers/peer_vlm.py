@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,52 @@ def count(size: int, text: int) -> dict[str, int]:
     return worker.count_products(first, mx.zeros((1, 3, size, size)))
 
 
+def train(
+    rows: list[dict[str, Any]], batch: int, rank: int, length: int, scale: float
+) -> list[float]:
+    """Seconds of every step of LoRA on all linear layers of the language model."""
+    import mlx.optimizers as optimizers
+    from mlx_vlm.trainer.common.model import prepare_model_for_training
+    from mlx_vlm.trainer.runner import Trainer
+    from mlx_vlm.trainer.vlm.config import VLMTrainingArgs
+
+    mx.random.seed(0)
+    prepare_model_for_training(
+        model, lora_rank=rank, lora_alpha=rank * scale, verbose=False
+    )
+    seconds: list[float] = []
+
+    class Report:
+        def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
+            seconds.append(1 / train_info["iterations_per_second"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = VLMTrainingArgs(
+            batch_size=batch,
+            iters=len(rows) // batch,
+            steps_per_report=1,
+            steps_per_eval=None,
+            steps_per_save=10_000,
+            max_seq_length=length,
+            adapter_file=f"{folder}/adapters.safetensors",
+        )
+        Trainer(
+            model,
+            arguments,
+            train_dataset=rows,
+            processing_class=processor,
+            optimizer=optimizers.AdamW(learning_rate=worker.TRAINING_RATE),
+            training_callback=Report(),
+        ).train()
+    return seconds
+
+
 TASKS = {
     "count": count,
     "open": open_model,
     "ask": ask,
     "encode": encode,
+    "train": train,
     "peak": worker.peak,
 }
 

@@ -16,6 +16,8 @@ from contextlib import suppress
 from typing import Any
 
 Task = Callable[..., Any]
+# Of every peer's training steps.
+TRAINING_RATE = 1e-5
 
 
 def preload() -> None:
