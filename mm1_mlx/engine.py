@@ -121,6 +121,55 @@ class Engine:
             encode=time.perf_counter() - began,
         )
 
+    def continued(
+        self,
+        prompt: str | Sequence[Message],
+        images: Sequence[ImageSource],
+        settings: Settings,
+        continuations: Sequence[str],
+        rows: int,
+    ) -> tuple[Context, list[tuple[int, ...]]]:
+        """A prompt that is ready to be read, and the tokens of what may stand behind it.
+
+        Args:
+            prompt: a question, or chat messages.
+            images: pictures for its places.
+            settings: how it is shown and its cache held.
+            continuations: texts, each of which may stand behind it.
+            rows: how many of them will be run at once.
+
+        Raises:
+            PromptError: prompt, pictures and model do not fit together, or a text has no
+                tokens.
+        """
+        precision = self.precision(settings)
+        asked = self._behind_shots(self._behind(Asked(prompt, images, settings)))
+        built, behind = Prompt.build_continued(
+            asked.prompt,
+            asked.images,
+            self.config,
+            self.tokenizer,
+            continuations,
+            tiled=settings.tiled,
+        )
+        for text, tokens in zip(continuations, behind, strict=True):
+            if not tokens:
+                raise PromptError(f"the continuation {text!r:.60} has no tokens")
+        longest = max(map(len, behind), default=0)
+        room = self._room(built, replace(settings, max_tokens=max(1, longest)))
+        if room < longest:
+            raise PromptError(
+                f"prompt and continuation have {len(built.tokens) + longest:,} tokens, "
+                f"more than the model's context holds ({len(built.tokens) + room:,}); "
+                "ask with fewer pictures or examples"
+            )
+        if asked.prefix:
+            self.named.recall(asked.prefix, built.positions, precision)
+        context = prepare(
+            self.model, built, self.features, self.prefixes, precision, longest * rows
+        )
+        return context, behind
+
     def forecast(
         self,
         prompt: str | Sequence[Message],
@@ -260,19 +309,27 @@ class Engine:
 
     def _build(self, asked: Asked) -> tuple[Prompt, Settings]:
         """The prompt behind its examples, and where its answer ends."""
-        assert self.config.prompt is not None
-        prompt, images, settings = asked.prompt, asked.images, asked.settings
-        if settings.shots:
-            style = choose_style(
-                settings.shot_style, settings.shots, self.config.prompt
-            )
-            prompt = with_shots(settings.shots, prompt, images, style)
-            stop = settings.stop or stops_of(style, settings.shots)
-            images, settings = (), replace(settings, stop=stop)
+        asked = self._behind_shots(asked)
+        settings = asked.settings
         built = Prompt.build(
-            prompt, images, self.config, self.tokenizer, tiled=settings.tiled
+            asked.prompt,
+            asked.images,
+            self.config,
+            self.tokenizer,
+            tiled=settings.tiled,
         )
         return built, settings
+
+    def _behind_shots(self, asked: Asked) -> Asked:
+        """The question behind the examples of its settings."""
+        assert self.config.prompt is not None
+        settings = asked.settings
+        if not settings.shots:
+            return asked
+        style = choose_style(settings.shot_style, settings.shots, self.config.prompt)
+        prompt = with_shots(settings.shots, asked.prompt, asked.images, style)
+        stop = settings.stop or stops_of(style, settings.shots)
+        return Asked(prompt, (), replace(settings, stop=stop), asked.prefix)
 
     def _agreed(self, settings: Settings) -> Settings:
         """The settings with a seed that all processes draw by."""

@@ -112,6 +112,37 @@ class Prompt:
         Raises:
             PromptError: messages and pictures do not fit together or the model.
         """
+        return cls.build_continued(
+            messages, images, config, tokenizer, (), tiled=tiled
+        )[0]
+
+    @classmethod
+    def build_continued(
+        cls,
+        messages: str | Sequence[Message],
+        images: Sequence[ImageSource],
+        config: MM1Config,
+        tokenizer: Tokenizer,
+        continuations: Sequence[str],
+        *,
+        tiled: int | None = None,
+    ) -> tuple[Prompt, list[tuple[int, ...]]]:
+        """The prompt, and the tokens of texts that may stand behind it.
+
+        What a text is in tokens depends on what it follows: prompt and text are encoded
+        as one. A space at its beginning is left out where the prompt ends with one.
+
+        Args:
+            messages: as of ``build``, as are the others.
+            images: pictures.
+            config: the model's config.
+            tokenizer: the model's tokenizer.
+            continuations: the texts.
+            tiled: how many of the last pictures may be split into tiles, None for all.
+
+        Raises:
+            PromptError: messages and pictures do not fit together or the model.
+        """
         if config.prompt is None or config.decoder is None:
             raise ConfigError("the model has no decoder, so it cannot answer")
         turns, sources = collect(messages, images)
@@ -133,7 +164,13 @@ class Prompt:
             for part in parts
             if isinstance(part, RegionToken)
         ]
-        return place(tokens, pictures, config, tokenizer, regions)
+        prompt = place(tokens, pictures, config, tokenizer, regions)
+        behind = []
+        for text in continuations:
+            whole = encode_turns(turns, config.prompt, tokenizer, continuation=text)
+            behind.append(tuple(whole[len(tokens) :]))
+            check_vocabulary(behind[-1], config, ())
+        return prompt, behind
 
 
 def render(
@@ -226,14 +263,20 @@ def encode_turns(
     tokenizer: Tokenizer,
     *,
     answer: bool = True,
+    continuation: str = "",
 ) -> list[int]:
     """Tokens of the rendered conversation, one image token per picture.
+
+    A continuation stands behind it; its first space is the template's, if that ends so.
 
     The tokenizer adds its own special tokens where the reference code lets it:
     text-only chat templates write theirs; processors with pictures leave them to the
     tokenizer, unless the template wrote the first one already.
     """
     text = render(turns, config, tokenizer, answer=answer)
+    if text[-1:].isspace():
+        continuation = continuation.removeprefix(" ")
+    text += tokenizer.shield(continuation)
     if (marks := MARKS.get(config.template)) is not None:
         return _encode_apart(text, (tokenizer.image_token, *marks), tokenizer)
     bos = tokenizer.hf.bos_token

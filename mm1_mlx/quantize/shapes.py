@@ -19,6 +19,7 @@ import numpy as np
 from mlx_lm.generate import generate_step
 from PIL import Image, ImageDraw
 
+from mm1_mlx.eval.intervals import wilson
 from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.tokenizer import Tokenizer
@@ -34,8 +35,6 @@ SIZE = 96
 # Drawn so much larger, and averaged: edges as smooth as a photograph's.
 SMOOTH = 4
 CORNERS = ((-1, -1), (1, -1), (1, 1), (-1, 1))
-# Two standard errors of a normal distribution leave 5 % outside.
-Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,6 @@ class Accuracy:
             "share": self.share,
             "interval_95": list(self.interval),
         }
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """The Wilson score interval, of 95 %, of a share."""
-    p = right / total
-    centre = (p + Z * Z / (2 * total)) / (1 + Z * Z / total)
-    half = Z * math.sqrt(p * (1 - p) / total + Z * Z / (4 * total * total))
-    half /= 1 + Z * Z / total
-    return centre - half, centre + half
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""Answers to "is there a ...?" -> whether objects are seen, or made up: POPE.
+
+Li et al., arXiv 2305.10355. What a sentence answers is read as LLaVA reads it. No mlx.
+
+Source: https://github.com/haotian-liu/LLaVA/blob/c121f0432da27facab705978f83c4ada465e46fd/llava/eval/eval_pope.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mm1_mlx.eval.intervals import Figure, Scores, bootstrap, share
+
+_DENIALS = {"No", "no", "not"}
+
+
+def says_yes(answer: str) -> bool:
+    """Whether the first sentence of an answer has no "no", "No" or "not" in it."""
+    sentence = answer.partition(".")[0].replace(",", "")
+    return not _DENIALS & set(sentence.split())
+
+
+def pope(answers: Sequence[bool], right: Sequence[bool]) -> dict[str, Figure]:
+    """Accuracy, precision, recall, F1 and the share of "yes".
+
+    Args:
+        answers: whether each answer is "yes".
+        right: whether "yes" is right.
+    """
+    rows = np.array([answers, right], np.float64).T
+    hits = [a == b for a, b in zip(answers, right, strict=True)]
+    return {
+        "accuracy": share(hits, chance=0.5),
+        "precision": bootstrap(rows, _precision),
+        "recall": bootstrap(rows, _recall),
+        "f1": bootstrap(rows, _f1),
+        "yes_ratio": share(answers),
+    }
+
+
+def _precision(rows: Scores) -> float:
+    return _ratio(rows, rows[:, 0])
+
+
+def _recall(rows: Scores) -> float:
+    return _ratio(rows, rows[:, 1])
+
+
+def _f1(rows: Scores) -> float:
+    # Equal to the harmonic mean of precision and recall.
+    return _ratio(rows, rows.mean(axis=1))
+
+
+def _ratio(rows: Scores, among: Scores) -> float:
+    """Right answers of "yes" among others; 0 where there are none."""
+    total = float(among.sum())
+    return float((rows[:, 0] * rows[:, 1]).sum()) / total if total else 0.0

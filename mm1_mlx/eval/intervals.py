@@ -1,0 +1,75 @@
+"""Scores -> their mean and the 95 % interval it lies in. No mlx."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Two standard errors of a normal distribution leave 5 % outside.
+Z = 1.96
+RESAMPLES = 2000
+_SEED = 0
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value; shares are 0 to 1, CIDEr 0 to 10.
+
+    Attributes:
+        value: what was measured.
+        low: of its 95 % interval.
+        high: of its 95 % interval.
+        n: how many questions it is of.
+        chance: what guessing gives, None where that is not known.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    chance: float | None = None
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """The Wilson score interval, of 95 %, of a share."""
+    p = right / total
+    centre = (p + Z * Z / (2 * total)) / (1 + Z * Z / total)
+    half = Z * math.sqrt(p * (1 - p) / total + Z * Z / (4 * total * total))
+    half /= 1 + Z * Z / total
+    return centre - half, centre + half
+
+
+def share(right: Sequence[bool], chance: float | None = None) -> Figure:
+    """The share of right answers, with Wilson's interval."""
+    hits, total = sum(right), len(right)
+    return Figure(hits / total, *wilson(hits, total), total, chance)
+
+
+def mean(scores: Sequence[float], chance: float | None = None) -> Figure:
+    """The mean of scores, with the interval of their bootstrap."""
+    values = np.asarray(scores, np.float64)
+    return bootstrap(values, lambda drawn: float(drawn.mean()), chance)
+
+
+def bootstrap(
+    rows: Scores, value: Callable[[Scores], float], chance: float | None = None
+) -> Figure:
+    """A value of rows, and the middle 95 % of what rows drawn with replacement give.
+
+    Args:
+        rows: one a question, [n] or [n, fields].
+        value: what is measured of some of them.
+        chance: what guessing gives.
+    """
+    # A stream of its own: the interval of the same answers is always the same.
+    stream = np.random.default_rng(_SEED)
+    n = len(rows)
+    values = [value(rows[stream.integers(0, n, n)]) for _ in range(RESAMPLES)]
+    low, high = np.quantile(values, (0.025, 0.975))
+    return Figure(value(rows), float(low), float(high), n, chance)
