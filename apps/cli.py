@@ -16,6 +16,7 @@ from .common import guarded
 from .convert import convert
 from .doctor import doctor
 from .embed import embed
+from .eval import evaluate
 from .fuse import fuse
 from .generate import generate
 from .inspect import inspect
@@ -37,6 +38,7 @@ for command in (
     *(generate, chat, convert, quantize, fuse, embed, inspect, verify, bench, doctor),
 ):
     app.command()(command)
+app.command("eval")(evaluate)
 app.add_typer(train)
 app.add_typer(prefix)
 app.add_typer(adapter)

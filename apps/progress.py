@@ -23,6 +23,7 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
         TaskID,
         TextColumn,
         TimeElapsedColumn,
+        TimeRemainingColumn,
     )
 
     columns = (
@@ -30,6 +31,7 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     console = Console(stderr=True)
     tasks: dict[str, TaskID] = {}

@@ -52,7 +52,13 @@ def share(right: Sequence[bool], chance: float | None = None) -> Figure:
 
 
 def mean(scores: Sequence[float], chance: float | None = None) -> Figure:
-    """The mean of scores, with the interval of their bootstrap."""
+    """The mean of scores, with the interval of their bootstrap.
+
+    Scores of 0 and 1 alone are a share, whose own interval does not end where all are
+    alike.
+    """
+    if set(scores) <= {0, 1}:
+        return share([score == 1 for score in scores], chance)
     values = np.asarray(scores, np.float64)
     return bootstrap(values, lambda drawn: float(drawn.mean()), chance)
 

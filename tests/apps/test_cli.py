@@ -35,6 +35,7 @@ COMMANDS = (
         "adapter import",
         "adapter export",
         "embed",
+        "eval",
         "train",
         "train connector",
         "train sft",

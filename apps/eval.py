@@ -1,0 +1,247 @@
+"""``mm1 eval``: figures of published tasks on local data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .common import (
+    AdapterNames,
+    AsJson,
+    Model,
+    Resolution,
+    Yes,
+    named_adapters,
+    note,
+    open_runtime,
+    print_json,
+)
+from .progress import bars
+
+
+def evaluate(
+    task: Annotated[
+        str | None, typer.Argument(help="what is asked; --list names all", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="questions: JSONL, parquet or tar", show_default=False),
+    ] = None,
+    model: Model = None,
+    adapter: AdapterNames = None,
+    shots: Annotated[
+        int, typer.Option(help="solved examples before each question", min=0, max=64)
+    ] = 0,
+    shots_from: Annotated[
+        Path | None,
+        typer.Option(help="training data to draw them from", show_default=False),
+    ] = None,
+    fresh_shots: Annotated[
+        bool,
+        typer.Option(
+            "--fresh-shots", help="draw others for each question (slower: nothing is shared)"
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="of the drawing", min=0)] = 0,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="ask so many rows, the first ones", min=1, show_default=False),
+    ] = None,
+    style: Annotated[
+        Literal["auto", "chat", "base"],
+        typer.Option(help="ask in turns, or a base model in MM1's few-shot forms"),
+    ] = "auto",
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="ask so instead, of {question}, {hint} and {options}", show_default=False
+        ),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="end a base model's answer before this text, several times",
+            show_default=False,
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="longest answer, in tokens (default: the task's)", min=1,
+            show_default=False,
+        ),
+    ] = None,
+    resolution: Resolution = None,
+    tiled: Annotated[
+        int | None,
+        typer.Option(
+            help="split only this many of a prompt's last pictures into tiles", min=0,
+            show_default=False,
+        ),
+    ] = None,
+    image_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="where paths of pictures begin (default: beside DATA)",
+            show_default=False,
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="pass over rows that cannot be asked")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o",
+            help="folder for answers and results; a killed run goes on there",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="a folder of results, several times: their figures in one table",
+            show_default=False,
+        ),
+    ] = None,
+    list_tasks: Annotated[
+        bool, typer.Option("--list", help="name the tasks and how each is counted")
+    ] = False,
+    as_json: AsJson = False,
+    yes: Yes = False,
+) -> None:  # fmt: skip
+    """Ask a model questions with known answers, greedily, and count by published metrics.
+
+    Every figure comes with its 95% interval, and with what guessing would give.
+    """
+    if list_tasks:
+        _list(as_json)
+        return
+    if compare:
+        _compare(compare, as_json)
+        return
+    if task is None or data is None:
+        raise typer.BadParameter("name a task and its data, or ask for --list")
+    from mm1_mlx.eval.run import Options, altered
+    from mm1_mlx.eval.run import evaluate as run
+    from mm1_mlx.eval.tasks import TASKS
+    from mm1_mlx.folders import user_path
+
+    if task not in TASKS:
+        raise typer.BadParameter(f"{task!r} is no task; --list names them all")
+
+    def path(given: Path | None) -> Path | None:
+        return None if given is None else user_path(str(given))
+
+    options = Options(
+        shots=shots,
+        shots_from=path(shots_from),
+        fresh_shots=fresh_shots,
+        seed=seed,
+        limit=limit,
+        tiled=tiled,
+        style=style,
+        image_folder=path(image_folder),
+        skip_bad=skip_bad,
+        adapters=named_adapters(adapter),
+    )
+    asked = altered(TASKS[task], prompt=prompt, stop=stop, max_tokens=max_tokens)
+    with bars() as progress, open_runtime(model, yes, resolution, adapter) as runtime:
+        results = run(
+            runtime,
+            asked,
+            user_path(str(data)),
+            options,
+            out=path(out),
+            progress=progress,
+        )
+    for line in results["bad_rows"]:
+        note(f"skipped: {line}")
+    if as_json:
+        print_json(results)
+    else:
+        _show([(task, results)])
+
+
+def _list(as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from mm1_mlx.eval.metrics import METRICS
+    from mm1_mlx.eval.tasks import TASKS
+
+    if as_json:
+        print_json([asdict(task) for task in TASKS.values()])
+        return
+    rows = [
+        (name, task.metric, ", ".join(sorted(METRICS[task.metric].needs)), task.prompt)
+        for name, task in TASKS.items()
+    ]
+    _print_table(("task", "metric", "a row has", "asks"), rows)
+
+
+def _compare(folders: list[Path], as_json: bool) -> None:
+    from mm1_mlx.errors import DataError
+    from mm1_mlx.eval.log import RESULTS
+    from mm1_mlx.files import read_json
+
+    found = []
+    for folder in folders:
+        results = read_json(folder / RESULTS)
+        if not (isinstance(results, dict) and {"task", "figures"} <= set(results)):
+            raise DataError(f"{folder / RESULTS} holds no results of mm1 eval")
+        found.append((str(folder), results))
+    if as_json:
+        print_json([{"folder": name, **results} for name, results in found])
+    else:
+        _show(found)
+
+
+def _show(found: list[tuple[str, Any]]) -> None:
+    """The figures of several results, in percent but for perplexity."""
+    rows = []
+    for name, results in found:
+        parts = {"": results["figures"], **results["categories"]}
+        for category, figures in parts.items():
+            for figure, held in figures.items():
+                label = f"{name}: {category}" if category else name
+                rows.append((label, figure, *_written(figure, held)))
+    heads = (
+        "task" if len(found) == 1 else "results",
+        "figure",
+        "",
+        "95%",
+        "chance",
+        "n",
+    )
+    _print_table(heads, rows)
+
+
+def _written(name: str, held: dict[str, Any]) -> tuple[str, str, str, str]:
+    scale = 1 if name == "perplexity" else 100
+    value, low, high = (f"{scale * held[x]:.1f}" for x in ("value", "low", "high"))
+    chance = "" if held["chance"] is None else f"{scale * held['chance']:.1f}"
+    return value, f"{low} to {high}", chance, f"{held['n']:,}"
+
+
+def _print_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for head in heads:
+        right = head in ("", "95%", "chance", "n")
+        table.add_column(head, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        # Not markup: a folder's name may hold brackets.
+        table.add_row(*map(Text, row))
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        # A file has no width.
+        console.width = 200
+    console.print(table)

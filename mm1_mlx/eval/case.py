@@ -1,0 +1,201 @@
+"""A row of a data file -> a question with the answers that are right.
+
+| keys | hold |
+|---|---|
+| ``image`` or ``images`` | a path beside the file, a data URI, or encoded bytes |
+| ``question`` | text; of grounding the phrase whose object is looked for |
+| ``answer`` or ``answers`` | text, or a list of texts or of ``{"answer": text}`` |
+| ``caption`` or ``captions`` | what people wrote, for the same as ``answers`` |
+| ``choices`` | a list of texts, or ``{"text": [...], "label": [...]}``; ``answer`` is then the number of one, from 0, its label or its text |
+| ``box`` | [x1, y1, x2, y2] in pixels of the upright picture |
+| ``hint`` | text that stands before the question |
+| ``text`` | of LAMBADA a passage, whose last word is the answer |
+| ``category`` | figures are also given of each category's questions |
+
+Other keys are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mm1_mlx.errors import DataError
+from mm1_mlx.eval.letters import LETTERS
+from mm1_mlx.image import ImageSource
+from mm1_mlx.train.data.example import Record, located
+from mm1_mlx.train.data.pictures import PictureFolder
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question with the answers that are right.
+
+    Attributes:
+        origin: what errors call its row: "file.jsonl:17".
+        images: its pictures, not opened yet.
+        question: what is asked.
+        hint: what stands before it.
+        answers: those that are right; of a question with choices the text of one.
+        choices: what is to be chosen from.
+        right: which of the choices is right, counted from 0.
+        box: where the object is, in pixels.
+        category: figures are given of each one's cases.
+    """
+
+    origin: str
+    images: tuple[ImageSource, ...] = ()
+    question: str = ""
+    hint: str = ""
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    right: int | None = None
+    box: Box | None = None
+    category: str = ""
+
+
+def read_case(record: Record, folder: PictureFolder, needs: frozenset[str]) -> Case:
+    """The question of a row.
+
+    Args:
+        record: the row.
+        folder: where its pictures are.
+        needs: the fields of ``Case`` that may not be empty.
+
+    Raises:
+        DataError: names the row and says what is wrong with it.
+    """
+    values = {key: value for key, value in record.values.items() if value is not None}
+    with located(record.origin):
+        choices, labels = _choices(values.get("choices", []))
+        answers, right = _answers(values), None
+        if choices:
+            right = _chosen(values.get("answer"), choices, labels)
+            answers = (choices[right],)
+        question = _text(values, "question")
+        if "text" in values and "answers" in needs and not answers:
+            question, answers = _last_word(_text(values, "text"))
+        case = Case(
+            origin=record.origin,
+            images=_pictures(values, folder),
+            question=question,
+            hint=_text(values, "hint"),
+            answers=answers,
+            choices=choices,
+            right=right,
+            box=_box(values["box"]) if "box" in values else None,
+            category=_text(values, "category"),
+        )
+        for name in sorted(needs):
+            if not getattr(case, name):
+                raise DataError(
+                    f"the row has no {name}, which the task needs; its keys are "
+                    f"{sorted(map(str, values))[:8]}"
+                )
+        return case
+
+
+def _text(values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key, "")
+    if not isinstance(value, str):
+        raise DataError(f"{key} is {value!r:.60}, expected text")
+    return _checked(value, key)
+
+
+def _checked(text: str, key: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{key} is {text!r:.60}, which is not valid Unicode") from None
+    return text
+
+
+def _pictures(
+    values: Mapping[str, Any], folder: PictureFolder
+) -> tuple[ImageSource, ...]:
+    if values.get("image") and values.get("images"):
+        raise DataError("it has both image and images, expected one of them")
+    given = values.get("images") or values.get("image") or []
+    return tuple(
+        folder.find(x) for x in (given if isinstance(given, list) else [given])
+    )
+
+
+def _answers(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The texts of ``answer``, ``answers``, ``caption`` or ``captions``."""
+    keys = [k for k in ("answer", "answers", "caption", "captions") if k in values]
+    if len(keys) > 1:
+        raise DataError(f"it has both {keys[0]} and {keys[1]}, expected one of them")
+    if not keys:
+        return ()
+    given = values[keys[0]]
+    found = given if isinstance(given, list) else [given]
+    return tuple(_answer(answer, keys[0]) for answer in found)
+
+
+def _answer(answer: Any, key: str) -> str:
+    if isinstance(answer, Mapping):
+        answer = answer.get("answer")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if not isinstance(answer, str):
+        raise DataError(f"{key} holds {answer!r:.60}, expected text")
+    return _checked(answer, key)
+
+
+def _choices(given: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What is to be chosen from, and what each is called."""
+    if isinstance(given, Mapping):
+        texts, labels = given.get("text"), given.get("label")
+    else:
+        texts, labels = given, list(LETTERS)
+    for value in (texts, labels):
+        if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
+            raise DataError(f"choices is {given!r:.60}, expected a list of texts")
+    assert isinstance(texts, list)
+    assert isinstance(labels, list)
+    if len(texts) == 1 or len(texts) > len(LETTERS) or len(texts) > len(labels):
+        raise DataError(
+            f"choices has {len(texts)} texts, expected 2 to {len(LETTERS)}, and a label "
+            "for each"
+        )
+    if any(not _checked(text, "choices").strip() for text in texts):
+        raise DataError("choices holds an empty text")
+    return tuple(texts), tuple(labels[: len(texts)])
+
+
+def _chosen(answer: Any, choices: tuple[str, ...], labels: tuple[str, ...]) -> int:
+    """Which choice the row says is right."""
+    if type(answer) is int and 0 <= answer < len(choices):
+        return answer
+    for known in (labels, choices):
+        if isinstance(answer, str) and answer in known:
+            return known.index(answer)
+    raise DataError(
+        f"answer is {answer!r:.60}, expected the number of a choice from 0 to "
+        f"{len(choices) - 1}, one of {list(labels)}, or a choice's text"
+    )
+
+
+def _last_word(text: str) -> tuple[str, tuple[str, ...]]:
+    """A passage without its last word, and that."""
+    before, space, last = text.rpartition(" ")
+    if not space or not before or not last:
+        raise DataError(
+            f"text is {text!r:.60}, expected words of which the last is asked"
+        )
+    return before, (last,)
+
+
+def _box(given: Any) -> Box:
+    numbers = isinstance(given, list) and all(
+        type(x) in (int, float) and abs(x) < 1e9 for x in given
+    )
+    if not numbers or len(given) != 4 or given[0] >= given[2] or given[1] >= given[3]:
+        raise DataError(
+            f"box is {given!r:.60}, expected [left, top, right, bottom] in pixels"
+        )
+    return tuple(map(float, given))  # type: ignore[return-value]

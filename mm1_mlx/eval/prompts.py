@@ -1,0 +1,135 @@
+"""A case -> what the model is asked: MM1's few-shot forms, or an instruction.
+
+MM1 (arXiv 2403.09611), section 4 and appendix; table 5 for instructions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mm1_mlx.answer import Settings
+from mm1_mlx.batch import Ask
+from mm1_mlx.config import PromptConfig
+from mm1_mlx.errors import DataError
+from mm1_mlx.eval.case import Case
+from mm1_mlx.eval.letters import LETTERS, list_options
+from mm1_mlx.eval.metrics import BLANK
+from mm1_mlx.eval.tasks import Task
+from mm1_mlx.likelihood import Candidates
+from mm1_mlx.shots import Shot, with_shots
+
+# What an OpenFlamingo answer is cut before: a base model goes on with the next example.
+# https://github.com/mlfoundations/open_flamingo/blob/655f693fbfa04cd6e9a987d960654624d48917cf/open_flamingo/eval/vqa_metric.py
+_NEXT_EXAMPLE = re.compile("Question|Answer|Short")
+# Between examples of text, as lm-evaluation-harness has it.
+_BETWEEN = "\n\n"
+
+
+@dataclass(frozen=True)
+class Asker:
+    """How the cases of a task are put to a model.
+
+    Attributes:
+        task: what is asked.
+        base: whether the model was only pre-trained: it goes on with a text.
+        tiled: how many of the last pictures may be split into tiles.
+    """
+
+    task: Task
+    base: bool
+    tiled: int | None = None
+
+    def ask(self, case: Case, shots: Sequence[Case] = ()) -> Ask:
+        """The question of a case, behind solved ones."""
+        task = self.task
+        if task.style == "text":
+            solved = [self._solved(shot) for shot in shots]
+            text = _BETWEEN.join([*solved, self._text(case)])
+            return Ask(text, case.images, self._settings((), "auto"))
+        style = task.style if self.base else "chat"
+        given = [
+            Shot(shot.images, self._solution(shot).strip(), self._text(shot) or None)
+            for shot in shots
+        ]
+        if given or style == "chat":
+            settings = self._settings(given, style)
+            return Ask(self._text(case), case.images, settings)
+        # Without examples a base model is shown the form all the same.
+        messages = with_shots((), self._text(case), case.images, style)
+        return Ask(messages, (), self._settings((), "auto"))
+
+    def candidates(self, case: Case, shots: Sequence[Case] = ()) -> list[Candidates]:
+        """What is to be scored of a case, in the order of its choices."""
+        if self.task.metric == "blank":
+            asks = [self.ask(filled, shots) for filled, _ in _fillings(case)]
+            rest = [behind for _, behind in _fillings(case)]
+            return [Candidates(a, (text,)) for a, text in zip(asks, rest, strict=True)]
+        texts = case.choices or case.answers[:1]
+        spaced = tuple(f" {text.lstrip()}" for text in texts)
+        return [Candidates(self.ask(case, shots), spaced)]
+
+    def cut(self, text: str) -> str:
+        """The answer in what a model said."""
+        if self.base and self.task.style == "vqa":
+            text = _NEXT_EXAMPLE.split(text, maxsplit=1)[0]
+        return text.strip()
+
+    def _text(self, case: Case) -> str:
+        template = self.task.plain if self.base else self.task.prompt
+        hint = f"{case.hint.rstrip()}\n" if case.hint else ""
+        if hint and case.choices and self.task.metric == "letter":
+            hint = f"Context: {hint}"  # As LLaVA asks ScienceQA.
+        fields = {
+            "{question}": case.question,
+            "{hint}": hint,
+            "{options}": list_options(case.choices),
+        }
+        # At once: a question may hold what looks like a field.
+        return re.sub(r"\{\w+\}", lambda m: fields.get(m[0], m[0]), template)
+
+    def _solved(self, case: Case) -> str:
+        """A solved case as text."""
+        if self.task.metric == "blank":
+            assert case.right is not None
+            filled, behind = _fillings(case)[case.right]
+            return filled.question + behind
+        return self._text(case) + self._solution(case)
+
+    def _solution(self, case: Case) -> str:
+        """What a solved case shows as its answer, behind a space."""
+        if self.task.metric == "letter":
+            assert case.right is not None
+            return f" {LETTERS[case.right]}"
+        if not case.answers:
+            raise DataError(
+                f"{case.origin}: it has no answer in text, so it is no example to show"
+            )
+        # Of ten people's answers the one that most of them gave, of captions the first.
+        return f" {Counter(case.answers).most_common(1)[0][0]}"
+
+    def _settings(self, shots: Sequence[Shot], style: str) -> Settings:
+        ends = self.task.stop if self.base or self.task.style == "text" else ()
+        return Settings(
+            max_tokens=self.task.max_tokens,
+            stop=ends,
+            tiled=self.tiled,
+            shots=tuple(shots),
+            shot_style=style,
+        )
+
+
+def _fillings(case: Case) -> list[tuple[Case, str]]:
+    """For each choice the sentence up to it and with it, and what stands behind."""
+    before, _, behind = case.question.partition(BLANK)
+    return [
+        (Case(case.origin, case.images, before + choice), f" {behind.strip()}")
+        for choice in case.choices
+    ]
+
+
+def is_base(style: str, config: PromptConfig) -> bool:
+    """Whether a model is shown a text to go on with: its template has no turns."""
+    return config.template == "plain" if style == "auto" else style == "base"

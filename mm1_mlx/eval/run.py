@@ -1,0 +1,392 @@
+"""A task, its data and a model -> figures: every case asked, answered and counted.
+
+What is asked is a function of data, settings and seed, and each answer is written as it
+comes, so that a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mm1_mlx.adapters import Adapters, Named
+from mm1_mlx.answer import Piece, join
+from mm1_mlx.batch import SIZE, Ask, stream_batch
+from mm1_mlx.checkpoint import read_manifest
+from mm1_mlx.errors import DataError, MM1Error
+from mm1_mlx.eval.case import Case, read_case
+from mm1_mlx.eval.intervals import Figure
+from mm1_mlx.eval.log import Log
+from mm1_mlx.eval.metrics import METRICS, Metric, Reply
+from mm1_mlx.eval.prompts import Asker, is_base
+from mm1_mlx.eval.tasks import Task
+from mm1_mlx.grounding import load_upright, parse_boxes
+from mm1_mlx.likelihood import Candidates, Likelihood, loglikelihoods
+from mm1_mlx.memory.features import fingerprint
+from mm1_mlx.runtime import Runtime
+from mm1_mlx.train.data.files import Files, find_files
+from mm1_mlx.train.data.pictures import PictureFolder
+
+Progress = Callable[[str, int, int], None]
+# What came of a row: a line of the log without its row.
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a task is put to a model.
+
+    Attributes:
+        shots: solved examples before each question.
+        shots_from: the file that they are drawn from.
+        fresh_shots: drawn anew for each question, not once for all.
+        seed: of the drawing.
+        limit: ask so many rows, the first ones.
+        tiled: how many of a prompt's last pictures may be split into tiles.
+        style: ``chat``, ``base``, or ``auto`` by the model's template.
+        image_folder: where relative paths of pictures begin; by default beside the data.
+        skip_bad: pass over rows that cannot be asked, and count them.
+        size: how many answers are under way at once.
+        adapters: the runtime's, named in the results.
+    """
+
+    shots: int = 0
+    shots_from: Path | None = None
+    fresh_shots: bool = False
+    seed: int = 0
+    limit: int | None = None
+    tiled: int | None = None
+    style: str = "auto"
+    image_folder: Path | None = None
+    skip_bad: bool = False
+    size: int = SIZE
+    adapters: Sequence[Named] = ()
+
+
+@dataclass
+class _Run:
+    """A task's rows and the examples for them."""
+
+    runtime: Runtime
+    task: Task
+    options: Options
+    files: Files
+    solved: Files | None
+    asker: Asker
+    metric: Metric
+    _drawn: list[Case] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return min(len(self.files), self.options.limit or len(self.files))
+
+    def case(self, row: int) -> Case:
+        """The case of a row.
+
+        Raises:
+            DataError: it is none.
+        """
+        # Not kept: of some files a row holds its pictures.
+        return self._read(self.files, row)
+
+    def shots(self, row: int) -> list[Case]:
+        """The solved examples before a row's question."""
+        if self.solved is None or self._drawn:
+            return self._drawn
+        fresh = self.options.fresh_shots
+        stream = random.Random(f"{self.options.seed}:{row if fresh else 0}")
+        numbers = stream.sample(range(len(self.solved)), self.options.shots)
+        shots = [self._read(self.solved, number) for number in numbers]
+        if not fresh:
+            self._drawn = shots
+        return shots
+
+    def _read(self, files: Files, row: int) -> Case:
+        record = files[row]
+        folder = PictureFolder(self.options.image_folder or record.folder)
+        case = read_case(record, folder, self.metric.needs)
+        if wrong := self.metric.wrong(case):
+            raise DataError(f"{case.origin}: {wrong}")
+        return case
+
+
+def evaluate(
+    runtime: Runtime,
+    task: Task,
+    data: Path,
+    options: Options,
+    *,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The figures of a task, and all that they depend on, as JSON values.
+
+    Args:
+        runtime: answers.
+        task: what is asked, and how it is counted.
+        data: a file of rows, or a pattern.
+        options: how it is asked.
+        out: a folder for answers and results; a run that was ended goes on there.
+        progress: called with what is done, how many rows are, and of how many.
+
+    Raises:
+        DataError: a file or a row cannot be used, or the folder is another run's.
+    """
+    run = _open(runtime, task, data, options)
+    settings = _settings(run, data)
+    if out is None:
+        lines = _answer(run, {}, None, progress)
+    else:
+        with Log(out, settings) as log:
+            lines = _answer(run, log.known, log, progress)
+            results = _results(run, lines, settings)
+            log.finish(results)
+            return results
+    return _results(run, lines, settings)
+
+
+def _open(runtime: Runtime, task: Task, data: Path, options: Options) -> _Run:
+    assert runtime.config.prompt is not None
+    files, solved = _files(data), None
+    if not len(files):
+        raise DataError(f"{data} holds no rows, expected a question each")
+    if bool(options.shots) != (options.shots_from is not None):
+        raise DataError(
+            f"shots is {options.shots} and their file is {options.shots_from}; give both, "
+            "a number of solved examples and the file to draw them from"
+        )
+    if options.shots_from is not None:
+        solved = _files(options.shots_from)
+        if len(solved) < options.shots:
+            raise DataError(
+                f"{options.shots_from} holds {len(solved)} rows, too few to draw "
+                f"{options.shots} different examples from"
+            )
+        if set(solved.paths) & set(files.paths):
+            raise DataError(
+                f"{options.shots_from} is what is asked, too; draw examples from a file "
+                "of training data, so that no question is shown with its answer"
+            )
+    base = is_base(options.style, runtime.config.prompt)
+    asker = Asker(task, base, options.tiled)
+    return _Run(runtime, task, options, files, solved, asker, METRICS[task.metric])
+
+
+def _files(path: Path) -> Files:
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give the file of questions in it")
+    return Files(find_files(path))
+
+
+def _settings(run: _Run, data: Path) -> dict[str, Any]:
+    """What decides the answers."""
+    runtime, options = run.runtime, run.options
+    adapters = Adapters.load(options.adapters).identity if options.adapters else []
+    decides = [runtime.config.to_dict(), *adapters]
+    dtype = runtime.model.decoder.norm.weight.dtype
+    return {
+        "task": asdict(run.task) | {"stop": list(run.task.stop)},
+        "data": {"path": str(data), "digest": run.files.identity()},
+        "rows": len(run),
+        "style": "base" if run.asker.base else "chat",
+        "shots": options.shots,
+        "shots_from": run.solved
+        and {"path": str(options.shots_from), "digest": run.solved.identity()},
+        "fresh_shots": options.fresh_shots,
+        "shots_seed": options.seed,
+        "tiled": options.tiled,
+        "model": {
+            "path": str(runtime.path),
+            "digest": fingerprint(read_manifest(runtime.path)["files"], decides, dtype),
+            "adapters": [str(adapter) for adapter in options.adapters],
+            "dtype": str(dtype).removeprefix("mlx.core."),
+        },
+        "versions": {
+            **{name: version(name) for name in ("mm1-mlx", "mlx", "mlx-lm")},
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _answer(
+    run: _Run,
+    known: dict[int, Line],
+    log: Log | None,
+    progress: Progress | None,
+) -> dict[int, Line]:
+    """What came of every row, those known from before included.
+
+    A row that could not be asked before is asked again.
+    """
+    lines = {
+        row: line
+        for row, line in known.items()
+        if row in range(len(run)) and "error" not in line
+    }
+    rows = [row for row in range(len(run)) if row not in lines]
+    tell = progress or (lambda *_: None)
+    tell(run.task.name, len(lines), len(run))
+    said = _scored(run, rows) if run.metric.scored else _generated(run, rows)
+    for row, line in said:
+        if "error" in line and not run.options.skip_bad:
+            raise DataError(line["error"])
+        lines[row] = line
+        if log is not None:
+            log.add({"row": row, **line})
+        tell(run.task.name, len(lines), len(run))
+    return lines
+
+
+def _generated(run: _Run, rows: Sequence[int]) -> Iterator[tuple[int, Line]]:
+    """What was said to each row, in the order in which answers end."""
+    asked: list[int] = []
+    bad: list[tuple[int, Line]] = []
+
+    def asks() -> Iterator[Ask]:
+        for row in rows:
+            try:
+                ask = run.asker.ask(run.case(row), run.shots(row))
+            except MM1Error as error:
+                bad.append((row, {"error": str(error)}))
+                if run.options.skip_bad:
+                    continue
+                return
+            asked.append(row)
+            yield ask
+
+    pieces: dict[int, list[Piece]] = {}
+    for number, piece in stream_batch(run.runtime, asks(), size=run.options.size):
+        row = asked[number]
+        if isinstance(piece, MM1Error):
+            yield row, {"error": f"{run.case(row).origin}: {piece}"}
+            continue
+        pieces.setdefault(number, []).append(piece)
+        if piece.finish_reason is not None:
+            yield row, _line(run, row, text=join(pieces.pop(number)).text)
+    yield from bad
+
+
+def _scored(run: _Run, rows: Sequence[int]) -> Iterator[tuple[int, Line]]:
+    """How likely each row's texts are."""
+    owners: list[tuple[int, bool]] = []  # The row, and whether it is its last question.
+    bad: list[tuple[int, Line]] = []
+
+    def questions() -> Iterator[Candidates]:
+        for row in rows:
+            try:
+                found = run.asker.candidates(run.case(row), run.shots(row))
+            except MM1Error as error:
+                bad.append((row, {"error": str(error)}))
+                if run.options.skip_bad:
+                    continue
+                return
+            owners.extend((row, i + 1 == len(found)) for i in range(len(found)))
+            yield from found
+
+    held: list[Likelihood] = []
+    failed: set[int] = set()
+    for number, found in loglikelihoods(run.runtime, questions()):
+        row, last = owners[number]
+        if isinstance(found, MM1Error):
+            if row not in failed:
+                yield row, {"error": f"{run.case(row).origin}: {found}"}
+            failed.add(row)
+        else:
+            held += found
+        if last:
+            if row not in failed:
+                yield row, _line(run, row, scores=held)
+            held = []
+    yield from bad
+
+
+def _line(
+    run: _Run, row: int, *, text: str = "", scores: Sequence[Likelihood] = ()
+) -> Line:
+    """A row's line of the log."""
+    case = run.case(row)
+    line: Line = {"origin": case.origin, "expected": list(case.answers) or case.box}
+    if scores:
+        line["logprobs"] = [score.logprob for score in scores]
+        line["greedy"] = [score.greedy for score in scores]
+        return line
+    line["answer"] = run.asker.cut(text)
+    if run.task.metric == "box":
+        assert run.runtime.config.prompt is not None
+        size = load_upright(case.images[0]).size
+        most = run.runtime.config.prompt.coordinate_range
+        line["boxes"] = [list(box.box) for box in parse_boxes(text, size, most)]
+    return line
+
+
+def _results(
+    run: _Run, lines: dict[int, Line], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The figures, of all and of each category, and what they depend on."""
+    bad = [line["error"] for _, line in sorted(lines.items()) if "error" in line]
+    good = [
+        (replace(run.case(row), images=()), line)
+        for row, line in sorted(lines.items())
+        if "error" not in line
+    ]
+    if not good:
+        raise DataError(
+            f"none of the {len(lines)} rows could be asked, the first since {bad[0]}"
+        )
+    categories = sorted({case.category for case, _ in good if case.category})
+    return {
+        "task": run.task.name,
+        "figures": _figures(run.metric, good),
+        "categories": {
+            name: _figures(
+                run.metric, [(c, line) for c, line in good if c.category == name]
+            )
+            for name in categories
+        },
+        "n": len(good),
+        "skipped": len(bad),
+        "bad_rows": bad[:20],
+        "settings": settings,
+    }
+
+
+def _figures(metric: Metric, good: Sequence[tuple[Case, Line]]) -> dict[str, Any]:
+    figures = metric.figures(
+        [case for case, _ in good], [_reply(line) for _, line in good]
+    )
+    return {name: asdict(figure) for name, figure in figures.items()}
+
+
+def _reply(line: Line) -> Reply:
+    return Reply(
+        text=line.get("answer", ""),
+        boxes=tuple(map(tuple, line.get("boxes", ()))),
+        logprobs=tuple(line.get("logprobs", ())),
+        greedy=tuple(line.get("greedy", ())),
+    )
+
+
+def read_figures(results: dict[str, Any]) -> dict[str, Figure]:
+    """The figures of results that were read from a file."""
+    return {name: Figure(**figure) for name, figure in results["figures"].items()}
+
+
+def altered(
+    task: Task,
+    *,
+    prompt: str | None = None,
+    stop: Sequence[str] | None = None,
+    max_tokens: int | None = None,
+) -> Task:
+    """The task with what a user asks otherwise."""
+    return replace(
+        task,
+        prompt=task.prompt if prompt is None else prompt,
+        plain=task.plain if prompt is None else prompt,
+        stop=task.stop if stop is None else tuple(stop),
+        max_tokens=max_tokens or task.max_tokens,
+    )

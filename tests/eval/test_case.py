@@ -1,0 +1,147 @@
+"""Rows of data files as questions; what is none is told in one line with its place."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from mm1_mlx.errors import DataError
+from mm1_mlx.eval.case import read_case
+from mm1_mlx.eval.metrics import METRICS
+from mm1_mlx.runtime import TINY
+from mm1_mlx.train.data.example import Record
+from mm1_mlx.train.data.pictures import PictureFolder
+
+NEEDS = METRICS["vqa"].needs
+
+
+def case_of(values, needs=frozenset(), folder=TINY):
+    record = Record(values, "rows.jsonl:17", Path(folder))
+    return read_case(record, PictureFolder(Path(folder)), frozenset(needs))
+
+
+@pytest.mark.parametrize(
+    ("values", "answers"),
+    [
+        ({"answer": "red"}, ("red",)),
+        ({"answer": 14}, ("14",)),
+        ({"answers": ["a", "b"]}, ("a", "b")),
+        ({"answers": [{"answer": "a", "answer_id": 1}, {"answer": "b"}]}, ("a", "b")),
+        ({"captions": ["a star", "a red star"]}, ("a star", "a red star")),
+        ({"caption": "a star"}, ("a star",)),
+        ({"choices": ["x", "y"], "answer": 1}, ("y",)),
+        ({"choices": ["x", "y"], "answer": "A"}, ("x",)),
+        ({"choices": ["x", "y"], "answer": "y"}, ("y",)),
+        ({"choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": "2"}, ("y",)),
+    ],
+)  # fmt: skip
+def test_answers_are_found_where_data_sets_have_them(values, answers):
+    assert case_of({"question": "?", **values}, {"answers"}).answers == answers
+
+
+def test_a_passage_is_asked_for_its_last_word():
+    case = case_of({"text": "it was a star"}, {"answers"})
+    assert (case.question, case.answers) == ("it was a", ("star",))
+
+
+def test_pictures_lie_in_the_folder():
+    assert case_of({"image": "red-star.png"}).images == (TINY / "red-star.png",)
+    assert len(case_of({"images": ["red-star.png", "four-shapes.png"]}).images) == 2
+    with pytest.raises(
+        DataError, match=r"^rows.jsonl:17: picture '../x.png' lies outs"
+    ):
+        case_of({"image": "../x.png"})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "the row has no answers, which the task needs; its keys are []"),
+        ({"answer": "red"}, "the row has no question"),
+        ({"question": "", "answer": "red"}, "the row has no question"),
+        ({"question": 3, "answer": "red"}, "question is 3, expected text"),
+        ({"question": "?", "answer": True}, "answer holds True, expected text"),
+        ({"question": "?", "answers": [["a"]]}, "answers holds ['a'], expected text"),
+        ({"question": "?", "answer": "a", "answers": ["a"]}, "both answer and answers"),
+        ({"question": "\ud800", "answer": "a"}, "not valid Unicode"),
+        ({"question": "?", "choices": ["x"], "answer": 0}, "choices has 1 texts"),
+        ({"question": "?", "choices": ["x", " "], "answer": 0}, "holds an empty text"),
+        ({"question": "?", "choices": "xy", "answer": 0}, "expected a list of texts"),
+        ({"question": "?", "choices": ["x", "y"]}, "answer is None, expected the number"),
+        ({"question": "?", "choices": ["x", "y"], "answer": 2}, "from 0 to 1"),
+        ({"question": "?", "choices": ["x", "y"], "answer": "C"}, "from 0 to 1"),
+        ({"text": "word"}, "expected words of which the last is asked"),
+        ({"image": "a.png", "images": ["b.png"]}, "both image and images"),
+        ({"box": [1, 2, 3]}, "expected [left, top, right, bottom]"),
+        ({"box": [5, 0, 1, 9]}, "expected [left, top, right, bottom]"),
+        ({"box": [0, 0, float("inf"), 9]}, "expected [left, top, right, bottom]"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_row_is_said_in_a_line(values, message):
+    with pytest.raises(DataError) as caught:
+        case_of(values, NEEDS)
+    assert str(caught.value).startswith("rows.jsonl:17: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+ODD = (
+    None, True, 0, -1, 1e400, float("nan"), "", " ", "\x00", "a", [], {}, [None], ["a"],
+    [[]], {"text": None}, {"text": ["a", "b"], "label": 3}, {"answer": None}, "\ud800",
+    {"bytes": None}, "data:image/png;base64,AA", "http://x/y.png", [1, 2, 3, 4], "A" * 999,
+)  # fmt: skip
+
+
+SOUND = {
+    "image": "red-star.png",
+    "question": "What?",
+    "answer": "red",
+    "box": [0, 0, 9, 9],
+}
+
+
+def outcome(values, needs):
+    """The case of a row, or what is wrong with it."""
+    try:
+        return case_of(values, needs)
+    except DataError as error:
+        return str(error)
+
+
+def test_odd_rows_are_read_or_told_in_one_line_with_their_place():
+    stream = random.Random(0)
+    keys = [
+        *SOUND,
+        "images",
+        "answers",
+        "captions",
+        "choices",
+        "hint",
+        "text",
+        "category",
+    ]
+    read = told = 0
+    for _ in range(4000):
+        needs = stream.choice([*METRICS.values()]).needs
+        odd = {
+            key: stream.choice(ODD) for key in stream.sample(keys, stream.randint(1, 3))
+        }
+        found = outcome({**SOUND, **odd}, needs)
+        if isinstance(found, str):
+            told += 1
+            assert found.startswith("rows.jsonl:17: ")
+            assert "\n" not in found
+        else:
+            read += 1
+            assert all(getattr(found, name) for name in needs)
+    assert min(read, told) > 300
+
+
+def test_yes_or_no_and_blanks_are_checked():
+    yes = case_of({"question": "?", "answer": "Yes"})
+    assert METRICS["yes-no"].wrong(yes) == ""
+    maybe = case_of({"question": "?", "answer": "maybe"})
+    assert "expected yes or no" in METRICS["yes-no"].wrong(maybe)
+    blank = json.loads('{"question": "no blank", "choices": ["x", "y"], "answer": 0}')
+    assert "expected one '_'" in METRICS["blank"].wrong(case_of(blank))

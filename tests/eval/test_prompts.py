@@ -1,0 +1,137 @@
+"""What a model is asked: MM1's few-shot forms, table 5's instructions, texts."""
+
+import pytest
+
+from mm1_mlx.eval.case import Case
+from mm1_mlx.eval.metrics import METRICS
+from mm1_mlx.eval.prompts import Asker, is_base
+from mm1_mlx.eval.tasks import TASKS
+from mm1_mlx.messages import collect
+from mm1_mlx.runtime import TINY
+from mm1_mlx.shots import with_shots
+from mm1_mlx.train.paper import CAPTION, LETTER, SHORT_ANSWER
+
+STAR, FOUR = TINY / "red-star.png", TINY / "four-shapes.png"
+ASKED = Case("x:1", (STAR,), "What colour?", answers=("red",))
+SOLVED = Case("t:1", (FOUR,), "How many?", answers=("5", "4", "4"))
+CHOSEN = Case(
+    *("x:2", (STAR,), "Which?"), answers=("dog",), choices=("cat", "dog"), right=1,
+    hint="It barks.",
+)  # fmt: skip
+
+
+def shown(ask):
+    """All that the model will read, a picture as "<i>"."""
+    settings = ask.settings
+    messages, images = ask.prompt, ask.images
+    if settings.shots:
+        messages = with_shots(settings.shots, messages, images, settings.shot_style)
+        images = ()
+    turns, _ = collect(messages, images)
+    return [
+        (role, "".join("<i>" if part is None else part for part in parts))
+        for role, parts in turns
+    ]
+
+
+def ask(task, case, shots=(), base=False):
+    return Asker(TASKS[task], base).ask(case, shots)
+
+
+def test_a_base_model_is_asked_as_the_paper_does():
+    asked = ask("vqav2", ASKED, base=True)
+    assert shown(asked) == [("user", "<i> Question: What colour? Short answer:")]
+    assert asked.settings.stop == ("\n", ".", ",")
+    behind = ask("vqav2", ASKED, [SOLVED], base=True)
+    assert shown(behind) == [
+        (
+            "user",
+            "<i> Question: How many? Short answer: 4\n"
+            "<i> Question: What colour? Short answer:",
+        )
+    ]
+
+
+def test_a_base_model_captions_as_the_paper_does():
+    asked = ask("coco-caption", ASKED, base=True)
+    assert shown(asked) == [("user", "<i> A photo of")]
+    assert asked.settings.stop == ("\n",)
+    solved = Case("t:1", (FOUR,), answers=("four shapes", "shapes"))
+    assert shown(ask("coco-caption", ASKED, [solved], base=True)) == [
+        ("user", "<i> A photo of four shapes\n<i> A photo of")
+    ]
+
+
+def test_a_chat_model_is_given_table_5s_instructions():
+    assert shown(ask("vqav2", ASKED)) == [("user", f"<i>What colour?\n{SHORT_ANSWER}")]
+    assert shown(ask("nocaps", ASKED)) == [("user", f"<i>{CAPTION}")]
+    assert shown(ask("scienceqa", CHOSEN)) == [
+        (
+            "user",
+            f"<i>Context: It barks.\nWhich?\nA. cat\nB. dog\n{LETTER}",
+        )
+    ]
+    assert ask("vqav2", ASKED).settings.stop == ()
+
+
+def test_a_chat_models_examples_are_turns_asked_alike():
+    assert shown(ask("mmbench", CHOSEN, [CHOSEN]))[:2] == [
+        ("user", f"<i>Context: It barks.\nWhich?\nA. cat\nB. dog\n{LETTER}"),
+        ("assistant", "B"),
+    ]
+    assert shown(ask("vqav2", ASKED, [SOLVED]))[:2] == [
+        ("user", f"<i>How many?\n{SHORT_ANSWER}"),
+        ("assistant", "4"),
+    ]
+
+
+def test_text_is_put_as_the_harness_puts_it():
+    text = Case("x:3", (), "Why?", answers=("so",), choices=("no", "so"), right=1)
+    asker = Asker(TASKS["arc-easy"], base=True)
+    (candidates,) = asker.candidates(text, [text])
+    assert shown(candidates.ask) == [
+        ("user", "Question: Why?\nAnswer: so\n\nQuestion: Why?\nAnswer:")
+    ]
+    assert candidates.texts == (" no", " so")
+
+
+def test_of_winogrande_what_stands_behind_the_blank_is_scored():
+    case = Case(
+        *("x:4", (), "The cup fell since _ was wet."),
+        choices=("it", "the bag"),
+        right=0,
+    )
+    found = Asker(TASKS["winogrande"], base=True).candidates(case, [case])
+    before = "The cup fell since it was wet.\n\nThe cup fell since "
+    assert [shown(one.ask) for one in found] == [
+        [("user", f"{before}it")],
+        [("user", f"{before}the bag")],
+    ]
+    assert {one.texts for one in found} == {(" was wet.",)}
+
+
+def test_a_base_models_answer_ends_where_it_goes_on_with_an_example():
+    assert Asker(TASKS["vqav2"], base=True).cut(" red Question: x") == "red"
+    assert Asker(TASKS["vqav2"], base=False).cut(" a Question ") == "a Question"
+
+
+def test_a_question_may_hold_what_looks_like_a_field():
+    odd = Case("x:5", (), "Is {options} {hint}?", choices=("x", "y"), right=0)
+    assert shown(ask("letter", odd))[0][1].startswith("Is {options} {hint}?\nA. x")
+
+
+def test_the_style_is_the_templates(plain_prompt):
+    assert is_base("auto", plain_prompt())
+    assert not is_base("auto", plain_prompt(template="llava"))
+    assert is_base("base", plain_prompt(template="llava"))
+    assert not is_base("chat", plain_prompt())
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_every_task_is_counted_and_asked_somehow(task):
+    assert task.metric in METRICS
+    assert task.style in ("vqa", "caption", "text")
+    assert TASKS[task.name] is task
+    if task.metric == "letter":
+        assert "{options}" in task.prompt
+        assert "{options}" in task.plain

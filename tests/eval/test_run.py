@@ -1,0 +1,311 @@
+"""A task on drawn pictures: the figures are those of asking one by one."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mm1_mlx.batch import Ask
+from mm1_mlx.errors import CheckpointError, DataError
+from mm1_mlx.eval.cider import cider
+from mm1_mlx.eval.existence import says_yes
+from mm1_mlx.eval.letters import find_option, list_options
+from mm1_mlx.eval.prompts import Asker
+from mm1_mlx.eval.recall import overlap
+from mm1_mlx.eval.run import Options, _open, altered, evaluate
+from mm1_mlx.eval.tasks import TASKS
+from mm1_mlx.eval.vqa import vqa_accuracy
+from mm1_mlx.grounding import parse_boxes
+from mm1_mlx.hold import Hold
+from mm1_mlx.likelihood import Candidates, loglikelihoods
+from mm1_mlx.runtime import generate, load
+from mm1_mlx.shots import Shot
+from mm1_mlx.train.paper import CAPTION, LETTER, SHORT_ANSWER
+
+PLAIN = altered(TASKS["vqa"], prompt="{question}")
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    with load() as runtime:
+        yield runtime
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def figures(runtime, task, path, **options):
+    task = TASKS[task] if isinstance(task, str) else task
+    results = evaluate(runtime, task, path, Options(**options))
+    return {name: held["value"] for name, held in results["figures"].items()}
+
+
+def say(runtime, folder, row, question, max_tokens=16, **options):
+    image = [folder / row["image"]] if "image" in row else []
+    answer = generate(runtime, question, image, max_tokens=max_tokens, **options)
+    return answer.text.strip()
+
+
+def mean(values):
+    return pytest.approx(sum(values) / len(values))
+
+
+def test_answers_are_counted_as_one_by_one(runtime, drawn):
+    path = drawn / "ask.jsonl"
+    scores = [
+        vqa_accuracy(say(runtime, drawn, row, row["question"]), [row["answer"]])
+        for row in rows_of(path)
+    ]
+    assert sum(scores) > 0
+    assert figures(runtime, PLAIN, path) == {"accuracy": mean(scores)}
+
+
+def test_captions_are_counted_over_all_pictures(runtime, drawn):
+    path = drawn / "caption.jsonl"
+    rows = rows_of(path)
+    for task, asked in ((TASKS["coco-caption"], CAPTION),
+                        (altered(TASKS["caption"], prompt="Describe the picture."),
+                         "Describe the picture.")):  # fmt: skip
+        said = [say(runtime, drawn, row, asked, 64) for row in rows]
+        scores = cider(said, [row["captions"] for row in rows])
+        assert figures(runtime, task, path)["cider"] == mean(scores)
+    assert sum(scores) > 0
+
+
+def test_letters_are_found_in_answers(runtime, drawn):
+    path, right = drawn / "letter.jsonl", []
+    for row in rows_of(path):
+        asked = f"{row['question']}\n{list_options(row['choices'])}\n{LETTER}"
+        said = say(runtime, drawn, row, asked)
+        right.append(find_option(said, row["choices"]) == row["answer"])
+    results = evaluate(runtime, TASKS["mmbench"], path, Options())
+    assert results["figures"]["accuracy"]["value"] == mean(right)
+    assert results["figures"]["accuracy"]["chance"] == 0.25
+
+
+def test_pope_is_counted_by_what_is_said(runtime, drawn):
+    path = drawn / "yes-no.jsonl"
+    said = [
+        says_yes(say(runtime, drawn, row, f"{row['question']}\n{SHORT_ANSWER}"))
+        for row in rows_of(path)
+    ]
+    right = [row["answer"] == "yes" for row in rows_of(path)]
+    found = figures(runtime, "pope", path)
+    assert found["yes_ratio"] == mean(said)
+    assert found["accuracy"] == mean([a == b for a, b in zip(said, right, strict=True)])
+
+
+def test_boxes_are_those_in_the_answer(runtime, drawn):
+    path, shares = drawn / "box.jsonl", []
+    most = runtime.config.prompt.coordinate_range
+    for row in rows_of(path):
+        asked = f"Where is {row['question']}? Answer with its bounding box."
+        boxes = parse_boxes(say(runtime, drawn, row, asked, 64), (96, 96), most)
+        shares.append(overlap(boxes[0].box, row["box"]) if boxes else 0)
+    found = figures(runtime, "refcoco", path)
+    assert found == {
+        "recall@0.5": mean([share > 0.5 for share in shares]),
+        "overlap": mean(shares),
+    }
+
+
+def test_choices_are_taken_by_their_likelihood(runtime, drawn):
+    path, raw, normed = drawn / "rank.jsonl", [], []
+    for row in rows_of(path):
+        texts = tuple(f" {text}" for text in row["choices"])
+        ask = Ask(row["question"], [drawn / row["image"]])
+        ((_, found),) = loglikelihoods(runtime, [Candidates(ask, texts)])
+        scores = [x.logprob for x in found]
+        norms = [x.logprob / len(t) for x, t in zip(found, row["choices"], strict=True)]
+        raw.append(row["choices"][scores.index(max(scores))] == row["answer"])
+        normed.append(row["choices"][norms.index(max(norms))] == row["answer"])
+    found = figures(runtime, "likelihood", path)
+    assert found == {"acc": mean(raw), "acc_norm": mean(normed)}
+    assert found["acc"] > 0.25
+
+
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("arc-easy", {"acc", "acc_norm"}),
+        ("winogrande", {"acc"}),
+        ("lambada", {"acc", "perplexity"}),
+        ("triviaqa", {"exact_match"}),
+    ],
+)
+def test_text_is_asked_without_pictures(runtime, drawn, task, names):
+    found = figures(runtime, task, drawn / f"{task}.jsonl")
+    assert set(found) == names
+    assert found.get("perplexity", 1) >= 1
+
+
+def test_categories_have_figures_of_their_own(runtime, drawn):
+    results = evaluate(runtime, PLAIN, drawn / "ask.jsonl", Options())
+    parts = results["categories"]
+    assert set(parts) == {"even", "odd"}
+    assert sum(part["accuracy"]["n"] for part in parts.values()) == results["n"] == 12
+    weighed = sum(6 * part["accuracy"]["value"] for part in parts.values()) / 12
+    assert results["figures"]["accuracy"]["value"] == pytest.approx(weighed)
+
+
+@pytest.mark.parametrize("style", ["chat", "base"])
+def test_examples_stand_before_questions(runtime, drawn, style):
+    path, train = drawn / "ask.jsonl", drawn / "train.jsonl"
+    options = Options(shots=2, shots_from=train, seed=3, style=style)
+    solved = _open(runtime, PLAIN, path, options).shots(0)
+    shots = [Shot(case.images, case.answers[0], case.question) for case in solved]
+    base = style == "base"
+    shown = (
+        {"shot_style": "vqa", "stop": PLAIN.stop} if base else {"shot_style": "chat"}
+    )
+    scores = []
+    for row in rows_of(path):
+        said = say(runtime, drawn, row, row["question"], shots=shots, **shown)
+        scores.append(vqa_accuracy(Asker(PLAIN, base).cut(said), [row["answer"]]))
+    results = evaluate(runtime, PLAIN, path, options)
+    assert results["figures"]["accuracy"]["value"] == mean(scores)
+    assert results["settings"]["style"] == style
+
+
+def test_the_draw_of_examples_is_the_seeds(runtime, drawn):
+    path, train = drawn / "ask.jsonl", drawn / "train.jsonl"
+
+    def draws(**changes):
+        options = Options(shots=3, shots_from=train, **changes)
+        run = _open(runtime, PLAIN, path, options)
+        return [[shot.origin for shot in run.shots(row)] for row in range(len(run))]
+
+    once = draws(seed=0)
+    assert once == draws(seed=0) != draws(seed=1)
+    assert all(shots == once[0] for shots in once)
+    fresh = draws(seed=0, fresh_shots=True)
+    assert fresh == draws(seed=0, fresh_shots=True)
+    assert len({tuple(shots) for shots in fresh}) > 6
+    assert all(len(set(shots)) == 3 for shots in fresh)
+
+
+def test_examples_are_not_drawn_from_what_is_asked(runtime, drawn):
+    path = drawn / "ask.jsonl"
+    for options, message in (
+        ({"shots": 2}, "give both, a number of solved examples"),
+        ({"shots": 2, "shots_from": path}, "is what is asked, too"),
+        ({"shots": 13, "shots_from": drawn / "train.jsonl"}, "too few to draw 13"),
+    ):
+        with pytest.raises(DataError, match=message):
+            evaluate(runtime, PLAIN, path, Options(**options))
+
+
+def test_an_ended_run_goes_on_where_it_was(runtime, drawn, tmp_path):
+    path, whole = drawn / "ask.jsonl", tmp_path / "whole"
+    expected = evaluate(runtime, PLAIN, path, Options(), out=whole)
+    assert json.loads((whole / "results.json").read_text()) == expected
+    lines = (whole / "answers.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 12
+    # A killed run's file ends anywhere.
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "run.json").write_text((whole / "run.json").read_text())
+    (cut / "answers.jsonl").write_text("".join(lines[:5]) + lines[5][:20])
+    told = []
+    found = evaluate(
+        *(runtime, PLAIN, path, Options()), out=cut, progress=lambda *x: told.append(x)
+    )
+    assert found == expected
+    assert told[0] == ("vqa", 5, 12)
+    assert sorted((cut / "answers.jsonl").read_text().splitlines()) == sorted(
+        line.rstrip("\n") for line in lines
+    )
+
+
+def test_nothing_is_asked_twice(runtime, drawn, tmp_path, monkeypatch):
+    path = drawn / "ask.jsonl"
+    expected = evaluate(runtime, PLAIN, path, Options(), out=tmp_path)
+    monkeypatch.setattr("mm1_mlx.eval.run.Asker.ask", None)
+    assert evaluate(runtime, PLAIN, path, Options(), out=tmp_path) == expected
+
+
+def test_a_folder_of_another_run_is_left_alone(runtime, drawn, tmp_path):
+    evaluate(runtime, PLAIN, drawn / "ask.jsonl", Options(limit=2), out=tmp_path)
+    with pytest.raises(DataError, match=r"another run, whose \['rows'\] differ"):
+        evaluate(runtime, PLAIN, drawn / "ask.jsonl", Options(limit=3), out=tmp_path)
+    (tmp_path / "answers.jsonl").write_text("nonsense\n")
+    with pytest.raises(DataError, match=r"answers.jsonl:1: no answer of a run"):
+        evaluate(runtime, PLAIN, drawn / "ask.jsonl", Options(limit=2), out=tmp_path)
+    hold = Hold(tmp_path)
+    with pytest.raises(CheckpointError, match="another run is at work"):
+        evaluate(runtime, PLAIN, drawn / "ask.jsonl", Options(limit=2), out=tmp_path)
+    hold.release()
+
+
+BAD = (
+    '{"image": "0.png", "question": "What colour is it?", "answer": "red"}\n'
+    "nonsense\n"
+    '{"image": "none.png", "question": "What colour is it?", "answer": "red"}\n'
+    '{"image": "../etc/passwd", "question": "What is it?", "answer": "red"}\n'
+    '{"image": "1.png", "question": "What shape is it?", "answer": "star"}\n'
+    '{"image": "1.png", "answer": "star"}\n'
+)
+
+
+@pytest.mark.parametrize("task", ["vqa", "likelihood"])
+def test_bad_rows_are_named_or_passed_over(runtime, drawn, task):
+    path = drawn / f"bad-{task}.jsonl"
+    rows = BAD.replace('"answer"', '"choices": ["red", "star"], "answer"')
+    path.write_text(rows if task == "likelihood" else BAD)
+    with pytest.raises(DataError, match=rf"bad-{task}.jsonl:\d: "):
+        evaluate(runtime, TASKS[task], path, Options())
+    results = evaluate(runtime, TASKS[task], path, Options(skip_bad=True))
+    assert (results["n"], results["skipped"]) == (2, 4)
+    places = [error.split(": ")[0].rsplit(":", 1)[1] for error in results["bad_rows"]]
+    assert places == ["2", "3", "4", "6"]
+
+
+def test_a_file_without_a_sound_row_has_no_figures(runtime, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("nonsense\n")
+    with pytest.raises(DataError, match="none of the 1 rows could be asked"):
+        evaluate(runtime, PLAIN, tmp_path / "rows.jsonl", Options(skip_bad=True))
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(DataError, match="holds no rows"):
+        evaluate(runtime, PLAIN, tmp_path / "rows.jsonl", Options())
+    with pytest.raises(DataError, match="is a folder"):
+        evaluate(runtime, PLAIN, tmp_path, Options())
+
+
+def test_a_bad_row_is_asked_again_when_the_run_goes_on(runtime, drawn, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"image": "new.png", "question": "What?", "answer": "red"}\n' * 2)
+    (tmp_path / "new.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="none of the 2 rows"):
+        evaluate(runtime, PLAIN, rows, Options(skip_bad=True), out=out)
+    (tmp_path / "new.png").write_bytes((drawn / "0.png").read_bytes())
+    assert evaluate(runtime, PLAIN, rows, Options(skip_bad=True), out=out)["n"] == 2
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(drawn, tmp_path):
+    out = tmp_path / "out"
+    code = (
+        "import sys; from mm1_mlx.apps.cli import main; "
+        f"sys.argv = ['mm1', 'eval', 'coco-caption', {str(drawn / 'caption.jsonl')!r}, "
+        f"'--out', {str(out)!r}, '--json']; main()"
+    )
+    command = [sys.executable, "-c", code]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE)
+    answers = out / "answers.jsonl"
+    while not answers.exists() or answers.read_bytes().count(b"\n") < 3:
+        assert run.poll() is None
+        time.sleep(0.002)
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    before = answers.read_bytes().count(b"\n")
+    done = subprocess.run(command, capture_output=True, check=True)
+    results = json.loads(done.stdout)
+    assert results["n"] == 12
+    assert before >= 3
+    rows = [json.loads(line)["row"] for line in answers.read_text().splitlines()]
+    assert sorted(rows) == list(range(12))
