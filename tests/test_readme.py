@@ -48,7 +48,7 @@ def test_every_row_is_a_format_and_says_how_it_was_verified():
 
 def test_every_file_of_the_runtime_is_in_the_tree():
     tree = README[README.index("## The house") :]
-    for folder in ("", "models", "train", "train/data"):
+    for folder in ("", "models", "train", "train/data", "eval"):
         for path in (ROOT / "mm1_mlx" / folder).glob("*.py"):
             assert path.name == "__init__.py" or path.name in tree, path.name
 

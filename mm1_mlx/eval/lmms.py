@@ -4,7 +4,9 @@
     python -m lmms_eval --model mm1 --model_args pretrained=my-llava --tasks pope --batch_size 8
 
 lmms-eval finds it by the entry point ``lmms_eval.models``. Its tasks bring their data and
-their metrics; what is read and said is as in ``mm1 generate``.
+their metrics; what is read and said is as in ``mm1 generate``. Run with 0.7.3 and local
+data: answers are counted; tasks by likelihood fail there with any model, as the evaluator
+turns each (loss, greedy) into text before a task sees it.
 
 Source: https://github.com/EvolvingLMMs-Lab/lmms-eval/blob/75571cfe0fa36ca5ec2e6aa2bb268f9d38295af3/lmms_eval/api/model.py
 """
@@ -115,12 +117,12 @@ class MM1Lmms(lmms):
         return [self._rounds(*request.args) for request in requests]
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """For each request the sum of its continuation's log-probabilities, and whether
-        a greedy answer begins with it.
+        """The loss of each request's continuation, and whether a greedy answer begins so.
 
-        lmms-eval 0.7's own multiple-choice tasks take the least of what models return,
-        as many return a loss; its API asks for what is returned here.
-        """  # noqa: D205
+        The negative sum of log-probabilities: the API's docstring asks for the sum, but
+        lmms-eval's own models return a loss, and its tasks take the least of what comes
+        (``ConfigurableTask.process_results``).
+        """
         questions = []
         for request in requests:
             context, target, visual, number, task, split = request.args
@@ -132,7 +134,7 @@ class MM1Lmms(lmms):
         for _, scores in loglikelihoods(self.runtime, questions):
             if isinstance(scores, MM1Error):
                 raise scores
-            found.append((scores[0].logprob, scores[0].greedy))
+            found.append((-scores[0].logprob, scores[0].greedy))
         return found
 
     def _document(self, task: str, split: str, number: Any) -> Any:

@@ -136,6 +136,11 @@ def evaluate(
     Raises:
         DataError: a file or a row cannot be used, or the folder is another run's.
     """
+    if out is not None and runtime.engine.group is not None:
+        raise DataError(
+            f"several processes would write to {out}; evaluate without mlx.launch, or "
+            "without --out"
+        )
     run = _open(runtime, task, data, options)
     settings = _settings(run, data)
     if out is None:
