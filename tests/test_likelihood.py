@@ -96,6 +96,26 @@ def test_the_greedy_answer_is_greedy_and_the_likeliest(runtime):
     assert max(found, key=lambda x: x.logprob) is found[0]
 
 
+def test_experts_with_so_many_places_see_no_padding(runtime, tolerances, monkeypatch):
+    """Each text is then run by itself."""
+    question = Candidates(Ask(QUESTION, [STAR]), TEXTS)
+    (together,) = scored(runtime, question)
+    widths = []
+    decoder = runtime.model.decoder
+    monkeypatch.setattr(decoder, "has_capacity", True)
+    hidden = type(decoder).hidden
+
+    def watch(self, tokens, *arguments):
+        widths.append(tokens.shape)
+        return hidden(self, tokens, *arguments)
+
+    monkeypatch.setattr(type(decoder), "hidden", watch)
+    (alone,) = scored(runtime, question)
+    assert_equal(alone, together, tolerances)
+    lengths = [x.num_tokens - 1 for x in alone]
+    assert widths == [(1, length) for length in lengths if length]
+
+
 def test_examples_stand_before_the_prompt(runtime, tolerances):
     shots = (Shot((FOUR,), "blue", "What colour is the square?"),)
     settings = Settings(shots=shots)
