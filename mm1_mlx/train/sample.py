@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,12 +34,16 @@ class Sample:
 
 
 def build_sample(
-    turns: Sequence[Turn], config: MM1Config, tokenizer: Tokenizer
+    turns: Sequence[Turn],
+    config: MM1Config,
+    tokenizer: Tokenizer,
+    unlearned: Collection[int] = (),
 ) -> Sample:
     """The sample of a conversation, whose regions ``regions.refer`` has written.
 
     A turn's targets are the tokens by which the conversation with the turn exceeds the
-    one that stops where the assistant is about to answer.
+    one that stops where the assistant is about to answer. The assistant's turns that are
+    ``unlearned``, counted from 0, are only read.
 
     Raises:
         PromptError: the template or tokenizer rewrites earlier tokens as turns follow.
@@ -49,7 +53,7 @@ def build_sample(
     tokens = encode_turns(turns, prompt, tokenizer, answer=False)
     learned = [False] * len(tokens)
     for i, (role, _) in enumerate(turns):
-        if role != "assistant":
+        if role != "assistant" or i in unlearned:
             continue
         before = encode_turns(turns[:i], prompt, tokenizer)
         after = encode_turns(turns[: i + 1], prompt, tokenizer, answer=False)

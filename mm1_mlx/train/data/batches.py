@@ -213,7 +213,7 @@ class Batches:
             if example.kind == "document":
                 sample = build_document(turns[0][1], config, self._tokenizer)
             else:
-                sample = build_sample(turns, config, self._tokenizer)
+                sample = build_sample(turns, config, self._tokenizer, example.unlearned)
             row = widen_sample(sample, read.pictures, config, self._tokenizer)
             return Prepared(example, self._fit(row), tuple(read.pictures))
 

@@ -36,12 +36,14 @@ class Example:
         images: the pictures in order, not decoded yet.
         origin: what errors call the row: "file.jsonl:17".
         kind: in a conversation the assistant's turns are learned, in a document all text.
+        unlearned: which turns are not, though the assistant's; counted from 0.
     """
 
     turns: tuple[Turn, ...]
     images: tuple[ImageSource, ...]
     origin: str
     kind: Kind
+    unlearned: frozenset[int] = frozenset()
 
     @property
     def parts(self) -> list[Part]:

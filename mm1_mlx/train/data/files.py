@@ -37,8 +37,9 @@ class Source(Protocol):
 
 
 SUFFIXES = (".jsonl", ".ndjson", ".tar", ".parquet")
-# How files are named that are not learned from unless that is asked.
-_OTHER_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
+# How files are named that are not learned from unless that is asked; those to measure by
+# come first.
+_OTHER_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
 # Rows of a block beside such as are read by blocks.
 _TOGETHER = 1000
 _WAYS_OUT = {
@@ -104,7 +105,9 @@ def _blocks(sources: Sequence[Source]) -> NDArray[np.int64] | None:
     return np.concatenate(found)
 
 
-def find_files(path: Path, split: str | None = None) -> list[Path]:
+def find_files(
+    path: Path, split: str | None = None, *, measured: bool = False
+) -> list[Path]:
     """The data files that a path stands for, in the order of their names.
 
     A folder is one of shards, or as Hugging Face lays data sets out: files in it or in
@@ -113,12 +116,13 @@ def find_files(path: Path, split: str | None = None) -> list[Path]:
     Args:
         path: a file, a folder, or a pattern with ``*``.
         split: only files of this split; None for all but those of validation and test.
+        measured: whether None stands for one of those, if there are any.
 
     Raises:
         DataError: there are none, or a file is of a kind that is not read.
     """
     if path.is_dir():
-        return _of_split(path, split)
+        return _of_split(path, split, measured=measured)
     if path.is_file():
         _check_kind(path)
         return [path]
@@ -133,7 +137,7 @@ def find_files(path: Path, split: str | None = None) -> list[Path]:
     raise DataError(f"{path} does not exist; give a file, a folder or a pattern")
 
 
-def _of_split(folder: Path, split: str | None) -> list[Path]:
+def _of_split(folder: Path, split: str | None, *, measured: bool) -> list[Path]:
     found = sorted(
         path
         for inner in (folder, folder / "data")
@@ -146,6 +150,9 @@ def _of_split(folder: Path, split: str | None) -> list[Path]:
             f"{folder} holds no data files, expected {', '.join(SUFFIXES)} in it or in "
             "its data/"
         )
+    if split is None and measured:
+        named = (s for s in _OTHER_SPLITS if any(_is_of(path, s) for path in found))
+        split = next(named, None)
     if split is None:
         others = {p for p in found for other in _OTHER_SPLITS if _is_of(p, other)}
         chosen = [path for path in found if path not in others]

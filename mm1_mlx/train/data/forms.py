@@ -12,8 +12,9 @@
 | caption | ``caption`` or ``text``, ``image`` | a document, or the answer to a prompt |
 | text | ``text`` | a document |
 
-``image`` may be a list, ``images`` always is one, ``file_name`` is a path; other keys are
-not looked at. In a document each picture begins a line and a space follows it, as in the
+``image`` may be a list, ``images`` always is one, ``file_name`` is a path. Of other keys
+films and sounds (``UNSEEN``) are refused, for without them a row teaches to guess; of a
+row whose form is named they are passed over, as all others are. In a document each picture begins a line and a space follows it, as in the
 examples that ``shots`` shows a base model.
 """
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mm1_mlx.errors import DataError
@@ -36,6 +38,8 @@ _ROLES = {"human": "user", "gpt": "assistant"}
 # What is asked and what is answered, in forms of one question.
 _PAIRS = {"question": ("question", "answer"), "completion": ("prompt", "completion")}
 _SPEAKERS = ("human", "gpt", "user", "assistant", "system")
+# Columns of what cannot be shown.
+UNSEEN = ("video", "videos", "audio", "audios")
 
 Values = Mapping[str, Any]
 # The parts of a message.
@@ -73,13 +77,17 @@ def read_example(
     """
     values = {key: value for key, value in record.values.items() if value is not None}
     with located(record.origin):
+        if form is None:
+            _check_seen(values)
         draft = FORMS[form or recognise(values)](values, folder.find, prompt)
         turns, sources = collect(draft.messages, draft.images)
         if draft.kind == "conversation":
-            _check_answers(draft.messages)
+            unlearned = _check_answers(draft.messages)
         else:
-            turns = [("document", turns[0][1])]
-        return Example(tuple(turns), tuple(sources), record.origin, draft.kind)
+            turns, unlearned = [("document", turns[0][1])], frozenset()
+        return Example(
+            *(tuple(turns), tuple(sources), record.origin, draft.kind, unlearned)
+        )
 
 
 def recognise(values: Values) -> str:
@@ -115,14 +123,74 @@ def recognise(values: Values) -> str:
     )
 
 
-def _check_answers(messages: Messages) -> None:
-    answers = [m for m in messages if m["role"] == "assistant"]
+def _check_seen(values: Values) -> None:
+    """Pass only if a row holds nothing that its form would leave out.
+
+    Raises:
+        DataError: it holds a film or a sound, or places for pictures that are not there.
+    """
+    if unseen := [key for key in UNSEEN if values.get(key)]:
+        raise DataError(
+            f"its {unseen[0]} cannot be shown; give a film's frames as pictures, or name "
+            "the rows' form in a mixture to do without"
+        )
+    if recognise(values) != "messages":
+        return
+    messages = values.get("messages", values.get("conversations"))
+    typed = any(PLACE in text for m in _mappings(messages) for text in _asked(m))
+    if typed and not any(values.get(key) for key in ("image", "images", "file_name")):
+        raise DataError(
+            f"it has {PLACE} but no pictures for it; name them as images, or the form 'messages' "
+            "in a mixture if text is meant"
+        )
+
+
+def _mappings(values: Any) -> list[Values]:
+    """Those of a list's items that are objects."""
+    items = values if isinstance(values, list) else []
+    return [item for item in items if isinstance(item, Mapping)]
+
+
+def _asked(message: Values) -> list[str]:
+    """The texts of a message, if it is the user's."""
+    content = message.get("content")
+    if message.get("role") != "user":
+        return []
+    return [content] if isinstance(content, str) else _texts(content)
+
+
+def _texts(content: Any) -> list[str]:
+    """Those of a list of parts."""
+    texts = [x.get("text") for x in _mappings(content) if x.get("type") == "text"]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _check_answers(messages: Messages) -> frozenset[int]:
+    """Which answers are only read, by their weight in OpenAI's form.
+
+    Raises:
+        DataError: an answer is empty, or none is learned.
+    """
+    answers = {i: m for i, m in enumerate(messages) if m["role"] == "assistant"}
     if not answers:
         raise DataError("it has no assistant turn, so nothing is learned of it")
-    for message in answers:
+    for message in answers.values():
         content = message["content"]
-        if content in ("", []) or (isinstance(content, str) and not content.strip()):
+        texts = [content] if isinstance(content, str) else _texts(content)
+        others = not isinstance(content, str) and len(texts) < len(content)
+        if not others and not "".join(texts).strip():
             raise DataError("an assistant turn is empty, expected an answer")
+    weights = {i: m.get("weight", 1) for i, m in answers.items()}
+    if wrong := [x for x in weights.values() if x is not None and x not in (0, 1)]:
+        raise DataError(
+            f"the weight of an assistant turn is {wrong[0]!r:.40}, expected 0 or 1"
+        )
+    unlearned = frozenset(i for i, weight in weights.items() if weight == 0)
+    if len(unlearned) == len(answers):
+        raise DataError(
+            "every assistant turn has weight 0, so nothing is learned of it"
+        )
+    return unlearned
 
 
 # Reading values
@@ -155,10 +223,13 @@ def _text_part(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def _cut_at_places(text: str) -> Content:
-    """The text in parts; the template writes what stands between picture and text."""
+def _cut_at_places(text: str, *, alone: bool = True) -> Content:
+    """The text in parts; the template writes what stands between picture and text.
+
+    ``alone`` it is a whole message.
+    """
     stretches = [stretch.strip("\n") for stretch in text.split(PLACE)]
-    if len(stretches) == 2 and not stretches[1].strip():
+    if alone and len(stretches) == 2 and not stretches[1].strip():
         # As LLaVA's ``preprocess_multimodal``: a picture behind its question goes first.
         stretches.reverse()
     content: Content = []
@@ -175,12 +246,7 @@ def _with_places(messages: Messages, images: list[ImageSource]) -> Messages:
         DataError: they differ in number.
     """
     users = [i for i, m in enumerate(messages) if m["role"] == "user"]
-    texts = {
-        i: messages[i]["content"]
-        for i in users
-        if isinstance(messages[i]["content"], str)
-    }
-    places = sum(text.count(PLACE) for text in texts.values())
+    places = sum(text.count(PLACE) for m in messages for text in _asked(m))
     if not images and not places:
         return messages
     asked = sum(
@@ -204,11 +270,25 @@ def _with_places(messages: Messages, images: list[ImageSource]) -> Messages:
             "pictures; give one for each place"
         )
     return [
-        {**m, "content": _cut_at_places(m["content"])}
-        if i in texts and PLACE in m["content"]
+        {**m, "content": _placed(m["content"])}
+        if any(PLACE in text for text in _asked(m))
         else m
-        for i, m in enumerate(messages)
+        for m in messages
     ]
+
+
+def _placed(content: str | Content) -> Content:
+    """A message's content with pictures where its texts have places for them."""
+    if isinstance(content, str):
+        return _cut_at_places(content)
+    parts: Content = []
+    for part in content:
+        text = part.get("text") if part.get("type") == "text" else None
+        if isinstance(text, str) and PLACE in text:
+            parts += _cut_at_places(text, alone=len(content) == 1)
+        else:
+            parts.append(part)
+    return parts
 
 
 def _with_prompt(messages: Messages, prompt: str | None) -> Messages:
@@ -257,7 +337,7 @@ def _messages(values: Values, find: Find, prompt: str | None) -> Draft:
         content = message.get("content")
         if isinstance(content, list):
             content = [_found(part, find) for part in content]
-        messages.append({"role": message.get("role"), "content": content})
+        messages.append({**message, "content": content, "role": message.get("role")})
     images = _pictures(values, find)
     if not images:
         # A typed "<image>" is text where there are no pictures to place.
@@ -331,6 +411,12 @@ def _caption(values: Values, find: Find, prompt: str | None) -> Draft:
     caption = _text(values, "caption" if "caption" in values else "text").strip()
     if not images:
         raise DataError("a caption has no picture; name it as image, or give text")
+    *before, caption = (stretch.strip() for stretch in caption.split(PLACE))
+    if before and (len(before) != len(images) or any(before)):
+        raise DataError(
+            f"its caption has {PLACE}, which would be learned as text; leave it out, its "
+            f"{len(images)} pictures stand before it, or write a document in parts"
+        )
     if not caption:
         raise DataError("its caption is empty")
     places = _image_parts(len(images))
@@ -372,8 +458,16 @@ def _found(part: Any, find: Find) -> Any:
         return {"type": "image", "image": None if source is None else find(source)}
     if kind == "video":
         video = part.get("video")
-        frames = [find(frame) for frame in video] if isinstance(video, list) else None
-        return {**part, "video": find(video) if frames is None else frames}
+        if isinstance(video, list):
+            return {**part, "video": [find(frame) for frame in video]}
+        found = find(video)
+        if isinstance(found, Path) and found.is_dir():
+            # Each of a folder's may be a link out of it.
+            for frame in found.iterdir():
+                find(str(frame.absolute()))
+        return {**part, "video": found}
+    if kind == "region" and part.get("mask") is not None:
+        return {**part, "mask": find(part["mask"])}
     return part
 
 

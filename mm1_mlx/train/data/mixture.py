@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm1_mlx.errors import ConfigError, DataError
+from mm1_mlx.files import lies_in
 from mm1_mlx.section import Section, require
 from mm1_mlx.train.data.example import Example
 from mm1_mlx.train.data.files import SUFFIXES, Files, find_files
@@ -235,6 +236,7 @@ def open_mixture(
     seed: int = 0,
     held_out: float = 0.0,
     part: Part = "train",
+    measured: bool = False,
 ) -> Mixture:
     """The mixture of what a user names.
 
@@ -244,10 +246,12 @@ def open_mixture(
             package (``specs/``).
         root: where relative paths begin; None for the current folder, and a mixture's own.
         image_folder: where the pictures begin of those that name no folder.
-        outside: whether pictures may lie outside their folder.
+        outside: whether pictures may lie outside their folder, and what a mixture names
+            outside its own.
         seed: of the order.
         held_out: share of the rows that are kept to measure by.
         part: which rows.
+        measured: whether of folders of splits those are taken that measure.
 
     Raises:
         DataError: a file cannot be used; ConfigError: a mixture is not one.
@@ -255,9 +259,14 @@ def open_mixture(
     if not data:
         raise DataError("no data is named; give files, folders or a mixture")
     specs: list[tuple[DatasetSpec, Path]] = []
+    found: list[list[Path]] = []
     for name in data:
-        specs += _read_name(name, root)
-    found = [_find(spec, base) for spec, base in specs]
+        for spec, base in _read_name(name, root):
+            paths = _find(spec, base, measured=measured)
+            if _is_mixture(name) and not outside:
+                _check_inside(name, spec, base, paths)
+            specs.append((spec, base))
+            found.append(paths)
     lacking = [str(b / s.path) for (s, b), f in zip(specs, found, strict=True) if not f]
     if lacking:
         raise DataError(
@@ -323,7 +332,7 @@ def _read_name(name: str, root: Path | None) -> list[tuple[DatasetSpec, Path]]:
     if name in shipped_mixtures():
         spec = read_mixture(SPECS / f"{name}.json")
         return [(each, base) for each in spec.datasets]
-    if name.endswith(".json"):
+    if _is_mixture(name):
         file = base / name
         spec = read_mixture(file)
         return [(each, root or file.parent) for each in spec.datasets]
@@ -338,11 +347,34 @@ def _read_name(name: str, root: Path | None) -> list[tuple[DatasetSpec, Path]]:
     return [(DatasetSpec(path=name), base)]
 
 
-def _find(spec: DatasetSpec, base: Path) -> list[Path]:
+def _is_mixture(name: str) -> bool:
+    return name.endswith(".json")
+
+
+def _check_inside(name: str, spec: DatasetSpec, base: Path, paths: list[Path]) -> None:
+    """Pass only if all that a mixture names lies in its folder.
+
+    Data from elsewhere must not make the user's other files part of what is trained on.
+
+    Raises:
+        DataError: names what does not.
+    """
+    places = [(spec.path, path) for path in paths]
+    if spec.image_folder is not None:
+        places.append((spec.image_folder, base / spec.image_folder))
+    for said, path in places:
+        if not (lies_in(base, path) or path.resolve() == base.resolve()):
+            raise DataError(
+                f"{name}: {said!r:.80} lies outside {str(base)!r}; give a folder that "
+                "holds it (--data-root), or trust the mixture (--outside)"
+            )
+
+
+def _find(spec: DatasetSpec, base: Path, *, measured: bool) -> list[Path]:
     """The files of a data set; none where nothing is of that name."""
     path = base / spec.path
     if path.exists():
-        return find_files(path, spec.split)
+        return find_files(path, spec.split, measured=measured)
     for suffix in SUFFIXES:
         beside = path.with_name(path.name + suffix)
         if beside.is_file():

@@ -16,6 +16,12 @@ from mm1_mlx.train.data.example import Record
 
 # Row groups that are kept decoded: as many as an order mixes, and the next one.
 KEPT_GROUPS = 5
+# Of one of them; a file of a few bytes may stand for any number.
+MAX_GROUP_BYTES = 1 << 30
+# Rows that are decoded before their bytes are counted.
+_TOGETHER = 1000
+# How a column's values are written once and named by their numbers.
+_FOLDED = {"PLAIN_DICTIONARY", "RLE_DICTIONARY"}
 
 
 class RowGroups:
@@ -43,7 +49,7 @@ class RowGroups:
 class Parquet:
     """The rows of a parquet file.
 
-    A row group is read as a whole and kept for its other rows.
+    A row group is read as a whole and kept for its other rows, texts that repeat once.
 
     Args:
         path: the file.
@@ -62,7 +68,7 @@ class Parquet:
                 f'{path} is a parquet file; pip install "mm1-mlx[parquet]" to read it'
             ) from None
         self.path = path
-        self._reading = parquet
+        self._reading, self._joined = parquet, pyarrow.Table.from_batches
         self._faults = (pyarrow.ArrowException, OSError, ValueError, TypeError)
         try:
             metadata = parquet.read_metadata(path)
@@ -92,11 +98,35 @@ class Parquet:
             raise DataError(f"{origin}: cannot be read ({_reason(error)})") from None
         return Record(row, origin, self.path.parent)
 
+    def _check_size(self, size: int, group: int, origin: str) -> None:
+        if size > MAX_GROUP_BYTES:
+            raise DataError(
+                f"{origin}: row group {group} has more than {MAX_GROUP_BYTES / 1e9:.2g} GB; "
+                "write the file again with fewer rows a group (row_group_size=100)"
+            )
+
     def _read(self, group: int, origin: str) -> Any:
         try:
+            found = self._reading.read_metadata(self.path).row_group(group)
+            columns = [found.column(i) for i in range(found.num_columns)]
+            # What lies packed, and eight bytes for each number.
+            stated = found.total_byte_size, 8 * sum(x.num_values for x in columns)
+            self._check_size(max(stated), group, origin)
+            folded = [
+                x.path_in_schema
+                for x in columns
+                if x.physical_type == "BYTE_ARRAY" and _FOLDED & set(x.encodings)
+            ]
             # Opened anew: one of very many shards would be kept open for nothing.
-            with self._reading.ParquetFile(self.path) as file:
-                return file.read_row_group(group)
+            with self._reading.ParquetFile(self.path, read_dictionary=folded) as file:
+                batches, total = [], 0
+                for batch in file.iter_batches(_TOGETHER, row_groups=[group]):
+                    total += batch.nbytes
+                    self._check_size(total, group, origin)
+                    batches.append(batch)
+                return self._joined(batches, file.schema_arrow)
+        except DataError:
+            raise
         except self._faults as error:
             raise DataError(
                 f"{origin}: row group {group} cannot be read ({_reason(error)}); get the "

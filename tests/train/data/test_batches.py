@@ -148,7 +148,7 @@ def test_pictures_are_decoded_side_by_side(
 
 
 def test_typed_special_tokens_of_many_rows_do_not_meet(
-    make_batches, write_lines, same_batch
+    make_batches, write_lines, same_batch, tmp_path
 ):
     # Each kind of them joins the tokenizer when it is first met.
     typed = ["<image>", "</s>", "<pad>", "</", "<im", "<"]
@@ -161,7 +161,10 @@ def test_typed_special_tokens_of_many_rows_do_not_meet(
         }
         for i, text in enumerate(typed)
     ]
-    path = write_lines(rows)
+    write_lines(rows)
+    # Named, the form lets a place without a picture be text.
+    path = tmp_path / "mix.json"
+    path.write_text('{"datasets": [{"path": "rows", "form": "messages"}]}')
     one = make_batches(path, threads=4, batch_size=6)(0, 0)
     same_batch(make_batches(path, threads=1, batch_size=6)(0, 0), one)
 
@@ -256,6 +259,22 @@ def test_bad_rows_are_replaced_by_the_next_of_the_order(
     # From another position on it is the same.
     again = make_batches(write_lines(rows), skip_bad=True)
     assert origins(again, [13, 2]) == [found[13], found[2]]
+
+
+def test_answers_of_no_weight_are_not_learned(make_batches, write_lines):
+    def row(weight):
+        asked = {"role": "user", "content": "What?"}
+        first = {"role": "assistant", "content": "red", "weight": weight}
+        return {"messages": [asked, first, asked, {**first, "weight": 1}]}
+
+    path = write_lines([row(0), row(1)])
+    batches = make_batches(path, batch_size=1)
+    some, all_ = sorted(batches.prepare([0, 1]), key=lambda x: x.example.origin)
+    assert some.row.tokens == all_.row.tokens
+    learned = [i for i, x in enumerate(some.row.learned) if x]
+    # Of two equal answers the last.
+    both = [i for i, x in enumerate(all_.row.learned) if x]
+    assert learned == both[len(both) // 2 :]
 
 
 def test_a_data_set_of_bad_rows_is_given_up(make_batches, write_lines):

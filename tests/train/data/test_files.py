@@ -172,6 +172,33 @@ def test_few_groups_of_all_files_are_kept(write_parquet):
                 assert len(groups) <= 5
 
 
+def test_a_text_that_repeats_is_held_once(write_parquet):
+    pyarrow = pytest.importorskip("pyarrow")
+    text = "x" * 20_000
+    rows = [
+        {"text": text, "messages": [{"content": text, "n": [i]}]} for i in range(2000)
+    ]
+    path = write_parquet(rows, group=2000)
+    assert path.stat().st_size < 40_000
+    files, before = Files([path]), pyarrow.total_allocated_bytes()
+    values = [files[i].values for i in (0, 1234, 1999)]
+    # 80 MB, unfolded.
+    assert pyarrow.total_allocated_bytes() - before < 4_000_000
+    assert values == [rows[i] for i in (0, 1234, 1999)]
+
+
+@pytest.mark.parametrize("limit", [10_000, 39_000])
+def test_a_row_group_of_too_many_bytes_is_refused(write_parquet, monkeypatch, limit):
+    monkeypatch.setattr("mm1_mlx.train.data.parquet.MAX_GROUP_BYTES", limit)
+    path = write_parquet([{"text": f"{i:020}"} for i in range(1500)], group=1500)
+    # By what it says of itself, or by what it holds.
+    with pytest.raises(
+        DataError,
+        match=r"rows.parquet:1: row group 0 has more than .* GB; write the file again",
+    ):
+        Files([path])[0]
+
+
 def test_without_pyarrow_the_extra_is_named(write_parquet, monkeypatch):
     path = write_parquet([{"text": "a"}])
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)

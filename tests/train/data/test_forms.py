@@ -83,11 +83,20 @@ CONVERSATIONS = {
         [("user", [None, "What?"]), ("assistant", ["x"])],
         [A],
     ),
-    "messages, a typed place is text": (
-        {"messages": [
-            {"role": "user", "content": "What is <image>?"}, {"role": "assistant", "content": "x"}]},
-        [("user", ["What is <image>?"]), ("assistant", ["x"])],
-        [],
+    "messages, places in a part": (
+        {"images": ["a.png", "b.png"], "messages": [
+            {"role": "user", "content": [
+                {"type": "text", "text": "Is <image>\nlike"}, {"type": "text", "text": " <image>"}]},
+            {"role": "assistant", "content": "x"}]},
+        [("user", ["Is ", None, "like ", None]), ("assistant", ["x"])],
+        [A, B],
+    ),
+    "messages, a place behind the question in its only part": (
+        {"images": ["a.png"], "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "What?\n<image>"}]},
+            {"role": "assistant", "content": "x"}]},
+        [("user", [None, "What?"]), ("assistant", ["x"])],
+        [A],
     ),
     "turns": (
         {"images": [b"one"], "texts": [
@@ -119,6 +128,7 @@ CONVERSATIONS |= {
 
 DOCUMENTS = {
     "caption": ({"image": "a.png", "caption": " A cat. "}, [None, " A cat."], [A]),
+    "caption behind its place": ({"image": "a.png", "caption": "<image>\nA cat."}, [None, " A cat."], [A]),
     "text of a picture": ({"file_name": "a.png", "text": "A cat."}, [None, " A cat."], [A]),
     "interleaved": (
         {"texts": ["Once", None, "a cat", "sat.", None, None],
@@ -154,6 +164,20 @@ def test_a_document_is_its_parts(name):
     assert example.parts == parts
     assert list(example.images) == images
     assert example.kind == "document"
+
+
+def test_a_typed_place_is_text_where_the_form_is_named():
+    asked = {"role": "user", "content": "What is <image>?"}
+    row = {"messages": [asked, {"role": "assistant", "content": "x"}], "videos": ["v"]}
+    assert read(row, form="messages").turns[0] == ("user", ["What is <image>?"])
+
+
+def test_answers_of_no_weight_are_only_read():
+    answers = [{"role": "assistant", "content": x, "weight": w} for x, w in WEIGHED]
+    row = {"messages": [x for answer in answers for x in (ASKED, answer)]}
+    example = read(row)
+    assert example.unlearned == {1}
+    assert len(example.turns) == 6
 
 
 def test_a_data_uri_is_a_picture():
@@ -226,6 +250,7 @@ def test_a_document_takes_no_prompt():
 
 # Bad rows
 
+WEIGHED = (("guess", 0), ("x", 1), ("y", None))
 ASKED = {"role": "user", "content": "What?"}
 BAD = {
     "no keys": ({}, r"a row with the keys \[\] has no form that is known"),
@@ -256,6 +281,45 @@ BAD = {
     "empty answer": (
         {"messages": [ASKED, {"role": "assistant", "content": " "}]},
         "an assistant turn is empty, expected an answer",
+    ),
+    "empty answer in a part": (
+        {"messages": [ASKED, {"role": "assistant", "content": [{"type": "text", "text": " "}]}]},
+        "an assistant turn is empty, expected an answer",
+    ),
+    "half a weight": (
+        {"messages": [ASKED, {"role": "assistant", "content": "x", "weight": 0.5}]},
+        "the weight of an assistant turn is 0.5, expected 0 or 1",
+    ),
+    "no weight": (
+        {"messages": [ASKED, {"role": "assistant", "content": "x", "weight": 0}]},
+        "every assistant turn has weight 0, so nothing is learned of it",
+    ),
+    "film": (
+        {"video": "a.mp4", "conversations": said(("human", "<video>\nWhat?"), ("gpt", "x"))},
+        "its video cannot be shown; give a film's frames as pictures, or name",
+    ),
+    "sound": ({"audio": {"bytes": b"x"}, "text": "Once."}, "its audio cannot be shown"),
+    "messages, a place without a picture": (
+        {"picture": "a.png", "messages": [
+            {"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "x"}]},
+        "it has <image> but no pictures for it; name them as images, or the form 'messages'",
+    ),
+    "messages, a place in a part without a picture": (
+        {"messages": [
+            {"role": "user", "content": [{"type": "text", "text": "<image>What?"}]},
+            {"role": "assistant", "content": "x"}]},
+        "it has <image> but no pictures for it",
+    ),
+    "messages, a place in a part too many": (
+        {"images": ["a.png"], "messages": [
+            {"role": "user", "content": [
+                {"type": "image"}, {"type": "text", "text": "<image>What?"}]},
+            {"role": "assistant", "content": "x"}]},
+        r"it has 2 places for pictures \(<image>\) but 1 pictures",
+    ),
+    "place in a caption": (
+        {"image": "a.png", "caption": "a red <image> thing"},
+        "its caption has <image>, which would be learned as text; leave it out",
     ),
     "more places": (
         {"image": "a.png", "conversations": said(("human", "<image> <image>"), ("gpt", "x"))},
@@ -336,6 +400,43 @@ def test_data_does_not_reach_out_of_its_folder(name, tmp_path):
     record = Record({"image": name, "caption": "x"}, "rows.jsonl:17", data)
     with pytest.raises(DataError, match=r"17: picture .* (lies outside|is no path)"):
         read_example(record, PictureFolder(data))
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "inner/../../secret.png"])
+def test_masks_do_not_reach_out_of_the_datas_folder(name, tmp_path):
+    (tmp_path / "secret.png").touch()
+    data = tmp_path / "data"
+    (data / "inner").mkdir(parents=True)
+
+    def mask_of(name, outside=False):
+        region = {"type": "region", "mask": name}
+        answer = {"role": "assistant", "content": [region]}
+        asked = {"role": "user", "content": [{"type": "image"}]}
+        row = {"images": ["a.png"], "messages": [asked, answer]}
+        folder = PictureFolder(data, outside)
+        return read_example(Record(row, "rows.jsonl:17", data), folder).parts[1].shape
+
+    for path in (name, str(tmp_path / "secret.png")):
+        with pytest.raises(DataError, match=r"17: picture .* lies outside"):
+            mask_of(path)
+    assert mask_of(name, outside=True) == data / name
+    # A relative one begins where pictures do.
+    assert mask_of("inner/mask.png") == data / "inner/mask.png"
+
+
+def test_frames_of_a_folder_do_not_reach_out(tmp_path):
+    frames = tmp_path / "data" / "frames"
+    frames.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    Image.new("RGB", (4, 4)).save(frames / "0.png")
+    asked = {"role": "user", "content": [{"type": "video", "video": "frames"}]}
+    row = {"messages": [asked, {"role": "assistant", "content": "x"}]}
+    record = Record(row, "rows.jsonl:17", tmp_path / "data")
+    folder = PictureFolder(tmp_path / "data")
+    assert len(read_example(record, folder).images) == 1
+    (frames / "1.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(DataError, match=r"17: picture .* lies outside"):
+        read_example(record, folder)
 
 
 def test_paths_out_of_the_folder_can_be_allowed(tmp_path):

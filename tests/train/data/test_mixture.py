@@ -91,6 +91,55 @@ def test_a_mixture_lies_beside_its_data(write_lines, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"path": "../secret.jsonl"},
+        {"path": "../*.jsonl"},
+        {"path": "link.jsonl"},
+        {"path": "a", "image_folder": ".."},
+        {"path": "a", "image_folder": "/etc"},
+    ],
+)
+def test_a_mixture_does_not_reach_out_of_its_folder(fields, write_lines, tmp_path):
+    write_lines(named("s", 3), "secret.jsonl")
+    write_lines(named("a", 3), "data/a.jsonl")
+    (tmp_path / "data/link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    path = tmp_path / "data/mix.json"
+    path.write_text(json.dumps({"datasets": [fields]}))
+    with pytest.raises(
+        DataError, match=r"mix.json: '.*' lies outside '.*data'; give a folder"
+    ):
+        open_mixture([str(path)])
+    assert len(open_mixture([str(path)], outside=True)) == 3
+
+
+def test_a_mixture_may_name_folders_within_its_own(write_lines, tmp_path):
+    write_lines(named("a", 3), "data/a.jsonl")
+    (tmp_path / "data/inner").mkdir()
+    fields = [{"path": "a", "image_folder": x} for x in (".", "inner", "inner/..")]
+    path = tmp_path / "data/mix.json"
+    path.write_text(json.dumps({"datasets": fields}))
+    assert len(open_mixture([str(path)])) == 9
+
+
+@pytest.mark.parametrize("name", ["valid", "validation-00000-of-00001", "test"])
+def test_a_folder_of_splits_measures_by_those_not_learned(name, write_lines, tmp_path):
+    write_lines(named("t", 20), "lm/train.jsonl")
+    write_lines(named("v", 3), f"lm/{name}.jsonl")
+    mixture = open_mixture([str(tmp_path / "lm")], measured=True)
+    assert sorted(texts(mixture, range(3))) == ["v0", "v1", "v2"]
+    assert len(mixture) == 3
+    assert len(open_mixture([str(tmp_path / "lm")])) == 20
+    # A split that is named is meant, and where there is none a folder is as it is.
+    path = tmp_path / "mix.json"
+    spec = {"datasets": [{"path": "lm", "split": "train"}]}
+    path.write_text(json.dumps(spec))
+    assert len(open_mixture([str(path)], measured=True)) == 20
+    (tmp_path / f"lm/{name}.jsonl").unlink()
+    assert len(open_mixture([str(tmp_path / "lm")], measured=True)) == 20
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("{", "is not valid JSON, expected a mixture of data sets"),
