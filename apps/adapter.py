@@ -76,10 +76,11 @@ def import_(
     """Bring over a PEFT adapter made for the checkpoint that a model was converted from."""
     from mm1_mlx.adapters import save
     from mm1_mlx.convert.peft import import_peft
-    from mm1_mlx.folders import user_path
     from mm1_mlx.runtime import find_model
 
-    report = import_peft(path, find_model(model), source)
+    folder = find_model(model)
+    place = _apart(out, str(folder), path, source)
+    report = import_peft(path, folder, source)
     if report.dropped:
         note(
             f"{len(report.dropped)} tensors are of layers that the model does not have, "
@@ -87,7 +88,7 @@ def import_(
         )
     if report.doubt:
         note(report.doubt)
-    save(user_path(str(out)), report.adapter, overwrite=overwrite)
+    save(place, report.adapter, overwrite=overwrite)
     print(out)
 
 
@@ -101,8 +102,22 @@ def export(
     """Write an adapter as PEFT's, for the checkpoint that a model was converted from."""
     from mm1_mlx.adapters import load
     from mm1_mlx.convert.peft_out import export_peft
-    from mm1_mlx.folders import user_path
     from mm1_mlx.runtime import find_model
 
-    export_peft(load(path), user_path(str(out)), find_model(model), source)
+    folder = find_model(model)
+    export_peft(load(path), _apart(out, str(folder), path, source), folder, source)
     print(out)
+
+
+def _apart(out: Path, *sources: str | None) -> Path:
+    """The folder to write, which is none of those that are read.
+
+    Raises:
+        CheckpointError: it is, holds or lies in one of them.
+    """
+    from mm1_mlx.folders import user_path
+    from mm1_mlx.writer import check_apart
+
+    place = user_path(str(out))
+    check_apart(place, [user_path(name) for name in sources if name])
+    return place

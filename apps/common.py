@@ -63,6 +63,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="download and convert without a
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
+# A picture's text, or a name in somebody's data, could write an escape sequence.
 _CONTROLS = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
 
@@ -87,14 +88,19 @@ def guarded(command: Callable[[], None]) -> None:
 
 def stop(message: str) -> None:
     """Print ``error: message`` and exit with status 1."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    _tell(f"error: {' '.join(message.split())}")
     raise SystemExit(1)
 
 
 def note(message: str) -> None:
     """A line for people, on stderr; of processes that answer together the first's."""
     if _rank() == 0:
-        print(message, file=sys.stderr, flush=True)
+        _tell(message)
+
+
+def _tell(message: str) -> None:
+    """A message on stderr, without its control characters."""
+    print(message.translate(_CONTROLS), file=sys.stderr, flush=True)
 
 
 def _rank() -> int:
@@ -103,10 +109,7 @@ def _rank() -> int:
 
 
 def print_answer(text: str) -> None:
-    """A piece of an answer on stdout; to a terminal without its control characters.
-
-    A picture's text could make a model write an escape sequence.
-    """
+    """A piece of an answer on stdout; to a terminal without its control characters."""
     if sys.stdout.isatty():
         text = text.translate(_CONTROLS)
     print(text, end="", flush=True)

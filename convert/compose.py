@@ -9,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mm1_mlx.config import MM1Config
+from mm1_mlx.folders import user_path
 from mm1_mlx.quantize import Recipe
 from mm1_mlx.resolution import with_resolution
 from mm1_mlx.writer import CheckpointWriter, check_place
@@ -94,11 +95,12 @@ def convert(
         ConfigError: the parts do not fit together, or cannot be upcycled.
     """
     plan = Upcycle.parse(upcycle) if upcycle is not None else None
-    check_place(out, overwrite=overwrite)
     chosen = {"vision": vision, "connector": connector, "decoder": decoder}
     spec = connector if connector and is_spec(connector) else None
     if spec:
         del chosen["connector"]
+    named = (user_path(name) for name in (source, base, *chosen.values()) if name)
+    check_place(out, overwrite=overwrite, sources=named)
     with ExitStack() as stack:
         origins = open_origins(chosen, source, stack, base, out.resolve())
         config = compose(origins, spec)

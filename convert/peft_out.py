@@ -17,11 +17,9 @@ import mlx.core as mx
 
 from mm1_mlx.adapters import Adapter, Adapters
 from mm1_mlx.adapters.attach import Form
-from mm1_mlx.adapters.folder import CONFIG
+from mm1_mlx.adapters.folder import write
 from mm1_mlx.checkpoint import build_model, load_config, packed_on_disk
 from mm1_mlx.errors import CheckpointError
-from mm1_mlx.files import fsync, replace_json
-from mm1_mlx.partial import Partial
 
 from .detect import detect_format
 from .expected import possible_shapes
@@ -74,22 +72,7 @@ def export_peft(
     made = _Export(adapter, rules, possible_shapes(config), forms)
     made.pairs()
     made.full()
-    partial = Partial(out.resolve(), None)
-    try:
-        partial.open()
-        weights = partial.folder / WEIGHTS
-        mx.save_safetensors(str(weights), made.tensors, {"format": "pt"})
-        fsync(weights)
-        replace_json(partial.folder / CONFIG, made.config(origin))
-        partial.publish(overwrite=False)
-    except (OSError, RuntimeError) as error:
-        partial.remove()
-        raise CheckpointError(
-            f"{str(out)!r} cannot be written ({error}); is the disk full?"
-        ) from None
-    except BaseException:
-        partial.remove()
-        raise
+    write(out, WEIGHTS, "pt", made.tensors, lambda _: made.config(origin))
 
 
 @dataclass

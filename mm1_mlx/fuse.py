@@ -19,24 +19,20 @@ import mlx.core as mx
 from mm1_mlx.adapters import Adapters, base_of, load_adapted
 from mm1_mlx.adapters.attach import Form
 from mm1_mlx.checkpoint import (
-    CONFIG,
-    INDEX,
-    MANIFEST,
     build_model,
     cast_overflowing,
     cast_to,
     device_dtype,
     load_config,
-    load_manifest,
     load_model,
     packed_on_disk,
 )
 from mm1_mlx.config import MM1Config, Packing, QuantizationConfig
 from mm1_mlx.errors import CheckpointError, ConfigError, MemoryLimitError
-from mm1_mlx.files import safe_join
 from mm1_mlx.models import MM1
+from mm1_mlx.original import Original
 from mm1_mlx.partial import fingerprint, stamps
-from mm1_mlx.pieces import TensorInfo, row_blocks, tensors_of
+from mm1_mlx.pieces import TensorInfo, row_blocks
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.quantize.calibration import examples
 from mm1_mlx.quantize.cost import Cost, Reference, ask, measure, predict
@@ -53,8 +49,6 @@ MEASURED = 24
 MAX_LOST = 0.1
 # Nats of divergence below which an adapter has no effect to speak of.
 NO_EFFECT = 1e-6
-# What is said of the model alone.
-LEFT = (CONFIG, INDEX, MANIFEST, "parity.json")
 
 # Told what is done, how much of it and of how much.
 Progress = Callable[[str, int, int], None]
@@ -83,11 +77,11 @@ class Measured:
         """The share of the adapters' effect that is lost; None if there is none here.
 
         0 where the fused model predicts as the one with adapters, 1 where it is as far
-        from that as the model without.
+        from that as the model without, or farther.
         """
         if self.effect.kl_mean < NO_EFFECT:
             return None
-        return max(0.0, self.cost.kl_mean / self.effect.kl_mean)
+        return min(max(0.0, self.cost.kl_mean / self.effect.kl_mean), 1.0)
 
 
 @dataclass(frozen=True)
@@ -149,11 +143,11 @@ def fuse(
 
     Raises:
         CheckpointError: the model or an adapter does not fit or is damaged, ``out`` is
-            taken or has no room, or too much of the effect would be lost.
+            taken, the model itself or without room, or too much of the effect would be lost.
         ConfigError: there is no adapter, or nothing that the recipe packs.
         PromptError: the calibration's prompts do not fit the model, or are too few.
     """
-    check_place(out, overwrite=overwrite)
+    check_place(out, overwrite=overwrite, sources=[path])
     if not adapters.given:
         raise ConfigError("there is nothing to fuse; name an adapter")
     job = _Job(path, load_config(path), adapters, recipe, dtype)
@@ -238,13 +232,14 @@ class _Job:
         return replace(self.config, quantization=ways)
 
     @cached_property
+    def original(self) -> Original:
+        """The model's folder."""
+        return Original(self.path)
+
+    @property
     def stored(self) -> dict[str, TensorInfo]:
         """The model's tensors; none is read."""
-        found: dict[str, TensorInfo] = {}
-        for name in sorted(load_manifest(self.path)["files"]):
-            if name.endswith(".safetensors"):
-                found |= tensors_of(safe_join(self.path, name))
-        return found
+        return self.original.stored
 
     @cached_property
     def forms(self) -> dict[str, Form]:
@@ -328,8 +323,7 @@ class _Job:
             for part in examples(calibration, count, sees=self.config.sees)
             for x in part
         ]
-        stored = {name: x.deferred() for name, x in self.stored.items()}
-        needs = measuring_bytes(self.config, stored, prompts)
+        needs = measuring_bytes(self.config, self.original.tensors(), prompts)
         check_memory("measuring", needs, "nothing is measured")
 
         def said(task: str) -> Callable[[], None]:
@@ -346,25 +340,13 @@ class _Job:
         cost = measure(fused, reference, said("fused"))
         return Measured(cost, effect, *_differences(fused, reference))
 
-    def _trained(self) -> set[str]:
-        """The parts that the adapters hold whole."""
-        left = {name.partition(".")[0] for name in {*self.stored} - self.adapters.full}
-        return {name.partition(".")[0] for name in self.adapters.full} - left
-
     def write(self, out: Path, *, overwrite: bool, progress: Progress) -> None:
         """Write the folder."""
-        manifest = load_manifest(self.path)
-        known = manifest.get("source")
-        source = dict(known) if isinstance(known, dict) else {}
-        # That was checked of other weights.
-        source.pop("parity_checked", None)
+        source = self.original.source(self.adapters.full)
         if self.recipe is not None:
             source["quantized"] = {"recipe": self.recipe.name}
         elif not self.ways:
             source.pop("quantized", None)
-        needs = source.get("needs_training")
-        if isinstance(needs, list):
-            source["needs_training"] = [x for x in needs if x not in self._trained()]
         before = source.get("fused")
         source["fused"] = [
             *(before if isinstance(before, list) else []),
@@ -380,11 +362,10 @@ class _Job:
             ),
         ]
         tensors = dict(self.tensors())
-        files = {name: safe_join(self.path, name) for name in manifest["files"]}
         facts = {
             "config": self.made.to_dict(),
             "source": source,
-            "files": stamps(files.values()),
+            "files": stamps(self.original.files.values()),
             "tensors": {k: (x.shape, str(x.dtype)) for k, x in tensors.items()},
         }
         with CheckpointWriter(
@@ -400,9 +381,8 @@ class _Job:
             for name in list(tensors):
                 # Popped, so that a tensor that was written is freed.
                 writer.add(name, tensors.pop(name))
-            for name, file in files.items():
-                if name not in LEFT and not name.endswith(".safetensors"):
-                    writer.add_file(name, file)
+            for name, file in self.original.kept.items():
+                writer.add_file(name, file)
 
 
 def _fitting(name: str, dtype: mx.Dtype, tensor: mx.array) -> mx.array:

@@ -197,7 +197,7 @@ def find_model(source: str | Path | None = None, *, weights: bool = True) -> Pat
     if not hub.is_repository(name):
         raise CheckpointError(
             f"model folder {name!r} does not exist; give a folder or a repository "
-            "(OWNER/NAME), or none for mm1-tiny"
+            f"(OWNER/NAME), or that of mm1-tiny, {str(TINY)!r}"
         )
     # Asked first: a foreign checkpoint's gigabytes would be fetched in vain.
     if (kind := hub.model_type(name)) != MODEL_TYPE:

@@ -277,13 +277,19 @@ def _shard(number: int) -> str:
     return f"shard-{number}.safetensors"
 
 
-def check_place(out: Path, *, overwrite: bool) -> None:
+def check_place(out: Path, *, overwrite: bool, sources: Iterable[Path] = ()) -> None:
     """Pass only where a model may be written.
+
+    Args:
+        out: the place.
+        overwrite: whether a model that is there may be replaced.
+        sources: the folders that it is made from.
 
     Raises:
         CheckpointError: something is there that must not be replaced, or nothing may be
             written.
     """
+    check_apart(out, sources)
     if not out.exists():
         above = _above(out)
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
@@ -301,6 +307,29 @@ def check_place(out: Path, *, overwrite: bool) -> None:
             f"{str(out)!r} is not a model folder and will not be overwritten; choose "
             "another name"
         )
+
+
+def check_apart(out: Path, sources: Iterable[Path]) -> None:
+    """Pass only where writing leaves the folders whole that are read.
+
+    Raises:
+        CheckpointError: ``out`` is one of them, holds it or lies in it.
+    """
+    for source in filter(Path.exists, sources):
+        if _holds(source, out) or _holds(out, source):
+            raise CheckpointError(
+                f"{str(out)!r} is, holds or lies in {str(source)!r}, which it is to be "
+                "made from; choose another place"
+            )
+
+
+def _holds(folder: Path, path: Path) -> bool:
+    """Whether a path is a folder or lies in it, by whatever names the two are called."""
+    if not folder.exists():
+        return False
+    # Not by their names: a disk may not tell capitals from small letters.
+    place = path.resolve()
+    return any(x.exists() and x.samefile(folder) for x in (place, *place.parents))
 
 
 def check_space(out: Path, size: int) -> None:

@@ -22,7 +22,7 @@ ROWS = [
     ["budget"],
     ["limits"],
     ["image", "checkpoint"],
-    ["tokenizer", "video", "writer", "adapters"],
+    ["tokenizer", "video", "writer", "original", "adapters"],
     ["messages", "grounding"],
     ["regions"],
     ["prompt", "sampling", "shots", "transcript"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -177,13 +177,9 @@ def save(folder: Path, adapter: Adapter, *, overwrite: bool = False) -> None:
             + ("; choose another name or pass --overwrite" if not overwrite else
                " and is no adapter, so it will not be overwritten; choose another name")
         )  # fmt: skip
-    partial = Partial(out, None)
-    try:
-        partial.open()
-        weights = partial.folder / WEIGHTS
-        mx.save_safetensors(str(weights), dict(adapter.tensors), {"format": "mlx"})
-        fsync(weights)
-        record = {
+
+    def record(weights: Path) -> dict[str, Any]:
+        return {
             "format_version": FORMAT_VERSION,
             "adapter": adapter.config.to_dict(),
             "base": adapter.base.to_dict(),
@@ -191,7 +187,39 @@ def save(folder: Path, adapter: Adapter, *, overwrite: bool = False) -> None:
             "training": dict(adapter.training),
             "sha256": sha256(weights),
         }
-        replace_json(partial.folder / CONFIG, record)
+
+    write(folder, WEIGHTS, "mlx", adapter.tensors, record, overwrite=overwrite)
+
+
+def write(
+    folder: Path,
+    name: str,
+    layout: str,
+    tensors: Mapping[str, mx.array],
+    record: Callable[[Path], Mapping[str, Any]],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Put a folder of tensors and an adapter_config.json in its place, at once.
+
+    Args:
+        folder: its place.
+        name: of the tensors' file.
+        layout: which program's its tensors are laid out for, as safetensors says it.
+        tensors: what it holds.
+        record: makes the content of adapter_config.json, of that file.
+        overwrite: whether what is there is replaced.
+
+    Raises:
+        CheckpointError: the place cannot be written.
+    """
+    partial = Partial(folder.resolve(), None)
+    try:
+        partial.open()
+        weights = partial.folder / name
+        mx.save_safetensors(str(weights), dict(tensors), {"format": layout})
+        fsync(weights)
+        replace_json(partial.folder / CONFIG, record(weights))
         partial.publish(overwrite=overwrite)
     except (OSError, RuntimeError) as error:
         partial.remove()

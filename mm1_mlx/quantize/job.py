@@ -12,21 +12,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from mm1_mlx.checkpoint import (
-    CONFIG,
-    INDEX,
-    MANIFEST,
-    device_dtype,
-    load_config,
-    load_manifest,
-    load_model,
-)
+from mm1_mlx.checkpoint import device_dtype, load_config, load_model
 from mm1_mlx.config import MM1Config, QuantizationConfig
 from mm1_mlx.errors import CheckpointError, ConfigError, MemoryLimitError
-from mm1_mlx.files import safe_join
 from mm1_mlx.models import MM1
+from mm1_mlx.original import Original
 from mm1_mlx.partial import fingerprint, stamps
-from mm1_mlx.pieces import tensors_of
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.quantize import shapes
 from mm1_mlx.quantize.calibration import Example, examples
@@ -42,8 +33,6 @@ from mm1_mlx.writer import CheckpointWriter, check_place, check_space
 
 # Prompts that are asked; a quarter of them measures.
 MEASURED, LEARNED = 32, 128
-# What is said of the unpacked model only.
-LEFT = (CONFIG, INDEX, MANIFEST, "parity.json")
 
 # Told what is done, how much of it and of how much.
 Progress = Callable[[str, int, int], None]
@@ -122,13 +111,13 @@ def quantize(
         progress: told what is under way.
 
     Raises:
-        CheckpointError: the model is packed already or damaged, or ``out`` is taken or
-            has no room.
+        CheckpointError: the model is packed already or damaged, or ``out`` is taken, the
+            model itself or without room.
         ConfigError: there is nothing that the recipe packs, or nothing to learn.
         PromptError: the calibration's prompts do not fit the model, or are too few; or
             there is no memory to learn.
     """
-    check_place(out, overwrite=overwrite)
+    check_place(out, overwrite=overwrite, sources=[path])
     config = load_config(path)
     if config.quantization:
         raise CheckpointError(
@@ -214,6 +203,11 @@ class _Job:
     plan: Plan
     progress: Progress
 
+    @cached_property
+    def original(self) -> Original:
+        """The unpacked model's folder."""
+        return Original(self.path)
+
     @property
     def made(self) -> MM1Config:
         """The config of what is written."""
@@ -271,8 +265,7 @@ class _Job:
     @property
     def _is_tiny(self) -> bool:
         """Whether the model is mm1-tiny, or one that was made of it."""
-        source = load_manifest(self.path).get("source")
-        named = isinstance(source, dict) and source.get("name") == shapes.MODEL
+        named = self.original.source().get("name") == shapes.MODEL
         return named and self.config.sees
 
     def score(self, model: MM1, task: str) -> Accuracy:
@@ -313,10 +306,7 @@ class _Job:
 
     def _tensors(self) -> Iterator[tuple[str, Deferred]]:
         """The unpacked model's; none is read."""
-        for name in sorted(load_manifest(self.path)["files"]):
-            if name.endswith(".safetensors"):
-                for found, tensor in tensors_of(safe_join(self.path, name)).items():
-                    yield found, tensor.deferred()
+        yield from self.original.tensors().items()
 
     def _packed_tensors(self) -> Iterator[tuple[str, Deferred]]:
         """The packed model's, rounded when they are asked for."""
@@ -331,25 +321,20 @@ class _Job:
         overwrite: bool,
     ) -> None:
         """Write the folder, with ``replaced`` tensors."""
-        manifest = load_manifest(self.path)
-        known = manifest.get("source")
-        known = dict(known) if isinstance(known, dict) else {}
-        # That was checked of other weights.
-        known.pop("parity_checked", None)
+        source = self.original.source() | source
         tensors = dict(self._packed_tensors())
         for name, tensor in replaced.items():
             tensors[name] = Deferred.of(tensor.astype(tensors[name].dtype))
-        files = {name: safe_join(self.path, name) for name in manifest["files"]}
         facts = {
             "config": self.made.to_dict(),
-            "source": known | source,
-            "files": stamps(files.values()),
+            "source": source,
+            "files": stamps(self.original.files.values()),
             "tensors": {k: (x.shape, str(x.dtype)) for k, x in tensors.items()},
         }
         with CheckpointWriter(
             out,
             self.made,
-            known | source,
+            source,
             packed=self.plan.packed,
             overwrite=overwrite,
             size=sum(x.nbytes for x in tensors.values()),
@@ -360,9 +345,8 @@ class _Job:
             for name in list(tensors):
                 # Popped, so that a tensor that was written is freed.
                 writer.add(name, tensors.pop(name))
-            for name, path in files.items():
-                if name not in LEFT and not name.endswith(".safetensors"):
-                    writer.add_file(name, path)
+            for name, path in self.original.kept.items():
+                writer.add_file(name, path)
 
     def rows(self) -> dict[str, Row]:
         """The components before and after, from shapes alone."""

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from mm1_mlx.apps.cli import main
-from mm1_mlx.apps.common import print_answer
+from mm1_mlx.apps.common import note, print_answer, stop
 from mm1_mlx.runtime import TINY
 
 STAR = str(TINY / "red-star.png")
@@ -430,6 +430,15 @@ def test_convert_of_nothing_is_one_line_and_leaves_nothing(mm1, tmp_path):
     result = mm1("convert", tmp_path / "no", tmp_path / "out")
     check_error(result, f"'{tmp_path / 'no'}' is neither a folder nor a hub")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_in_data_writes_no_escape_sequence(capsys):
+    with pytest.raises(SystemExit):
+        stop("rows.tar:a\x1b[2J: bad\nrow")
+    note("passed over: rows.tar:a\x9b2J: bad")
+    assert capsys.readouterr().err == (
+        "error: rows.tar:a[2J: bad row\npassed over: rows.tar:a2J: bad\n"
+    )
 
 
 def test_convert_refuses_to_overwrite(mm1, tmp_path):

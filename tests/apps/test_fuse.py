@@ -241,6 +241,34 @@ def test_a_part_that_was_trained_needs_training_no_longer(tmp_path):
     assert read_manifest(report.out)["source"]["needs_training"] == ["vision"]
 
 
+@pytest.mark.parametrize("place", ["base", "base/out", "link", "link/new/out", "."])
+def test_a_model_is_never_fused_onto_itself(place, weak, tmp_path):
+    base = shutil.copytree(TINY, tmp_path / "models/base")
+    (base.parent / "link").symlink_to(base)
+    # A model around it, which may be overwritten but for what lies in it.
+    for name in ("config.json", "manifest.json"):
+        shutil.copy(base / name, base.parent)
+    before = {path: path.read_bytes() for path in base.parent.rglob("*.*")}
+    with pytest.raises(
+        CheckpointError, match=r"is, holds or lies in '.*base', which it is to be made"
+    ):
+        fuse(
+            base,
+            base.parent / place,
+            Adapters.load([weak]),
+            measured=False,
+            overwrite=True,
+        )
+    assert {path: path.read_bytes() for path in base.parent.rglob("*.*")} == before
+
+
+def test_no_more_than_all_is_lost(tmp_path):
+    adapter = make(tmp_path / "adapter", 1e-3, rank=8)
+    given, recipe = Adapters.load([adapter]), find_recipe("4bit")
+    with pytest.raises(CheckpointError, match=r"^100% of what the adapters change"):
+        fuse(TINY, tmp_path / "out", given, recipe=recipe, count=4)
+
+
 def test_what_is_too_large_for_the_type_is_refused(tmp_path):
     adapter = make(tmp_path / "adapter", 0.1, scale=1e4, where=(LAYER,))
     given = Adapters.load([(adapter, 1e4)])

@@ -353,6 +353,18 @@ def test_an_existing_folder_is_kept_unless_told_otherwise(tmp_path: Path) -> Non
     assert load_config(tmp_path / "out").decoder
 
 
+@pytest.mark.parametrize("part", ["source", "vision", "decoder"])
+def test_a_source_is_never_written_onto(part: str, tmp_path: Path) -> None:
+    llama = sources.llama(tmp_path / "llama")
+    convert(str(llama), tmp_path / "model")
+    before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    named = {"source": str(llama)} | {part: str(tmp_path / "model")}
+    for out in ("model", "model/inside"):
+        with pytest.raises(CheckpointError, match=r"is, holds or lies in '.*model'"):
+            convert(**named, out=tmp_path / out, overwrite=True)  # type: ignore[arg-type]
+    assert {p: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
+
+
 def test_dtypes_are_kept_unless_one_is_asked_for(tmp_path: Path) -> None:
     tensors = {n: x.astype(mx.bfloat16) for n, x in sources.llama_tensors().items()}
     tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(mx.float32)

@@ -567,6 +567,17 @@ def test_the_commands(
     status, text, error = mm1("export", out, back, "-m", made.model)
     assert (status, text) == (1, "")
     assert "already exists" in error
+    # Both kinds have an adapter_config.json, but neither is written onto what is read.
+    before = {path.name: path.read_bytes() for path in peft.iterdir()}
+    for place in (peft, peft / "in", made.model / "in"):
+        arguments = ("import", peft, place, "-m", made.model, "--overwrite")
+        status, _, error = mm1(*arguments)
+        assert (status, error.count("\n")) == (1, 1)
+        assert "is, holds or lies in" in error
+        status, _, error = mm1("export", peft, place, "-m", made.model)
+        assert status == 1
+    assert {path.name: path.read_bytes() for path in peft.iterdir()} == before
+    assert "is, holds or lies in" in mm1("export", out, out / "in", "-m", made.model)[2]
     status, _, error = mm1("show", peft)
     assert status == 1
     assert "mm1 adapter import" in error

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from math import prod
 from types import SimpleNamespace
 
@@ -182,6 +183,15 @@ def test_what_is_packed_already_is_refused(dense, tmp_path):
         dense, tmp_path / "out", find_recipe("4bit"), measured=False, overwrite=True
     )
     assert load_config(tmp_path / "out").quantization.bits == 4
+
+
+def test_a_model_is_never_packed_onto_itself(dense, tmp_path):
+    base = shutil.copytree(dense, tmp_path / "base")
+    before = {path: path.read_bytes() for path in base.iterdir()}
+    for out in (base, base / "packed"):
+        with pytest.raises(CheckpointError, match=r"is, holds or lies in '.*base'"):
+            quantize(base, out, find_recipe("4bit"), measured=False, overwrite=True)
+    assert {path: path.read_bytes() for path in base.iterdir()} == before
 
 
 def test_a_run_that_ends_early_leaves_nothing(dense, tmp_path):
