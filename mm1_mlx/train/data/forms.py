@@ -3,7 +3,7 @@
 | form | keys | becomes |
 |---|---|---|
 | llava | ``conversations`` [{from, value}], ``image`` | a conversation, "<image>" its places |
-| messages | ``messages`` [{role, content}], ``images`` | a conversation |
+| messages | ``messages`` [{role, content, weight}], ``images`` | a conversation |
 | turns | ``texts`` [{user, assistant}], ``images`` | a conversation (the Cauldron) |
 | question | ``question``, ``answer``, ``image`` | a conversation |
 | completion | ``prompt``, ``completion`` | a conversation (mlx-lm) |
@@ -31,9 +31,18 @@ from mm1_mlx.image import ImageSource
 from mm1_mlx.messages import collect
 from mm1_mlx.train.data.example import Example, Kind, Record, located
 from mm1_mlx.train.data.pictures import PictureFolder
+from mm1_mlx.train.data.places import (
+    PLACE,
+    Content,
+    Messages,
+    asked_in,
+    image_parts,
+    objects_in,
+    text_part,
+    texts_in,
+    with_places,
+)
 
-# What stands in the text where a picture does.
-PLACE = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant"}
 # What is asked and what is answered, in forms of one question.
 _PAIRS = {"question": ("question", "answer"), "completion": ("prompt", "completion")}
@@ -42,9 +51,6 @@ _SPEAKERS = ("human", "gpt", "user", "assistant", "system")
 UNSEEN = ("video", "videos", "audio", "audios")
 
 Values = Mapping[str, Any]
-# The parts of a message.
-Content = list[dict[str, Any]]
-Messages = list[dict[str, Any]]
 Find = Callable[[Any], ImageSource]
 
 
@@ -137,32 +143,12 @@ def _check_seen(values: Values) -> None:
     if recognise(values) != "messages":
         return
     messages = values.get("messages", values.get("conversations"))
-    typed = any(PLACE in text for m in _mappings(messages) for text in _asked(m))
+    typed = any(PLACE in text for m in objects_in(messages) for text in asked_in(m))
     if typed and not any(values.get(key) for key in ("image", "images", "file_name")):
         raise DataError(
-            f"it has {PLACE} but no pictures for it; name them as images, or the form 'messages' "
-            "in a mixture if text is meant"
+            f"it has {PLACE} but no pictures for it; name them as images, or the form "
+            "'messages' in a mixture if text is meant"
         )
-
-
-def _mappings(values: Any) -> list[Values]:
-    """Those of a list's items that are objects."""
-    items = values if isinstance(values, list) else []
-    return [item for item in items if isinstance(item, Mapping)]
-
-
-def _asked(message: Values) -> list[str]:
-    """The texts of a message, if it is the user's."""
-    content = message.get("content")
-    if message.get("role") != "user":
-        return []
-    return [content] if isinstance(content, str) else _texts(content)
-
-
-def _texts(content: Any) -> list[str]:
-    """Those of a list of parts."""
-    texts = [x.get("text") for x in _mappings(content) if x.get("type") == "text"]
-    return [text for text in texts if isinstance(text, str)]
 
 
 def _check_answers(messages: Messages) -> frozenset[int]:
@@ -176,7 +162,7 @@ def _check_answers(messages: Messages) -> frozenset[int]:
         raise DataError("it has no assistant turn, so nothing is learned of it")
     for message in answers.values():
         content = message["content"]
-        texts = [content] if isinstance(content, str) else _texts(content)
+        texts = [content] if isinstance(content, str) else texts_in(content)
         others = not isinstance(content, str) and len(texts) < len(content)
         if not others and not "".join(texts).strip():
             raise DataError("an assistant turn is empty, expected an answer")
@@ -215,82 +201,6 @@ def _pictures(values: Values, find: Find) -> list[ImageSource]:
     return [find(source) for source in (given if isinstance(given, list) else [given])]
 
 
-def _image_parts(count: int) -> Content:
-    return [{"type": "image"}] * count
-
-
-def _text_part(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text}
-
-
-def _cut_at_places(text: str, *, alone: bool = True) -> Content:
-    """The text in parts; the template writes what stands between picture and text.
-
-    ``alone`` it is a whole message.
-    """
-    stretches = [stretch.strip("\n") for stretch in text.split(PLACE)]
-    if alone and len(stretches) == 2 and not stretches[1].strip():
-        # As LLaVA's ``preprocess_multimodal``: a picture behind its question goes first.
-        stretches.reverse()
-    content: Content = []
-    for number, stretch in enumerate(stretches):
-        content += _image_parts(min(number, 1))
-        content += [_text_part(stretch)] if stretch else []
-    return content
-
-
-def _with_places(messages: Messages, images: list[ImageSource]) -> Messages:
-    """The messages with a place for each picture.
-
-    Raises:
-        DataError: they differ in number.
-    """
-    users = [i for i, m in enumerate(messages) if m["role"] == "user"]
-    places = sum(text.count(PLACE) for m in messages for text in _asked(m))
-    if not images and not places:
-        return messages
-    asked = sum(
-        isinstance(part, Mapping)
-        and part.get("type") == "image"
-        and part.get("image") is None
-        for m in messages
-        if isinstance(m["content"], list)
-        for part in m["content"]
-    )
-    if places + asked == 0 and images and users:
-        # Beside the first question, where whoever wrote none meant them to be.
-        first = messages[users[0]]
-        content = first["content"]
-        shown = [_text_part(content)] if isinstance(content, str) else content
-        placed = {**first, "content": [*_image_parts(len(images)), *shown]}
-        return [*messages[: users[0]], placed, *messages[users[0] + 1 :]]
-    if places + asked != len(images):
-        raise DataError(
-            f"it has {places + asked} places for pictures ({PLACE}) but {len(images)} "
-            "pictures; give one for each place"
-        )
-    return [
-        {**m, "content": _placed(m["content"])}
-        if any(PLACE in text for text in _asked(m))
-        else m
-        for m in messages
-    ]
-
-
-def _placed(content: str | Content) -> Content:
-    """A message's content with pictures where its texts have places for them."""
-    if isinstance(content, str):
-        return _cut_at_places(content)
-    parts: Content = []
-    for part in content:
-        text = part.get("text") if part.get("type") == "text" else None
-        if isinstance(text, str) and PLACE in text:
-            parts += _cut_at_places(text, alone=len(content) == 1)
-        else:
-            parts.append(part)
-    return parts
-
-
 def _with_prompt(messages: Messages, prompt: str | None) -> Messages:
     """The messages with the prompt behind every question that does not end with it."""
     if prompt is None:
@@ -301,13 +211,13 @@ def _with_prompt(messages: Messages, prompt: str | None) -> Messages:
         if message["role"] != "user":
             asked.append(message)
             continue
-        parts = [_text_part(content)] if isinstance(content, str) else list(content)
+        parts = [text_part(content)] if isinstance(content, str) else list(content)
         last = parts[-1] if parts else {}
         text = last.get("text") if isinstance(last, Mapping) else None
         if not isinstance(text, str):
-            parts.append(_text_part(prompt))
+            parts.append(text_part(prompt))
         elif not text.rstrip().endswith(prompt):
-            parts[-1] = _text_part(f"{text.rstrip()}\n{prompt}" if text else prompt)
+            parts[-1] = text_part(f"{text.rstrip()}\n{prompt}" if text else prompt)
         asked.append({**message, "content": parts})
     return asked
 
@@ -369,13 +279,13 @@ def _conversation(
 ) -> Draft:
     if not messages:
         raise DataError("it has no turns")
-    placed = _with_prompt(_with_places(messages, images), prompt)
+    placed = _with_prompt(with_places(messages, images), prompt)
     return Draft(placed, images, "conversation")
 
 
 def _parts(values: Values, find: Find, prompt: str | None) -> Draft:
     content: Content = [
-        _text_part(part) if isinstance(part, str) else _found(part, find)
+        text_part(part) if isinstance(part, str) else _found(part, find)
         for part in _need(values, "parts", list, "a list of parts")
     ]
     return _document(content, _pictures(values, find), prompt)
@@ -398,9 +308,9 @@ def _interleaved(values: Values, find: Find, prompt: str | None) -> Draft:
             )
         if image is not None:
             sources.append(find(image))
-            content += _image_parts(1)
+            content += image_parts(1)
         elif isinstance(text, str):
-            content.append(_text_part(text))
+            content.append(text_part(text))
         else:
             raise DataError(f"texts[{number}] is {text!r:.60}, expected text")
     return _document(_spaced(content), sources, prompt)
@@ -419,11 +329,11 @@ def _caption(values: Values, find: Find, prompt: str | None) -> Draft:
         )
     if not caption:
         raise DataError("its caption is empty")
-    places = _image_parts(len(images))
+    places = image_parts(len(images))
     if prompt is None:
-        return _document(_spaced([*places, _text_part(caption)]), images, None)
+        return _document(_spaced([*places, text_part(caption)]), images, None)
     messages: Messages = [
-        {"role": "user", "content": [*places, _text_part(prompt)]},
+        {"role": "user", "content": [*places, text_part(prompt)]},
         {"role": "assistant", "content": caption},
     ]
     return Draft(messages, images, "conversation")
@@ -432,7 +342,7 @@ def _caption(values: Values, find: Find, prompt: str | None) -> Draft:
 def _plain(values: Values, find: Find, prompt: str | None) -> Draft:
     if images := _pictures(values, find):
         raise DataError(f"a text has {len(images)} pictures; give it as a caption")
-    return _document([_text_part(_text(values, "text"))], [], prompt)
+    return _document([text_part(_text(values, "text"))], [], prompt)
 
 
 def _document(content: Content, images: list[ImageSource], prompt: str | None) -> Draft:
@@ -480,10 +390,10 @@ def _spaced(content: Content) -> Content:
             text = part["text"].strip()
             seen = before is not None and before["type"] == "image"
             line = "\n" if before is not None and not seen else ""
-            spaced.append(_text_part(f"{' ' if seen else line}{text}"))
+            spaced.append(text_part(f"{' ' if seen else line}{text}"))
             continue
         if before is not None and before["type"] == "text":
-            spaced[-1] = _text_part(before["text"] + "\n")
+            spaced[-1] = text_part(before["text"] + "\n")
         spaced.append(part)
     return spaced
 
