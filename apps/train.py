@@ -15,6 +15,7 @@ from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from uuid import uuid4
 
 import typer
 
@@ -22,7 +23,10 @@ from mm1_mlx.errors import ConfigError
 from mm1_mlx.train.config import TrainConfig
 from mm1_mlx.train.stages import DEFAULTS, DERIVED, Stage
 
-from .common import human_bytes, note, print_json, processes
+from .common import human_bytes, note, print_answer, print_json, processes
+
+# What Weights & Biases calls the run of a folder.
+WANDB = "wandb-id"
 
 train = typer.Typer(
     name="train",
@@ -63,6 +67,8 @@ def _parameters(stage: Stage) -> Iterator[inspect.Parameter]:
         if not field.metadata:
             continue
         text = field.metadata["help"]
+        if get_origin(hints[field.name]) is tuple:
+            text += ", several times"
         default = DEFAULTS[stage].get(
             field.name, DERIVED.get(field.name, field.default)
         )
@@ -130,6 +136,8 @@ def _train(
     from mm1_mlx.runtime import find_model
     from mm1_mlx.train.job import Job
 
+    out = user_path(str(out))
+
     # Before the loop asks for it: a process that finds no others would train alone.
     processes()
     given = _recorded(user_path(str(config)), stage) if config else {}
@@ -138,14 +146,13 @@ def _train(
         for name, value in flags.items()
         if value is not None and value != []
     }
-    project = given.get("wandb")
-    follow = _follower(project) if project and not dry_run else None
-    job = Job(find_model(model), user_path(str(out)), stage, given, full=full, say=note)
+    job = Job(find_model(model), out, stage, given, full=full, say=note)
+    project = job.config.wandb
+    wandb = _wandb() if project and not dry_run else None
     if dry_run:
         _show(job.outlook(), as_json)
         return
-    if follow:
-        follow.config.update(job.config.to_dict())
+    follow: Any = None
     with _bar(job.config) as (report, expect):
 
         def told(line: dict[str, Any]) -> None:
@@ -156,8 +163,13 @@ def _train(
         reached = []
 
         def begun(trainer: Any) -> None:
+            nonlocal follow
             reached.append(trainer)
             _stop_on_interrupt(trainer)
+            note(_length(job.config, job.passes))
+            # Now: what cannot be trained must not begin a run there.
+            if wandb:
+                follow = _follower(wandb, out, job.config)
 
         made = job.run(told, expect, begun)
     if follow:
@@ -179,25 +191,18 @@ def _recorded(path: Path, stage: str) -> dict[str, Any]:
     Raises:
         ConfigError: it is neither, or of another stage.
     """
-    from mm1_mlx.files import read_json
+    from mm1_mlx.train.record import read_settings
 
-    values = read_json(path)
-    if isinstance(values, dict) and isinstance(values.get("config"), dict):
-        values = values["config"]
-    if not isinstance(values, dict):
+    found = read_settings(path)
+    if found.stage not in (None, stage):
         raise ConfigError(
-            f"{path} is no record of a run; write its settings as an object"
+            f"{path} is of 'mm1 train {found.stage}', not of 'mm1 train {stage}'"
         )
-    found = values.pop("stage", None)
-    if found not in (None, stage):
-        raise ConfigError(
-            f"{path} is of 'mm1 train {found}', not of 'mm1 train {stage}'"
-        )
-    return values
+    return found.given
 
 
-def _follower(project: str) -> Any:
-    """A run of Weights & Biases, of the first process.
+def _wandb() -> Any:
+    """Weights & Biases' package, None where another process uses it.
 
     Raises:
         ConfigError: the package is not installed.
@@ -205,12 +210,22 @@ def _follower(project: str) -> Any:
     if os.environ.get("MLX_RANK", "0") != "0":
         return None
     try:
-        wandb: Any = import_module("wandb")
+        return import_module("wandb")
     except ImportError:
         raise ConfigError(
             "the package wandb is not installed; pip install wandb, or leave out --wandb"
         ) from None
-    return wandb.init(project=project)
+
+
+def _follower(wandb: Any, out: Path, config: TrainConfig) -> Any:
+    """A run of Weights & Biases, the same one as long as the folder stands."""
+    known = out / WANDB
+    if not known.is_file():
+        known.write_text(f"{uuid4().hex[:16]}\n")
+    name = known.read_text().strip()
+    return wandb.init(
+        project=config.wandb, id=name, resume="allow", config=config.to_dict()
+    )
 
 
 def _stop_on_interrupt(trainer: Any) -> None:
@@ -276,6 +291,15 @@ def _duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"
 
 
+def _length(config: TrainConfig, passes: float) -> str:
+    """How long a run is, in a line."""
+    examples = config.batch_size * config.micro_batches
+    return (
+        f"{config.steps:,} steps of {examples:,} examples, {passes:.3g} passes over the "
+        "data"
+    )
+
+
 def _forecast(forecast: Mapping[str, Any]) -> str:
     """What a step takes, in a line."""
     said = f"a step of {forecast['tokens']:,} tokens takes {human_bytes(forecast['bytes'])}"
@@ -293,6 +317,7 @@ def _show(outlook: Any, as_json: bool) -> None:
         print_json(
             {
                 "config": outlook.config.to_dict(),
+                "passes": outlook.passes,
                 "parameters": {
                     part: {"trained": trained, "all": total}
                     for part, (trained, total) in parts.items()
@@ -304,11 +329,11 @@ def _show(outlook: Any, as_json: bool) -> None:
     config = outlook.config
     for part, (trained, total) in parts.items():
         print(f"{part:10} {trained:>15,} of {total:>15,} parameters are trained")
+    print(_length(config, outlook.passes))
     print(
-        f"{config.steps:,} steps of {config.batch_size * config.micro_batches} examples, "
         f"{config.optimizer}, learning rate {config.learning_rate:.3g}, "
         f"{config.precision}"
     )
     if outlook.forecast:
         print(_forecast(outlook.forecast))
-    print(outlook.preview)
+    print_answer(f"{outlook.preview}\n")

@@ -26,6 +26,7 @@ from mm1_mlx.resolution import with_resolution
 from mm1_mlx.tiling import choose_grid, grids_between
 from mm1_mlx.train import paper
 from mm1_mlx.train.optimizer import schedule
+from mm1_mlx.train.stages import plan
 from mm1_mlx.video import NUM_FRAMES
 
 
@@ -78,10 +79,25 @@ def test_3_image_tokens_per_picture():
 def test_4_the_learning_rate_falls_with_the_size(parameters, rate):
     peak = paper.peak_learning_rate(parameters)
     assert peak == pytest.approx(rate, rel=1e-3)
-    config = paper.pretraining(parameters)
+    config = planned("pretrain", parameters)
     assert config.learning_rate == peak
-    assert config.weight_decay * peak == pytest.approx(paper.weight_decay(peak))
-    assert paper.weight_decay(peak) == pytest.approx(peak / 10)
+    # Lambda is a tenth of eta.
+    assert config.weight_decay * peak == pytest.approx(peak / 10)
+
+
+def planned(stage, parameters=3e9, **options):
+    """The run of a command on as many rows as the paper's steps take."""
+    steps = {"pretrain": paper.PRETRAINING_STEPS, "sft": paper.SFT_STEPS}
+    return plan(
+        stage,
+        {"steps": steps[stage]},
+        rows=1,
+        parts=("vision", "connector", "decoder"),
+        packed=(),
+        parameters=parameters,
+        precision="float32",
+        **options,
+    )
 
 
 def test_5_pre_training_saw_400_billion_tokens():
@@ -158,13 +174,13 @@ def test_8_the_losses_of_a_gate_that_does_not_choose(experts, expected):
 
 
 def test_9_the_schedules():
-    config = paper.pretraining(3e9)
+    config = planned("pretrain")
     rate = schedule(config, config.learning_rate)
     peak = config.learning_rate
     assert rate(mx.array(2000)).item() == pytest.approx(peak, rel=1e-5)
     assert rate(mx.array(200_000)).item() == pytest.approx(peak / 10, rel=1e-5)
     assert rate(mx.array(1000)).item() == pytest.approx(peak / 2, rel=1e-5)
-    tuned = paper.fine_tuning()
+    tuned = planned("sft", full=True)
     rate = schedule(tuned, tuned.learning_rate)
     assert rate(mx.array(0)).item() == pytest.approx(1e-5, rel=1e-5)
     assert rate(mx.array(tuned.steps)).item() == pytest.approx(0, abs=1e-12)

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from mm1_mlx.adapters.attach import LEAVES
 from mm1_mlx.budget import encode_bytes, or_mac, spell_out, weight_bytes
 from mm1_mlx.chips import Chip
 from mm1_mlx.config import MM1Config, Packing
@@ -29,7 +30,8 @@ KEPT_STATES, KEPT_HIDDEN, KEPT_SCORES = 6, 4, 2
 KEPT_LOGITS = 4
 # Bytes of a trained number, whatever is computed with.
 MASTER = 4
-PARTS = ("vision", "connector", "decoder")
+# Those that are counted: a region sampler is little beside them.
+COUNTED = ("vision", "connector", "decoder")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -58,7 +60,7 @@ class Training:
     positions: int
     tiles: int = 0
     targets: int | None = None
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] = COUNTED
     lora_rank: int | None = None
     trained: Shapes | None = None
     optimizer: str = "adamw"
@@ -130,7 +132,8 @@ class Training:
 
         The gradients of a part's weights, and those of the states that it read, are as
         many operations each as the part itself. States need none where nothing before
-        them is trained.
+        them is trained, nor do weights that are frozen; those of adapters, a hundredth,
+        are left out.
         """
         vision = encode_flops(replace(config, connector=None), self.tiles)
         forward = {
@@ -144,9 +147,27 @@ class Training:
         total, learns = 0, False
         for part, once in forward.items():
             learns |= part in self.parts
-            weights = part in self.parts and self.lora_rank is None
-            total += once * (1 + learns + weights + (learns and self.checkpointing))
+            total += once * (1 + learns + (learns and self.checkpointing))
+            total += round(once * self._share(config, part))
         return total * self.micro_batches
+
+    def _share(self, config: MM1Config, part: str) -> float:
+        """How much of a part's own weights is trained, of 1."""
+        if part not in self.parts or self.lora_rank is not None:
+            return 0.0
+        if self.trained is None:
+            return 1.0
+        own = {
+            name: prod(x.shape)
+            for name, x in MM1(replace(config, quantization=None)).tensors().items()
+            if name.startswith(f"{part}.")
+        }
+        trained = sum(
+            prod(shape)
+            for name, shape in self.trained.items()
+            if name.startswith(f"{part}.") and name.rpartition(".")[2] not in LEAVES
+        )
+        return trained / sum(own.values())
 
     def activations(self, config: MM1Config) -> int:
         """Bytes that one micro-batch keeps for its gradients."""
@@ -226,7 +247,7 @@ def training_of(
         positions=positions,
         tiles=sum(len(picture.tiles) for picture in batch.pictures),
         targets=int(batch.learned[:, 1:].sum()),
-        parts=tuple(p for p in PARTS if any(x.startswith(f"{p}.") for x in shapes)),
+        parts=tuple(p for p in COUNTED if any(x.startswith(f"{p}.") for x in shapes)),
         trained=shapes,
         optimizer=optimizer,
         micro_batches=micro_batches,

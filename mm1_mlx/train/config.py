@@ -13,13 +13,18 @@ from mm1_mlx.section import Section
 
 # The parts of a model that can be trained, in the order of the line.
 PARTS = ("vision", "connector", "region", "decoder")
-# What a run may change when it is continued: its length, and what it leaves behind.
+# What a run may change when it is continued: its length, what it leaves behind, what
+# it is measured by, what becomes of rows that cannot be used, and where its files lie:
+# the data are known by their digest.
 MAY_CHANGE = frozenset(
     {
-        *("steps", "decay_steps", "final_fraction", "save_every", "log_every"),
-        *("eval_every", "checkpointing", "wandb"),
+        *("steps", "epochs", "decay_steps", "final_fraction", "save_every"),
+        *("log_every", "eval_every", "checkpointing", "wandb"),
+        *("valid", "valid_examples", "skip_bad"),
+        *("data", "data_root", "image_folder", "outside"),
     }
 )
+MATRIX_LEARNING_RATE = 0.02
 
 
 def _flag(panel: str, default: Any, text: str) -> Any:
@@ -70,6 +75,7 @@ class TrainConfig(Section):
 
     # How
     steps: int = _how(MISSING, "optimizer steps")
+    epochs: float | None = _how(None, "passes over the data, instead of steps")
     optimizer: Literal["adamw", "adafactor", "muon"] = _how(
         "adamw", "muon: AdamW for embeddings and vectors"
     )
@@ -78,12 +84,19 @@ class TrainConfig(Section):
     connector_learning_rate: float | None = _rate(None, "peak of the connector's")
     region_learning_rate: float | None = _rate(None, "peak of the region sampler's")
     decoder_learning_rate: float | None = _rate(None, "peak of the decoder's")
-    matrix_learning_rate: float = _rate(0.02, "peak of muon's schedule")
+    matrix_learning_rate: float = _rate(
+        MATRIX_LEARNING_RATE,
+        "peak of muon's matrices, of a part in the proportion of its own",
+    )
     warmup_steps: int = _how(200, "linear warmup, in steps")
     decay_steps: int = _how(1000, "cosine decay at the end, in steps")
     final_fraction: float = _how(0.1, "last learning rate, as a share of the peak")
     weight_decay: float = _how(
-        0.01, "what weights lose a step, as a share of the learning rate"
+        0.01,
+        "what weights lose a step, as a share of the learning rate; not muon's matrices",
+    )
+    matrix_weight_decay: float = _how(
+        0.0, "what muon's matrices lose a step, as a share of their learning rate"
     )
     clip_norm: float = _how(1.0, "largest gradient norm")
     balance_weight: float = _how(0.01, "of the load-balance loss of experts")
@@ -104,7 +117,7 @@ class TrainConfig(Section):
 
     def __post_init__(self) -> None:
         for name in (
-            *("steps", "batch_size", "micro_batches", "max_length"),
+            *("steps", "epochs", "batch_size", "micro_batches", "max_length"),
             *("adapter_rank", "valid_examples"),
             *("save_every", "log_every", "learning_rate", "matrix_learning_rate"),
             *(f"{part}_learning_rate" for part in PARTS),
@@ -114,8 +127,8 @@ class TrainConfig(Section):
             if value is not None and not value > 0:
                 raise ConfigError(f"TrainConfig.{name}: {value} is not above 0")
         for name in (
-            *("warmup_steps", "decay_steps", "weight_decay", "final_fraction"),
-            *("balance_weight", "z_weight", "eval_every"),
+            *("warmup_steps", "decay_steps", "weight_decay", "matrix_weight_decay"),
+            *("final_fraction", "balance_weight", "z_weight", "eval_every"),
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(
@@ -130,6 +143,13 @@ class TrainConfig(Section):
             raise ConfigError(
                 f"TrainConfig: warmup_steps {self.warmup_steps} and decay_steps "
                 f"{self.decay_steps} are more than the {self.steps} steps"
+            )
+        muons = (self.matrix_learning_rate, self.matrix_weight_decay)
+        if self.optimizer != "muon" and muons != (MATRIX_LEARNING_RATE, 0.0):
+            raise ConfigError(
+                "TrainConfig: matrix_learning_rate and matrix_weight_decay are muon's, "
+                f"not {self.optimizer}'s; give learning_rate and weight_decay, or "
+                "optimizer muon"
             )
         for pattern in self.trained:
             try:

@@ -12,33 +12,31 @@ What a run leaves in its folder:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mm1_mlx import adapters
 from mm1_mlx.checkpoint import (
-    CONFIG,
-    INDEX,
-    MANIFEST,
     device_dtypes,
     load_config,
-    load_manifest,
     load_model,
     packed_on_disk,
 )
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError
-from mm1_mlx.files import safe_join
+from mm1_mlx.folders import user_path
 from mm1_mlx.hold import Hold
 from mm1_mlx.models import MM1
-from mm1_mlx.pieces import tensors_of
+from mm1_mlx.original import Original
 from mm1_mlx.resolution import with_resolution
 from mm1_mlx.shard import Deferred
 from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
@@ -48,15 +46,15 @@ from mm1_mlx.train.data.batches import Batches
 from mm1_mlx.train.data.mixture import Mixture, open_mixture
 from mm1_mlx.train.data.preview import Preview, preview
 from mm1_mlx.train.loss import next_token_loss, sparse_loss
+from mm1_mlx.train.record import RECORD, read_log, read_settings
 from mm1_mlx.train.sample import Batch
-from mm1_mlx.train.stages import Stage, check_given, plan
+from mm1_mlx.train.stages import FULL, Stage, check_given, plan
+from mm1_mlx.train.state import saved_steps
 from mm1_mlx.train.trainable import adapter_config, counts, make_trainable
-from mm1_mlx.train.trainer import Loss, Trainer, read_log
-from mm1_mlx.writer import CheckpointWriter, check_place, check_space
+from mm1_mlx.train.trainer import Loss, Trainer, first_ones
+from mm1_mlx.writer import CheckpointWriter, check_apart, check_place, check_space
 
 ADAPTER, MODEL, CURVE = "adapter", "model", "loss.png"
-# What is said of the model as it was.
-LEFT = (CONFIG, INDEX, MANIFEST, "parity.json")
 # Told in a line what was passed over or mended.
 Say = Callable[[str], None]
 
@@ -67,12 +65,14 @@ class Outlook:
 
     Attributes:
         config: its settings, defaults filled in.
+        passes: over the data.
         parts: by part how many numbers are trained, and how many there are.
         preview: of the data.
         forecast: of a step: ``tokens``, ``bytes``, ``least_seconds``.
     """
 
     config: TrainConfig
+    passes: float
     parts: Mapping[str, tuple[int, int]]
     preview: Preview
     forecast: Mapping[str, Any]
@@ -85,7 +85,8 @@ class Job:
         path: the model's folder.
         out: the run's.
         stage: which command it is of.
-        given: fields of ``TrainConfig``; the rest is as the stage has it.
+        given: fields of ``TrainConfig``; the rest is as the run was begun, or else as
+            the stage has it.
         full: whether the supervised stage trains everything.
         say: told what was passed over or mended.
 
@@ -104,9 +105,12 @@ class Job:
         say: Say = lambda _: None,
     ) -> None:
         self.path, self.out, self._say = path, out, say
+        check_apart(out, [path])
         check_given(given)
+        given, begun = _continued(out, given)
         base = load_config(path)
         mixture = self._open(given, "train")
+        self._original = Original(path)
         self._packed = packed_on_disk(path, base)
         self.config = plan(
             stage,
@@ -117,7 +121,11 @@ class Job:
             packed={name.partition(".")[0] for name in self._packed},
             parameters=law_parameters(base),
             precision=str(device_dtypes()[0]).rpartition(".")[2],
+            begun=begun,
         )
+        settings = self.config.to_dict()
+        named = {*given, *(FULL if full else ())}
+        self._given = {name: x for name, x in settings.items() if name in named}
         self.model_config = _trainable_config(base, self.config)
         self._mixture = mixture
         self._made = self._batches(mixture, self.config)
@@ -129,20 +137,22 @@ class Job:
             return given.get(name, default)
 
         places = {
-            name: Path(of(name)) if of(name) else None
+            name: user_path(of(name)) if of(name) else None
             for name in ("data_root", "image_folder")
         }
         names = of("data", ())
-        if part == "valid" and of("valid"):
+        measured = part == "valid" and bool(of("valid"))
+        if measured:
             names, part = of("valid"), "train"
         return open_mixture(
-            names,
+            [str(user_path(name)) if name.startswith("~") else name for name in names],
             root=places["data_root"],
             image_folder=places["image_folder"],
             outside=of("outside", False),
             seed=of("seed", 0),
             held_out=0.0 if of("valid") else of("valid_share", 0.0),
             part=part,
+            measured=measured,
         )
 
     def _batches(self, mixture: Mixture, config: TrainConfig) -> Batches:
@@ -167,6 +177,7 @@ class Job:
         model = load_model(self.path, getattr(mx, config.precision))
         model.config = self.model_config
         make_trainable(model, config)
+        self._restore_bits(model)
         model.decoder.recompute = config.checkpointing
         if "vision" in model:
             model.vision.recompute = config.checkpointing
@@ -182,8 +193,21 @@ class Job:
             self.out,
             valid=self._held_out(),
             record=record,
+            given=self._given,
             warn=self._say,
         )
+
+    def _restore_bits(self, model: MM1) -> None:
+        """Give trained weights back what rounding to the run's precision took."""
+        trained = adapters.tensors_of(model)
+        outer = {id(x): name for name, x in trained.items()}
+        stored = {k: x for k, x in self._original.tensors().items() if k in trained}
+        whole = [
+            (name, stored[outer[id(x)]].whole())
+            for name, x in cast(Any, tree_flatten(model.trainable_parameters()))
+            if outer[id(x)] in stored
+        ]
+        model.load_weights(whole, strict=False)
 
     @property
     def _loss(self) -> Loss[MM1, Batch]:
@@ -202,16 +226,29 @@ class Job:
         if not config.valid and not config.valid_share:
             return ()
         mixture = self._open(config.to_dict(), "valid")
-        size = min(config.batch_size, len(mixture))
-        alone = replace(config, batch_size=size, micro_batches=1)
-        count = min(config.valid_examples, len(mixture)) // size
-        return HeldOut(self._batches(mixture, alone), max(1, count))
+
+        def of(size: int) -> Batches:
+            alone = replace(config, batch_size=size, micro_batches=1)
+            return self._batches(mixture, alone)
+
+        count = min(config.valid_examples, len(mixture))
+        return HeldOut(of, config.batch_size, count)
+
+    @property
+    def passes(self) -> float:
+        """How often the run goes through the data."""
+        examples = self.config.batch_size * self.config.micro_batches
+        return self.config.steps * examples / len(self._mixture)
 
     def outlook(self) -> Outlook:
         """What the run would do; nothing is trained or written."""
         trainer = self._trainer()
+        for _ in trainer.valid:
+            # Made, so that a row that cannot be used is met now.
+            pass
         return Outlook(
             self.config,
+            self.passes,
             counts(trainer.model),
             preview(self._made, self._tokenizer),
             trainer.forecast(),
@@ -264,14 +301,8 @@ class Job:
         """Pass only if what the run leaves can be written, before it takes hours."""
         if self.config.adapter == "none":
             check_place(self.out / MODEL, overwrite=True)
-            check_space(self.out / MODEL, sum(x.nbytes for _, x in self._stored()))
-
-    def _stored(self) -> Iterator[tuple[str, Deferred]]:
-        """The tensors of the model as it was; none is read."""
-        for name in sorted(load_manifest(self.path)["files"]):
-            if name.endswith(".safetensors"):
-                for found, tensor in tensors_of(safe_join(self.path, name)).items():
-                    yield found, tensor.deferred()
+            tensors = self._original.tensors().values()
+            check_space(self.out / MODEL, sum(x.nbytes for x in tensors))
 
     def _write(self, model: MM1, made: Path) -> None:
         """Write what was trained: the adapter, or the model with it."""
@@ -290,17 +321,12 @@ class Job:
             )
             adapters.save(made, adapter, overwrite=True)
             return
-        manifest = load_manifest(self.path)
-        known = manifest.get("source")
-        source = dict(known) if isinstance(known, dict) else {}
-        # That was checked of other weights.
-        source.pop("parity_checked", None)
         trained = adapters.tensors_of(model)
-        tensors = dict(self._stored())
+        tensors = self._original.tensors()
         with CheckpointWriter(
             made,
             self.model_config,
-            source | {"trained": training},
+            self._original.source(trained) | {"trained": training},
             packed=self._packed,
             overwrite=True,
             size=sum(x.nbytes for x in tensors.values()),
@@ -310,9 +336,8 @@ class Job:
                 if name in trained:
                     tensor = Deferred.of(trained[name].astype(tensor.dtype))
                 writer.add(name, tensor)
-            for name in manifest["files"]:
-                if name not in LEFT and not name.endswith(".safetensors"):
-                    writer.add_file(name, safe_join(self.path, name))
+            for name, path in self._original.kept.items():
+                writer.add_file(name, path)
 
 
 def law_parameters(config: MM1Config) -> int:
@@ -331,11 +356,51 @@ def law_parameters(config: MM1Config) -> int:
     return count
 
 
-class HeldOut(Sequence[Batch]):
-    """Batches that are made when they are asked for."""
+def _continued(
+    out: Path, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], TrainConfig | None]:
+    """What is given, now or when a run was begun in the folder, and that run's config.
 
-    def __init__(self, batches: Batches, count: int) -> None:
-        self._made, self._count = batches, count
+    The config is None where no run can be continued. Of several processes the first
+    one looks.
+
+    Raises:
+        ConfigError, CheckpointError: the folder's record cannot be used.
+    """
+    settings: dict[str, Any] = {}
+    if mx.distributed.init().rank() == 0 and saved_steps(out):
+        then = read_settings(out / RECORD)
+        if then.config:
+            settings = {"given": then.given, "config": then.config.to_dict()}
+    settings = json.loads(first_ones(json.dumps(settings)))
+    if not settings:
+        return dict(given), None
+    # One of the two says how long to train, the last that was given.
+    lengths = ("steps", "epochs")
+    longer = any(given.get(name) is not None for name in lengths)
+    then_given = {
+        name: x
+        for name, x in settings["given"].items()
+        if not (longer and name in lengths)
+    }
+    merged = {**then_given, **given}
+    check_given(merged)
+    return merged, TrainConfig.from_dict(settings["config"])
+
+
+class HeldOut(Sequence[Batch]):
+    """Batches of the first examples, made when they are asked for.
+
+    Args:
+        of: makes batches of so many examples.
+        size: examples of a batch; the rest, too few for one, come one by one.
+        count: examples of all together.
+    """
+
+    def __init__(self, of: Callable[[int], Batches], size: int, count: int) -> None:
+        self._whole, self._single = of(size), of(1)
+        self._batches, rest = divmod(count, size)
+        self._first, self._count = self._batches * size, self._batches + rest
 
     def __len__(self) -> int:
         return self._count
@@ -343,7 +408,9 @@ class HeldOut(Sequence[Batch]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < self._count:
             raise IndexError(index)
-        return self._made(index, 0)
+        if index < self._batches:
+            return self._whole(index, 0)
+        return self._single(self._first + index - self._batches, 0)
 
 
 def _trainable_config(base: MM1Config, config: TrainConfig) -> MM1Config:

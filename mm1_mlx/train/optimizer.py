@@ -29,6 +29,9 @@ def make_optimizer(config: TrainConfig) -> optim.Optimizer:
     step nor to the weight. It factors every matrix, axlearn's only those of 128 rows
     and columns, and it has no first moment.
 
+    Muon's matrices have a rate and a decay of their own; of a part with a peak of its
+    own, their rate is in the proportion of that to ``learning_rate``.
+
     Source: ``adamw_decoupled_optimizer`` and ``adafactor_optimizer`` of
     https://github.com/apple/axlearn/blob/064ecb6f84d50a5ecb2e4aedf469c9b0436865b9/
     axlearn/common/optimizers.py
@@ -52,16 +55,46 @@ def make_optimizer(config: TrainConfig) -> optim.Optimizer:
 
     optimizers: list[optim.Optimizer] = []
     filters: list[Callable[[str, mx.array], bool]] = []
+    own = [part for part in PARTS if config.rate(part) != config.learning_rate]
     if config.optimizer == "muon":
-        rate = schedule(config, config.matrix_learning_rate)
-        optimizers.append(optim.Muon(learning_rate=rate, weight_decay=0.0))
+        for part in own:
+            optimizers.append(_muon(config, config.rate(part) / config.learning_rate))
+            filters.append(partial(_is_matrix_of, part))
+        optimizers.append(_muon(config, 1.0))
         filters.append(is_matrix)
-    for part in PARTS:
-        if config.rate(part) != config.learning_rate:
-            optimizers.append(at(config.rate(part)))
-            filters.append(partial(_is_of, part))
+    for part in own:
+        optimizers.append(at(config.rate(part)))
+        filters.append(partial(_is_of, part))
     rest = at(config.learning_rate)
     return optim.MultiOptimizer([*optimizers, rest], filters) if optimizers else rest
+
+
+class DecoupledMuon(optim.Muon):
+    """Muon whose decay is a share of the weight.
+
+    mlx adds it to the gradient, where orthogonalisation takes its size away.
+    """
+
+    def __init__(
+        self, learning_rate: Callable[[mx.array], mx.array], weight_decay: float
+    ) -> None:
+        super().__init__(learning_rate=learning_rate, weight_decay=0.0)
+        self.decay = weight_decay
+
+    def apply_single(
+        self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]
+    ) -> mx.array:
+        """The weight behind a step; what is decayed is the weight before it."""
+        stepped = super().apply_single(gradient, parameter, state)
+        if not self.decay:
+            return stepped
+        return stepped - self.learning_rate * self.decay * parameter
+
+
+def _muon(config: TrainConfig, share: float) -> optim.Optimizer:
+    """Of matrices whose rate is this share of ``matrix_learning_rate``."""
+    rate = schedule(config, share * config.matrix_learning_rate)
+    return DecoupledMuon(rate, config.matrix_weight_decay)
 
 
 def schedule(config: TrainConfig, peak: float) -> Callable[[mx.array], mx.array]:
@@ -84,6 +117,10 @@ def schedule(config: TrainConfig, peak: float) -> Callable[[mx.array], mx.array]
 
 def _is_of(part: str, path: str, _: mx.array) -> bool:
     return path.startswith(f"{part}.")
+
+
+def _is_matrix_of(part: str, path: str, tensor: mx.array) -> bool:
+    return _is_of(part, path, tensor) and is_matrix(path, tensor)
 
 
 def is_matrix(path: str, tensor: mx.array) -> bool:

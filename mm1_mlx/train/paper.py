@@ -7,8 +7,6 @@ dataset sizes of the supervised stage are thousands of examples.
 import math
 from dataclasses import dataclass
 
-from mm1_mlx.train.config import TrainConfig
-
 # Shares of the pre-training data: captions, interleaved documents, text.
 PRETRAINING_MIXTURE = {"caption": 0.45, "interleaved": 0.45, "text": 0.10}
 PRETRAINING_STEPS = 200_000
@@ -17,9 +15,15 @@ SEQUENCE_LENGTH = 4096  # tokens
 MAX_PICTURES_PER_SEQUENCE = 16
 SFT_STEPS = 10_000
 SFT_BATCH = 256
-SFT_LEARNING_RATE = 1e-5
-# What weights lose a step, lambda, as a share of the learning rate, eta.
+# Before a cosine to a share of the peak.
+WARMUP_STEPS = 2000
+FINAL_FRACTION = 0.1
+# What weights lose a step, lambda, as a share of the learning rate, eta: as mlx's and
+# torch's AdamW have it.
 DECAY_SHARE = 0.1
+# AdaFactor's, by a cosine from its peak to 0; of a warmup or a decay nothing is said.
+SFT_LEARNING_RATE = 1e-5
+SFT_FINAL_FRACTION = 0.0
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -78,41 +82,3 @@ SFT_MIXTURE_1_5 = {
 def peak_learning_rate(parameters: float) -> float:
     """The best peak for a decoder of so many parameters: exp(-0.4214 ln N - 0.5535)."""
     return math.exp(-0.4214 * math.log(parameters) - 0.5535)
-
-
-def weight_decay(learning_rate: float) -> float:
-    """Lambda, what weights lose a step at the peak: a tenth of the learning rate."""
-    return DECAY_SHARE * learning_rate
-
-
-def pretraining(parameters: float) -> TrainConfig:
-    """The pre-training schedule of a decoder of so many parameters.
-
-    Warmup over 2,000 steps and a cosine to a tenth of the peak.
-    """
-    peak = peak_learning_rate(parameters)
-    return TrainConfig(
-        steps=PRETRAINING_STEPS,
-        learning_rate=peak,
-        warmup_steps=2000,
-        decay_steps=PRETRAINING_STEPS - 2000,
-        final_fraction=0.1,
-        # Relative to the rate, as mlx's and torch's AdamW have it.
-        weight_decay=DECAY_SHARE,
-    )
-
-
-def fine_tuning() -> TrainConfig:
-    """The supervised stage's schedule: AdaFactor, a cosine from its peak to 0.
-
-    Of a decay nothing is said.
-    """
-    return TrainConfig(
-        steps=SFT_STEPS,
-        optimizer="adafactor",
-        learning_rate=SFT_LEARNING_RATE,
-        warmup_steps=0,
-        decay_steps=SFT_STEPS,
-        final_fraction=0.0,
-        weight_decay=0.0,
-    )

@@ -14,8 +14,9 @@ from collections.abc import Collection, Mapping
 from math import ceil
 from typing import Any, Literal
 
+from mm1_mlx.errors import ConfigError
 from mm1_mlx.train import paper
-from mm1_mlx.train.config import PARTS, TrainConfig
+from mm1_mlx.train.config import MAY_CHANGE, PARTS, TrainConfig
 
 Stage = Literal["connector", "sft", "pretrain"]
 
@@ -23,7 +24,7 @@ Stage = Literal["connector", "sft", "pretrain"]
 CONNECTOR_LEARNING_RATE = 3e-4
 # Low-rank matrices learn best at about ten times a full fine-tuning's rate.
 ADAPTER_LEARNING_RATE = 10 * paper.SFT_LEARNING_RATE
-WARMUP_SHARE, MOST_WARMUP = 0.05, 2000
+WARMUP_SHARE = 0.05
 
 _COMMON = {"batch_size": 4, "micro_batches": 4, "log_every": 10, "weight_decay": 0.0}
 _JOINTS = ("connector", "region")
@@ -36,9 +37,15 @@ DEFAULTS: dict[Stage, dict[str, Any]] = {
         "adapter": "lora",
         "learning_rate": ADAPTER_LEARNING_RATE,
         "connector_learning_rate": paper.SFT_LEARNING_RATE,
-        "final_fraction": 0.0,
+        "region_learning_rate": paper.SFT_LEARNING_RATE,
+        "final_fraction": paper.SFT_FINAL_FRACTION,
     },
-    "pretrain": _COMMON | {"trained": PARTS, "weight_decay": paper.DECAY_SHARE},
+    "pretrain": _COMMON
+    | {
+        "trained": PARTS,
+        "weight_decay": paper.DECAY_SHARE,
+        "final_fraction": paper.FINAL_FRACTION,
+    },
 }
 # In their places where the supervised stage trains everything.
 FULL: dict[str, Any] = {
@@ -47,13 +54,14 @@ FULL: dict[str, Any] = {
     "optimizer": "adafactor",
     "learning_rate": paper.SFT_LEARNING_RATE,
     "connector_learning_rate": None,
+    "region_learning_rate": None,
     "warmup_steps": 0,
 }
 # What depends on the model, the data or the machine, in words.
 DERIVED = {
     "steps": "as many as take all rows once",
     "learning_rate": "by the paper's law",
-    "warmup_steps": f"{WARMUP_SHARE:.0%} of the steps, at most {MOST_WARMUP:,}",
+    "warmup_steps": f"{WARMUP_SHARE:.0%} of the steps, at most {paper.WARMUP_STEPS:,}",
     "decay_steps": "all behind the warmup",
     "precision": "what the device computes best",
 }
@@ -65,6 +73,11 @@ def check_given(given: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: a field is unknown or cannot be.
     """
+    if given.get("steps") is not None and given.get("epochs") is not None:
+        raise ConfigError(
+            f"steps {given['steps']} and epochs {given['epochs']:g} both say how long to "
+            "train; give one of them"
+        )
     rest = {"steps": 1, "learning_rate": 1.0, **given}
     # How they fit together depends on the rest.
     TrainConfig.from_dict({**rest, "warmup_steps": 0, "decay_steps": 0})
@@ -80,6 +93,7 @@ def plan(
     packed: Collection[str],
     parameters: int,
     precision: str,
+    begun: TrainConfig | None = None,
 ) -> TrainConfig:
     """The run of a stage: what is ``given``, and the stage's defaults for the rest.
 
@@ -93,11 +107,12 @@ def plan(
             adapters.
         parameters: the decoder's, as the paper's law counts them.
         precision: what the device computes best.
+        begun: the run that is continued, whose settings stand where none is given.
 
     Raises:
         ConfigError: a field is unknown or cannot be.
     """
-    values = DEFAULTS[stage] | {"stage": stage, "precision": precision}
+    values = DEFAULTS[stage] | {"precision": precision}
     if full:
         values |= FULL
     values["trained"] = tuple(
@@ -106,10 +121,16 @@ def plan(
         if part in parts and not (part in packed and values.get("adapter") == "lora")
     )
     values.setdefault("learning_rate", paper.peak_learning_rate(parameters))
-    values |= given
+    if begun:
+        stands = begun.to_dict()
+        values |= {k: v for k, v in stands.items() if k not in MAY_CHANGE}
+        if full:
+            values |= FULL | {"trained": values["trained"]}
+    values |= {**given, "stage": stage}
     size = values["batch_size"] * values["micro_batches"]
-    steps = values.setdefault("steps", max(1, ceil(rows / max(size, 1))))
-    warmup = min(MOST_WARMUP, int(WARMUP_SHARE * steps))
+    passes = values.get("epochs") or 1
+    steps = values.setdefault("steps", max(1, ceil(passes * rows / max(size, 1))))
+    warmup = min(paper.WARMUP_STEPS, int(WARMUP_SHARE * steps))
     warmup = values.setdefault("warmup_steps", warmup)
     values.setdefault("decay_steps", max(0, steps - warmup))
     return TrainConfig.from_dict(values)

@@ -4,10 +4,12 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import mlx.core as mx
 import pytest
@@ -73,11 +75,13 @@ def test_sft_makes_an_adapter_that_answers(mm1, rows, tmp_path):
     code, printed, said = mm1("train", "sft", TINY, out, *flags)
     assert (code, printed) == (0, f"{out / 'adapter'}\n")
     assert re.match(
-        r"a step of \d+ tokens takes [\d.]+ MB of the [\d.,]+ GB that are", said
+        r"3 steps of 4 examples, 1\.\d+ passes over the data\n"
+        r"a step of \d+ tokens takes [\d.]+ MB of the [\d.,]+ GB that are",
+        said,
     )
     assert said.count("tokens/s") == 3
-    assert said.count("held out loss") == 1
-    assert [x["step"] for x in log(out)] == [1, 2, 2, 3]
+    assert said.count("held out loss") == 2
+    assert [x["step"] for x in log(out)] == [0, 1, 2, 2, 3]
     assert Image.open(out / "loss.png").size == (960, 540)
     question = ("-p", "What colour is it?", "-i", TINY / "red-star.png")
     code, answer, _ = mm1(
@@ -86,11 +90,10 @@ def test_sft_makes_an_adapter_that_answers(mm1, rows, tmp_path):
     assert (code, answer) == (0, "red\n")
     # At its end there is nothing to do, and longer it goes on.
     assert mm1("train", "sft", TINY, out, *flags)[:2] == (0, printed)
-    assert len(log(out)) == 4
-    longer = ("--steps", "4", "--decay-steps", "3")
-    code, _, _ = mm1("train", "sft", TINY, out, *flags, *longer)
-    assert code == 0
-    assert [x["step"] for x in log(out)] == [1, 2, 2, 3, 4, 4]
+    assert len(log(out)) == 5
+    code, _, said = mm1("train", "sft", TINY, out, *flags, "--steps", "4")
+    assert code == 0, said
+    assert [x["step"] for x in log(out)] == [0, 1, 2, 2, 3, 4, 4]
 
 
 def test_the_connector_alone_makes_a_model_whose_rest_is_as_it_was(mm1, rows, tmp_path):
@@ -141,7 +144,8 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(mm1, rows, tmp_path):
         r"^connector +139,320 of +139,320 parameters are trained$", printed, re.M
     )
     assert re.search(r"^vision +0 of +480,192 parameters are trained$", printed, re.M)
-    assert "1 steps of 16 examples, adamw, learning rate 0.0001, float32" in printed
+    assert "\n1 steps of 16 examples, 2 passes over the data\n" in printed
+    assert "\nadamw, learning rate 0.0001, float32\n" in printed
     assert re.search(
         r"a step of [\d,]+ tokens takes .* that are free, and [\d.e-]+ s", printed
     )
@@ -268,6 +272,145 @@ def test_other_data_and_damage_are_said(mm1, rows, tmp_path):
     assert (
         "holds a run of another data; choose another folder, or get back what" in said
     )
+
+
+def settings(out):
+    return json.loads((out / "run.json").read_text())
+
+
+def test_a_run_goes_on_longer_by_what_was_given(mm1, rows, tmp_path):
+    """Forty steps warm up for two, a hundred for five: the run's own stay."""
+    out, other = tmp_path / "run", tmp_path / "other"
+    flags = ("--batch-size", "1", "--micro-batches", "1", "--resolution", "96")
+    begin = ("train", "connector", TINY, out, "--data", rows, *flags)
+    assert mm1(*begin, "--steps", "40")[0] == 0
+    assert settings(out)["config"]["warmup_steps"] == 2
+    code, _, said = mm1("train", "connector", TINY, out, "--steps", "42")
+    assert code == 0, said
+    longer = settings(out)["config"]
+    assert (longer["warmup_steps"], longer["decay_steps"]) == (2, 40)
+    code, _, said = mm1("train", "connector", TINY, out, "--steps", "30")
+    assert code == 1
+    assert "stands at step 42, beyond the 30 that are asked for; give --steps" in said
+    assert settings(out)["config"] == longer
+    # Another run by its record: what was not given is made for it.
+    record = ("--config", out / "run.json")
+    code, printed, _ = mm1(
+        *("train", "connector", TINY, other, *record, "--steps", "200"),
+        *("--dry-run", "--json"),
+    )
+    config = json.loads(printed)["config"]
+    assert (config["warmup_steps"], config["decay_steps"]) == (10, 190)
+    assert config["resolution"] == "96"
+
+
+def test_passes_over_the_data_say_how_long(mm1, rows, tmp_path):
+    flags = ("--data", rows, "--dry-run", "--batch-size", "2")
+    run = ("train", "sft", TINY, tmp_path / "run", *flags)
+    _, printed, _ = mm1(*run, "--epochs", "3")
+    assert "\n5 steps of 8 examples, 3.33 passes over the data\n" in printed
+    code, _, said = mm1(*run, "--epochs", "3", "--steps", "7")
+    assert code == 1
+    assert "error: steps 7 and epochs 3 both say how long to train; give one" in said
+
+
+def test_a_bad_row_is_passed_over_where_the_run_stands(mm1, rows, tmp_path):
+    lines = rows.read_text().splitlines()
+    bad = json.loads(lines[5]) | {"image": "nowhere.png"}
+    (rows.parent / "bad.jsonl").write_text("\n".join([*lines[:5], json.dumps(bad)]))
+    out = tmp_path / "run"
+    flags = ("--data", rows.parent / "bad.jsonl", "--steps", "6", "--seed", "4")
+    run = ("train", "sft", TINY, out, *flags, "--batch-size", "1", "--log-every", "1")
+    code, _, said = mm1(*run, "--micro-batches", "1")
+    assert code == 1
+    (step,) = (int(path.name[5:]) for path in out.glob("step-*"))
+    assert 0 < step < 6
+    assert re.search(
+        rf"error: .*bad.jsonl:6: .*nowhere.png.*; the checkpoint of step {step} stands; "
+        r"put back what is missing, or leave such rows out \(--skip-bad\)",
+        said,
+    )
+    code, _, said = mm1(*run, "--micro-batches", "1", "--skip-bad")
+    assert code == 0, said
+    assert "passed over: " in said
+    assert [x["step"] for x in log(out)] == list(range(1, 7))
+
+
+def test_held_out_rows_are_looked_at_first(mm1, rows, tmp_path):
+    held = tmp_path / "held.jsonl"
+    held.write_text(json.dumps({"messages": [{"role": "user", "content": "Hm?"}]}))
+    out = tmp_path / "run"
+    run = ("train", "sft", TINY, out, "--data", rows, *QUICK, "--valid", held)
+    for flags in (("--dry-run",), ()):
+        code, _, said = mm1(*run, *flags)
+        assert code == 1
+        assert "held.jsonl:1: " in said
+    assert not log(out)
+
+
+def test_a_run_goes_on_wherever_its_model_and_data_lie(mm1, rows, tmp_path):
+    model, data = tmp_path / "model", tmp_path / "data"
+    shutil.copytree(TINY, model)
+    manifest = json.loads((model / "manifest.json").read_text())
+    del manifest["source"]["name"]
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copytree(rows.parent, data)
+    out = tmp_path / "run"
+    flags = (*QUICK, "--data")
+    code, _, said = mm1("train", "sft", model, out, *flags, data / "rows.jsonl")
+    assert code == 0, said
+    model.rename(tmp_path / "renamed")
+    data.rename(tmp_path / "moved")
+    moved = (*flags, tmp_path / "moved/rows.jsonl", "--steps", "4")
+    code, _, said = mm1("train", "sft", tmp_path / "renamed", out, *moved)
+    assert code == 0, said
+    assert [x["step"] for x in log(out)] == [1, 2, 3, 4]
+
+
+def test_paths_in_a_config_may_begin_at_home(mm1, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(rows.parent.parent))
+    at_home = f"~/{rows.parent.name}"
+    config = tmp_path / "config.json"
+    given = {"data": [f"{at_home}/rows.jsonl"], "image_folder": at_home}
+    config.write_text(json.dumps(given))
+    flags = ("--config", config, "--dry-run")
+    code, printed, said = mm1("train", "sft", TINY, tmp_path / "run", *flags)
+    assert code == 0, said
+    assert "1 steps of 16 examples" in printed
+
+
+def test_a_run_elsewhere_begins_with_the_first_step_and_stays_one(
+    mm1, rows, tmp_path, monkeypatch
+):
+    """The package's own functions, as its documentation has them."""
+    begun, logged = [], []
+
+    class Follower:
+        def log(self, line, step):
+            assert line["step"] == step
+            logged.append(step)
+
+        def finish(self):
+            logged.append("finished")
+
+    def init(**options):
+        begun.append(options)
+        return Follower()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    out = tmp_path / "run"
+    run = ("train", "sft", TINY, out, *QUICK, "--wandb", "photos")
+    assert mm1(*run, "--data", tmp_path / "nowhere.jsonl")[0] == 1
+    assert mm1(*run, "--data", rows, "--trained", "eyes")[0] == 1
+    assert not begun
+    assert mm1(*run, "--data", rows)[0] == 0
+    assert logged == [1, 2, 3, "finished"]
+    assert mm1(*run, "--data", rows, "--steps", "4")[0] == 0
+    assert logged[4:] == [4, "finished"]
+    first, second = begun
+    assert first["id"] == second["id"]
+    assert first["resume"] == second["resume"] == "allow"
+    assert (first["project"], first["config"]["steps"]) == ("photos", 3)
 
 
 @pytest.mark.slow

@@ -206,6 +206,22 @@ def test_a_step_is_one_pass_forward_and_twice_that_back():
     assert adapters == vision + connector + 2 * decoder
 
 
+def test_adapters_spare_the_gradients_of_what_is_frozen(make_model, batches):
+    model, batch = make_model(), batches(0, 0)
+    whole = training_of(model, batch, "adamw").flops(model.config)
+    model.freeze()
+    model.connector.unfreeze()
+    linear_to_lora_layers(model, 2, {"rank": 4, "scale": 2.0, "dropout": 0.0})
+    config, (rows, positions) = model.config, batch.tokens.shape
+    decoder = rows * decoder_flops(config.decoder, positions, rows=positions)
+    tiles = sum(len(picture.tiles) for picture in batch.pictures)
+    vision = encode_flops(replace(config, connector=None), tiles)
+    connector = encode_flops(config, tiles) - vision
+    assert whole == 3 * (vision + connector + decoder)
+    step = training_of(model, batch, "adamw")
+    assert step.flops(config) == vision + 3 * connector + 2 * decoder
+
+
 def test_a_chips_least_time_is_that_of_operations_or_bytes():
     chip = next(chip for chip in CHIPS if chip.name == "M4 Max")
     training = Training(4, 2048, 4)

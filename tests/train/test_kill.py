@@ -12,7 +12,7 @@ from mm1_mlx.runtime import TINY
 SCRIPT = Path(__file__).with_name("killed.py")
 # Often saved, so that some are killed meanwhile; dropout, so that its keys count too.
 FLAGS = (
-    *("--save-every", "1", "--log-every", "1", "--batch-size", "2"),
+    *("--save-every", "1", "--log-every", "2", "--batch-size", "2"),
     *("--micro-batches", "2", "--adapter-dropout", "0.2", "--valid-share", "0.2"),
     *("--eval-every", "3", "--learning-rate", "0.01"),
 )
@@ -52,9 +52,13 @@ def killed_runs(tmp_path, make_model, write_folder, write_rows):
 
 def assert_equal(whole, killed, steps):
     expected = log(whole)
-    assert [x["step"] for x in expected if "loss" in x] == list(range(1, steps + 1))
+    # Some are killed between two lines: what both steps lost is in the checkpoint.
+    lines = [x["step"] for x in expected if "loss" in x]
+    assert lines == [
+        step for step in range(1, steps + 1) if step % 2 == 0 or step == steps
+    ]
     assert [x["step"] for x in expected if "valid_loss" in x] == [
-        step for step in range(1, steps + 1) if step % 3 == 0
+        step for step in range(steps + 1) if step % 3 == 0
     ]
     last = [f"step-{step:06}" for step in (steps - 1, steps)]
     made = sorted(path for path in whole.glob("*/*.safetensors"))

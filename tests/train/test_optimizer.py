@@ -141,6 +141,37 @@ def test_adafactor_is_the_papers(problem, assert_close):
             assert_close(seen[t][name], w, "op")
 
 
+def test_muons_matrices_have_their_parts_rates_and_a_decay_of_their_own():
+    config = replace(
+        CONFIG,
+        optimizer="muon",
+        warmup_steps=0,
+        weight_decay=0.5,
+        connector_learning_rate=3e-4,
+    )
+    rng = np.random.default_rng(1)
+    weight, gradient = (mx.array(rng.standard_normal((4, 6))) for _ in range(2))
+    weight, gradient = weight.astype(mx.float32), gradient.astype(mx.float32)
+
+    def moved(config):
+        parts = {part: {"weight": weight} for part in ("connector", "decoder")}
+        gradients = {part: {"weight": gradient} for part in parts}
+        after = make_optimizer(config).apply_gradients(gradients, parts)
+        return {part: np.array(after[part]["weight"] - weight) for part in parts}
+
+    steps = moved(config)
+    # A tenth of the others' rate, but for what weights of about 1 are rounded by; and
+    # weight_decay is not of matrices.
+    np.testing.assert_allclose(10 * steps["connector"], steps["decoder"], atol=3e-6)
+    assert np.abs(steps["decoder"]).max() > 0.01
+    undecayed = moved(replace(config, weight_decay=0.0))
+    np.testing.assert_array_equal(steps["decoder"], undecayed["decoder"])
+    decayed = moved(replace(config, matrix_weight_decay=0.5))
+    for part, rate in (("decoder", 0.02), ("connector", 0.002)):
+        lost = decayed[part] - steps[part]
+        np.testing.assert_allclose(lost, -rate * 0.5 * np.array(weight), atol=1e-6)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
 def test_each_part_has_a_rate_of_its_own(optimizer):
     config = replace(

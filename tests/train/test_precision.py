@@ -113,13 +113,65 @@ def test_what_is_no_number_ends_the_run_in_one_line(precision, way_out, tmp_path
     with pytest.raises(
         ConfigError,
         match=f"^the loss of step 3 is nan, which nothing can be learned from; the "
-        f"checkpoint of step 2 stands; {way_out}$",
+        f"checkpoint of step 2 stands; {way_out}, in another folder$",
     ):
         trainer.run(lambda _: None)
     fresh = Trainer(Product(), product_loss, batches, config, tmp_path)
     fresh.resume()
     assert fresh.step == 2
     assert mx.isfinite(fresh.model.weight).all()
+
+
+def steep_loss(model, x):
+    """Of x as the gradient everywhere."""
+    return model.weight.sum().astype(mx.float32) * x, mx.array(4)
+
+
+def test_a_gradient_too_large_for_float16_is_computed_again_smaller(tmp_path):
+    moved, norms = [], []
+    for precision in ("float16", "float32"):
+        config = replace(CONFIG, precision=precision, clip_norm=1e9)
+        trainer = Trainer(
+            # 1,024 times that is infinite.
+            *(Product(), steep_loss, lambda *_: 100.0, config, tmp_path / precision)
+        )
+        for _ in range(3):
+            trainer.train_step()
+        assert trainer.step == 3
+        moved.append(np.array(trainer.model.weight))
+        norms.append(trainer.norm)
+    np.testing.assert_allclose(moved[0], moved[1], rtol=1e-6)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_what_gradients_were_multiplied_by_goes_on_from_a_checkpoint(tmp_path):
+    """Of other multiples rounding is another, so a run would not be the same."""
+
+    def batches(step, _):
+        # One is steep; the others, 1.4 of the least number when multiplied, are rounded.
+        return 100.0 if step == 1 else 1.4 * 2**-24 / 1024
+
+    config = replace(CONFIG, steps=6, precision="float16", clip_norm=1e9, save_every=3)
+
+    def run(folder, steps):
+        trainer = Trainer(Product(), steep_loss, batches, config, tmp_path / folder)
+        trainer.resume()
+        while trainer.step < steps:
+            trainer.train_step()
+        if steps == 3:
+            trainer.save()
+        return trainer
+
+    whole = run("whole", 6)
+    run("stopped", 3)
+    resumed = run("stopped", 6)
+    assert resumed.norm == whole.norm
+    assert mx.array_equal(resumed.model.weight, whole.model.weight)
+    fresh = Trainer(Product(), steep_loss, batches, config, tmp_path / "fresh")
+    fresh.step = 5
+    fresh.train_step()
+    # Else this could not fail.
+    assert fresh.norm != whole.norm
 
 
 def test_a_gradient_that_is_no_number_is_seen_before_it_is_kept(tmp_path):

@@ -6,22 +6,23 @@ from dataclasses import replace
 
 import mlx.core as mx
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from PIL import Image
 
+from mm1_mlx.checkpoint import load_model
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.presets import PRESETS
 from mm1_mlx.train import paper
 from mm1_mlx.train.config import PARTS, TrainConfig
 from mm1_mlx.train.curve import draw_curve
-from mm1_mlx.train.job import Job, law_parameters
-from mm1_mlx.train.stages import plan
+from mm1_mlx.train.job import HeldOut, Job, law_parameters
+from mm1_mlx.train.stages import check_given, plan
 from mm1_mlx.train.trainable import counts, make_trainable
 
 MOE = {"num_experts": 4, "every": 1, "offset": 0}
 
 
-def planned(stage, full=False, packed=(), parts=PARTS, **given):
+def planned(stage, full=False, packed=(), parts=PARTS, begun=None, **given):
     return plan(
         stage,
         given,
@@ -31,6 +32,7 @@ def planned(stage, full=False, packed=(), parts=PARTS, **given):
         packed=packed,
         parameters=3_000_000_000,
         precision="bfloat16",
+        begun=begun,
     )
 
 
@@ -42,15 +44,69 @@ def test_defaults_are_the_papers():
     assert whole.final_fraction == 0.1
     assert (whole.optimizer, whole.clip_norm, whole.trained) == ("adamw", 1.0, PARTS)
     full = planned("sft", full=True)
-    written = paper.fine_tuning()
-    for name in ("optimizer", "learning_rate", "final_fraction", "warmup_steps"):
-        assert getattr(full, name) == getattr(written, name), name
+    assert (full.optimizer, full.learning_rate) == ("adafactor", 1e-5)
+    assert (full.final_fraction, full.warmup_steps, full.weight_decay) == (0, 0, 0)
+    assert {full.rate(part) for part in PARTS} == {1e-5}
+    # Beside adapters what is trained in full has the paper's rate.
+    adapters = planned("sft")
+    assert adapters.rate("decoder") == 1e-4
+    assert adapters.rate("connector") == adapters.rate("region") == 1e-5
     assert planned("connector").trained == ("connector", "region")
     # Once through the rows, 16 a step.
     assert {run.steps for run in (whole, full)} == {63}
     assert whole.warmup_steps + whole.decay_steps == 63
     assert planned("pretrain", steps=200_000).warmup_steps == 2000
     assert (whole.balance_weight, whole.z_weight) == (0.01, 0.001)
+
+
+def test_the_length_may_be_said_in_passes():
+    run = planned("sft", epochs=2.5)
+    assert (run.epochs, run.steps) == (2.5, 157)
+    with pytest.raises(ConfigError, match=r"steps 3 and epochs 2 both say how long"):
+        check_given({"steps": 3, "epochs": 2.0})
+
+
+def test_what_is_left_to_a_default_stays_where_a_run_goes_on():
+    begun = planned("sft", steps=40, seed=5)
+    assert begun.warmup_steps == 2
+    longer = planned("sft", steps=100, begun=begun)
+    assert not list(longer.differences(begun))
+    assert (longer.seed, longer.warmup_steps, longer.decay_steps) == (5, 2, 98)
+    # What another command or a flag says is not passed over.
+    names = lambda run: [name for name, *_ in run.differences(begun)]  # noqa: E731
+    assert names(planned("connector", steps=40, begun=begun)) == ["stage"]
+    assert names(planned("sft", steps=40, begun=begun, seed=6)) == ["seed"]
+    assert "adapter" in names(planned("sft", steps=40, begun=begun, full=True))
+
+
+def test_the_last_held_out_examples_are_measured_too():
+    def of(size):
+        return lambda step, _: list(range(step * size, (step + 1) * size))
+
+    assert list(HeldOut(of, 4, 10)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8], [9]]
+    assert list(HeldOut(of, 4, 3)) == [[0], [1], [2]]
+    assert list(HeldOut(of, 4, 8)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("stored", [mx.float16, mx.float32])
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32"])
+def test_what_is_trained_begins_as_it_is_stored(
+    stored, precision, make_model, write_folder, write_rows, tmp_path
+):
+    """Rounded to the run's precision it would lose bits before the first step."""
+    model = make_model()
+    model.update(tree_map(lambda x: x.astype(stored), model.parameters()))
+    folder = write_folder(tmp_path / "model", model)
+    rows = write_rows(tmp_path / "rows", ["red", "blue"])
+    given = {
+        "data": (str(rows),), "steps": 1, "warmup_steps": 0, "learning_rate": 1e-20,
+        "batch_size": 2, "micro_batches": 1, "precision": precision,
+    }  # fmt: skip
+    made = Job(folder, tmp_path / "run", "connector", given).run(lambda _: None)
+    ours, theirs = load_model(made).tensors(), load_model(folder).tensors()
+    for name, x in ours.items():
+        assert x.dtype == stored
+        assert mx.array_equal(x, theirs[name]), name
 
 
 def test_a_packed_connector_stays_where_adapters_learn():

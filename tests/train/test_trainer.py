@@ -1,6 +1,7 @@
 """A run learns, averages its micro-batches, and goes on where it was killed."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import mlx.core as mx
@@ -11,12 +12,13 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from mm1_mlx.chips import Chip
-from mm1_mlx.errors import ConfigError
+from mm1_mlx.errors import ConfigError, DataError
 from mm1_mlx.train import trainer
 from mm1_mlx.train.budget import step_seconds, training_of
 from mm1_mlx.train.config import TrainConfig
 from mm1_mlx.train.loss import next_token_loss
 from mm1_mlx.train.optimizer import schedule
+from mm1_mlx.train.record import read_log
 from mm1_mlx.train.trainer import Trainer
 
 CONFIG = TrainConfig(
@@ -34,13 +36,15 @@ CONFIG = TrainConfig(
 def make_trainer(make_model, batches, tmp_path):
     """A function: a trainer of the same fresh model, in a folder of its own."""
 
-    def make_trainer(name, **changes):
+    def make_trainer(name, batches=batches, valid=(), record=None, **changes):
         return Trainer(
             make_model(),
             next_token_loss,
             batches,
             replace(CONFIG, **changes),
             tmp_path / name,
+            valid=valid,
+            record=record,
         )
 
     return make_trainer
@@ -82,6 +86,127 @@ def test_a_run_may_be_continued_longer(make_trainer):
     trainer = make_trainer("longer", steps=CONFIG.steps + 2, save_every=1)
     run(trainer)
     assert trainer.step == CONFIG.steps + 2
+
+
+def test_a_run_that_stands_further_is_not_cut_back(make_trainer):
+    run(make_trainer("cut"))
+    with pytest.raises(
+        ConfigError,
+        match=r"cut stands at step 8, beyond the 6 that are asked for; give --steps 8 or",
+    ):
+        run(make_trainer("cut", steps=6))
+
+
+def test_what_a_run_is_made_of_is_known_by_its_digest(make_trainer):
+    made_of = {"data": {"rows": 3, "digest": "a", "lies": "here"}}
+    run(make_trainer("made", record=made_of))
+    assert make_trainer("made", record={"data": {"digest": "a"}}).resume()
+    for digest in ("b", None):
+        with pytest.raises(ConfigError, match="holds a run of another data; choose"):
+            make_trainer("made", record={"data": {"digest": digest}}).resume()
+
+
+class Broken:
+    """Batches, one of which cannot be made until it is mended."""
+
+    def __init__(self, batches, step):
+        self.batches, self.step, self.mended = batches, step, False
+
+    def __call__(self, step, shard):
+        if step == self.step and shard and not self.mended:
+            raise DataError("rows.jsonl:18: there is no picture 'a.png'")
+        return self.batches(step, shard)
+
+
+def test_a_row_that_cannot_be_used_costs_no_step(make_trainer, batches):
+    broken = Broken(batches, 5)
+    # None is saved before the end.
+    settings = {"save_every": 100, "log_every": 3}
+    with pytest.raises(
+        DataError,
+        match=r"^rows.jsonl:18: there is no picture 'a.png'; the checkpoint of step 5 "
+        r"stands; put back .* \(--skip-bad\), and go on with the same command$",
+    ):
+        run(make_trainer("row", batches=broken, **settings))
+    broken.mended = True
+    whole = make_trainer("whole", **settings)
+    lines = run(whole)
+    # What becomes of bad rows may change.
+    resumed = make_trainer("row", batches=broken, skip_bad=True, **settings)
+    assert machine_free(*run(resumed)) == machine_free(*lines[1:])
+    assert_equal(resumed, whole)
+    with pytest.raises(
+        DataError, match=r"^rows.jsonl:18: there is no picture 'a.png'$"
+    ):
+        run(make_trainer("first", batches=Broken(batches, 0), **settings))
+
+
+def machine_free(*lines):
+    """Log lines without what is the machine's."""
+    machines = ("seconds_per_step", "tokens_per_second", "peak_bytes")
+    return [{k: v for k, v in x.items() if k not in machines} for x in lines]
+
+
+def test_a_line_is_of_all_steps_since_the_last(make_trainer, batches):
+    lines = run(make_trainer("lines", log_every=3))
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    single = make_trainer("single")
+    losses = [single.train_step() for _ in range(8)]
+    learned = [
+        sum(batches(step, shard).learned[:, 1:].sum() for shard in range(2))
+        for step in range(8)
+    ]
+    assert len(set(learned)) > 1
+    for line, first in zip(lines, (0, 3, 6), strict=True):
+        place = slice(first, line["step"])
+        mean = np.average(losses[place], weights=learned[place])
+        assert line["loss"] == pytest.approx(mean, rel=1e-12)
+
+
+def test_a_line_is_the_same_behind_a_checkpoint_between_two(make_trainer):
+    whole = run(make_trainer("whole", log_every=4))
+    stopped = make_trainer("stopped", log_every=4)
+    stopped.folder.mkdir()
+    for _ in range(3):
+        stopped.train_step()
+    stopped.save()
+    lines = run(make_trainer("stopped", log_every=4))
+    assert machine_free(*lines) == machine_free(*whole)
+
+
+def test_the_held_out_loss_is_measured_before_the_first_step(make_trainer, batches):
+    trainer = make_trainer("held", valid=[batches(90, 0)], eval_every=8)
+    untrained = trainer.validate()
+    lines = run(trainer)
+    held = [x for x in lines if "valid_loss" in x]
+    assert [x["step"] for x in held] == [0, 8]
+    assert held[0]["valid_loss"] == untrained
+    assert lines[0] == held[0]
+    # Once each, also where the run was killed before its first checkpoint.
+    for path in trainer.folder.glob("step-*"):
+        shutil.rmtree(path)
+    again = run(make_trainer("held", valid=[batches(90, 0)], eval_every=8))
+    assert machine_free(*read_log(trainer.folder)) == machine_free(*again)
+    assert machine_free(*again) == machine_free(*lines)
+
+
+class Unusable(list):
+    def __getitem__(self, index):
+        raise DataError("held.jsonl:2: it has no answer")
+
+
+def test_a_held_out_row_that_cannot_be_used_is_met_before_a_step(make_trainer):
+    with pytest.raises(DataError, match=r"^held.jsonl:2: it has no answer$"):
+        run(make_trainer("bad", valid=Unusable([1])))
+    # Nor are steps lost where it came later.
+    stopped = make_trainer("later")
+    stopped.folder.mkdir()
+    stopped.train_step()
+    stopped.save()
+    resumed = make_trainer("later", valid=Unusable([1]))
+    with pytest.raises(DataError, match=r"no answer; the checkpoint of step 1 stands"):
+        run(resumed)
+    assert resumed.step == 1
 
 
 def test_the_loss_of_a_tiny_model_falls(make_trainer):
