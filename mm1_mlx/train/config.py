@@ -95,7 +95,7 @@ class TrainConfig(Section):
         0.01,
         "what weights lose a step, as a share of the learning rate; not muon's matrices",
     )
-    matrix_weight_decay: float = _how(
+    matrix_decay: float = _how(
         0.0, "what muon's matrices lose a step, as a share of their learning rate"
     )
     clip_norm: float = _how(1.0, "largest gradient norm")
@@ -127,7 +127,7 @@ class TrainConfig(Section):
             if value is not None and not value > 0:
                 raise ConfigError(f"TrainConfig.{name}: {value} is not above 0")
         for name in (
-            *("warmup_steps", "decay_steps", "weight_decay", "matrix_weight_decay"),
+            *("warmup_steps", "decay_steps", "weight_decay", "matrix_decay"),
             *("final_fraction", "balance_weight", "z_weight", "eval_every"),
         ):
             if not getattr(self, name) >= 0:
@@ -144,10 +144,10 @@ class TrainConfig(Section):
                 f"TrainConfig: warmup_steps {self.warmup_steps} and decay_steps "
                 f"{self.decay_steps} are more than the {self.steps} steps"
             )
-        muons = (self.matrix_learning_rate, self.matrix_weight_decay)
+        muons = (self.matrix_learning_rate, self.matrix_decay)
         if self.optimizer != "muon" and muons != (MATRIX_LEARNING_RATE, 0.0):
             raise ConfigError(
-                "TrainConfig: matrix_learning_rate and matrix_weight_decay are muon's, "
+                "TrainConfig: matrix_learning_rate and matrix_decay are muon's, "
                 f"not {self.optimizer}'s; give learning_rate and weight_decay, or "
                 "optimizer muon"
             )

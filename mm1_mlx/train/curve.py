@@ -1,4 +1,4 @@
-"""A run's log as a picture: the loss of every step, smoothed, and held-out losses."""
+"""A run's log as a picture: the mean loss of every line, smoothed, and held-out losses."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class DecoupledMuon(optim.Muon):
 def _muon(config: TrainConfig, share: float) -> optim.Optimizer:
     """Of matrices whose rate is this share of ``matrix_learning_rate``."""
     rate = schedule(config, share * config.matrix_learning_rate)
-    return DecoupledMuon(rate, config.matrix_weight_decay)
+    return DecoupledMuon(rate, config.matrix_decay)
 
 
 def schedule(config: TrainConfig, peak: float) -> Callable[[mx.array], mx.array]:

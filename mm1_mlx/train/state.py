@@ -1,9 +1,10 @@
 """Where a run stands, on disk: folders ``step-000200``, each whole or not there.
 
-A folder holds ``state.safetensors`` (trained weights, what the optimizer keeps, the step)
-and ``state.sha256``, its digest. The position in the data and the keys of what is random
-are functions of the step, so the step is both. It is written beside its place, flushed
-and renamed; the last two are kept, and one that is damaged is passed over for the other.
+A folder holds ``state.safetensors`` (trained weights, what the optimizer keeps, what was
+lost since the last log line, what float16's gradients are multiplied by) and
+``state.sha256``, its digest. The position in the data and the keys of what is random are
+functions of the step, so the step is both. It is written beside its place, flushed and
+renamed; the last two are kept, and one that is damaged is passed over for the other.
 """
 
 from __future__ import annotations

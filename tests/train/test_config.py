@@ -32,8 +32,8 @@ def test_a_schedule_longer_than_the_run_is_refused():
         ({"adapter_dropout": 1.0}, r"adapter_dropout: 1.0 is not in \[0, 1\)"),
         ({"trained": ("de(",)}, r"trained: 'de\(' is neither one of \['vision', 'conn"),
         ({"epochs": 0.0}, "TrainConfig.epochs: 0.0 is not above 0"),
-        ({"matrix_weight_decay": -0.1}, "matrix_weight_decay: -0.1 is below 0"),
-        ({"matrix_weight_decay": 0.1}, "_weight_decay are muon's, not adamw's; give"),
+        ({"matrix_decay": -0.1}, "matrix_decay: -0.1 is below 0"),
+        ({"matrix_decay": 0.1}, "matrix_decay are muon's, not adamw's; give"),
         ({"decay_steps": -1}, "TrainConfig.decay_steps: -1 is below 0"),
     ],
 )

@@ -166,7 +166,7 @@ def test_muons_matrices_have_their_parts_rates_and_a_decay_of_their_own():
     assert np.abs(steps["decoder"]).max() > 0.01
     undecayed = moved(replace(config, weight_decay=0.0))
     np.testing.assert_array_equal(steps["decoder"], undecayed["decoder"])
-    decayed = moved(replace(config, matrix_weight_decay=0.5))
+    decayed = moved(replace(config, matrix_decay=0.5))
     for part, rate in (("decoder", 0.02), ("connector", 0.002)):
         lost = decayed[part] - steps[part]
         np.testing.assert_allclose(lost, -rate * 0.5 * np.array(weight), atol=1e-6)

@@ -137,6 +137,28 @@ def test_one_that_dies_does_not_leave_the_other_waiting(tmp_path, hosts):
     )
 
 
+def test_what_the_first_says_all_are_told(hosts):
+    script = """
+import mlx.core as mx
+from mm1_mlx.train.trainer import first_ones
+
+rank = mx.distributed.init().rank()
+assert first_ones(["{}", "another"][rank]) == "{}"
+assert first_ones(["größer, 大", ""][rank]) == "größer, 大"
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=os.environ | {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+
+
 @pytest.mark.slow
 def test_the_command_in_two_processes_equals_it_in_one(
     tmp_path, hosts, make_model, write_folder, write_rows, tolerances
