@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -144,12 +145,30 @@ class Training:
         if config.decoder:
             row = decoder_flops(config.decoder, self.positions, rows=self.positions)
             forward["decoder"] = self.rows * row
-        total, learns = 0, False
+        total, learns = 0, 0.0
         for part, once in forward.items():
-            learns |= part in self.parts
-            total += once * (1 + learns + (learns and self.checkpointing))
-            total += round(once * self._share(config, part))
+            # Of what stands before all that is trained nothing is computed backward.
+            learns = 1.0 if learns else self._reach(config, part)
+            back = learns * (1 + self.checkpointing) + self._share(config, part)
+            total += once + round(once * back)
         return total * self.micro_batches
+
+    def _reach(self, config: MM1Config, part: str) -> float:
+        """How much of a part stands at or behind the first of it that is trained, of 1."""
+        if part not in self.parts:
+            return 0.0
+        names = [name for name in self.trained or () if name.startswith(f"{part}.")]
+        found = [re.search(r"\.layers\.(\d+)\.", name) for name in names]
+        blocks = [int(match[1]) for match in found if match]
+        if not blocks or len(blocks) < len(names):
+            return 1.0
+        decoder, vision = config.decoder, config.vision
+        depths = {
+            "decoder": decoder.num_hidden_layers if decoder else 0,
+            "vision": vision.depth if vision else 0,
+        }
+        depth = depths.get(part) or max(blocks) + 1
+        return 1 - min(blocks) / depth
 
     def _share(self, config: MM1Config, part: str) -> float:
         """How much of a part's own weights is trained, of 1."""

@@ -8,6 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from mm1_mlx.adapters import AdapterConfig, attach
 from mm1_mlx.checkpoint import build_model
 from mm1_mlx.chips import CHIPS
 from mm1_mlx.config import MM1Config, QuantizationConfig
@@ -220,6 +221,21 @@ def test_adapters_spare_the_gradients_of_what_is_frozen(make_model, batches):
     assert whole == 3 * (vision + connector + decoder)
     step = training_of(model, batch, "adamw")
     assert step.flops(config) == vision + 3 * connector + 2 * decoder
+
+
+def test_nothing_is_computed_backward_before_the_first_adapter(make_model, batches):
+    model, batch = make_model(), batches(0, 0)
+    model.freeze()
+    attach(model, AdapterConfig(rank=2, layers=1))
+    config, (rows, positions) = model.config, batch.tokens.shape
+    assert config.decoder.num_hidden_layers == 2
+    decoder = rows * decoder_flops(config.decoder, positions, rows=positions)
+    tiles = sum(len(picture.tiles) for picture in batch.pictures)
+    step = training_of(model, batch, "adamw")
+    forward = encode_flops(config, tiles) + decoder
+    assert step.flops(config) == forward + round(decoder / 2)
+    again = replace(step, checkpointing=True)
+    assert again.flops(config) == forward + decoder
 
 
 def test_a_chips_least_time_is_that_of_operations_or_bytes():
