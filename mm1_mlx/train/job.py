@@ -199,14 +199,13 @@ class Job:
 
     def _restore_bits(self, model: MM1) -> None:
         """Give trained weights back what rounding to the run's precision took."""
-        trained = adapters.tensors_of(model)
-        outer = {id(x): name for name, x in trained.items()}
-        stored = {k: x for k, x in self._original.tensors().items() if k in trained}
-        whole = [
-            (name, stored[outer[id(x)]].whole())
-            for name, x in cast(Any, tree_flatten(model.trainable_parameters()))
-            if outer[id(x)] in stored
-        ]
+        if self.config.precision == "float32":
+            return
+        stored = self._original.tensors()
+        trained = cast(Any, tree_flatten(model.trainable_parameters()))
+        # In one order; beside low-rank matrices the names in the model are others.
+        names = zip(trained, adapters.tensors_of(model), strict=True)
+        whole = [(own, stored[k].whole()) for (own, _), k in names if k in stored]
         model.load_weights(whole, strict=False)
 
     @property
