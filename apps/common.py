@@ -64,7 +64,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
 # A picture's text, or a name in somebody's data, could write an escape sequence.
-_CONTROLS = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
+CONTROLS = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
 
 def guarded(command: Callable[[], None]) -> None:
@@ -100,7 +100,7 @@ def note(message: str) -> None:
 
 def _tell(message: str) -> None:
     """A message on stderr, without its control characters."""
-    print(message.translate(_CONTROLS), file=sys.stderr, flush=True)
+    print(message.translate(CONTROLS), file=sys.stderr, flush=True)
 
 
 def _rank() -> int:
@@ -111,7 +111,7 @@ def _rank() -> int:
 def print_answer(text: str) -> None:
     """A piece of an answer on stdout; to a terminal without its control characters."""
     if sys.stdout.isatty():
-        text = text.translate(_CONTROLS)
+        text = text.translate(CONTROLS)
     print(text, end="", flush=True)
 
 

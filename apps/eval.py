@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .common import (
+    CONTROLS,
     AdapterNames,
     AsJson,
     Model,
@@ -89,6 +90,9 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    outside: Annotated[
+        bool, typer.Option("--outside", help="let paths of pictures lead out of it")
+    ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="pass over rows that cannot be asked")
     ] = False,
@@ -117,6 +121,10 @@ def evaluate(
 
     Every figure comes with its 95% interval, and with what guessing would give.
     """
+    if (list_tasks or compare) and (task is not None or data is not None):
+        raise typer.BadParameter(
+            "--list and --compare ask nothing; leave task and data out"
+        )
     if list_tasks:
         _list(as_json)
         return
@@ -125,6 +133,7 @@ def evaluate(
         return
     if task is None or data is None:
         raise typer.BadParameter("name a task and its data, or ask for --list")
+    from mm1_mlx.errors import PromptError
     from mm1_mlx.eval.run import Options, altered
     from mm1_mlx.eval.run import evaluate as run
     from mm1_mlx.eval.tasks import TASKS
@@ -145,10 +154,14 @@ def evaluate(
         tiled=tiled,
         style=style,
         image_folder=path(image_folder),
+        outside=outside,
         skip_bad=skip_bad,
         adapters=named_adapters(adapter),
     )
-    asked = altered(TASKS[task], prompt=prompt, stop=stop, max_tokens=max_tokens)
+    try:
+        asked = altered(TASKS[task], prompt=prompt, stop=stop, max_tokens=max_tokens)
+    except PromptError as error:
+        raise typer.BadParameter(str(error)) from None
     with bars() as progress, open_runtime(model, yes, resolution, adapter) as runtime:
         results = run(
             runtime,
@@ -160,6 +173,8 @@ def evaluate(
         )
     for line in results["bad_rows"]:
         note(f"skipped: {line}")
+    if (blind := results["without_picture"]) and asked.style != "text":
+        note(f"{blind:,} of {results['n']:,} questions have no picture")
     if as_json:
         print_json(results)
     else:
@@ -175,24 +190,29 @@ def _list(as_json: bool) -> None:
     if as_json:
         print_json([asdict(task) for task in TASKS.values()])
         return
-    rows = [
-        (name, task.metric, ", ".join(sorted(METRICS[task.metric].needs)), task.prompt)
-        for name, task in TASKS.items()
-    ]
-    _print_table(("task", "metric", "a row has", "asks"), rows)
+    rows = []
+    for name, task in TASKS.items():
+        needs = METRICS[task.metric].needs | ({"images"} if task.pictured else set())
+        has = ", ".join(sorted(needs)) + (f" ({task.note})" if task.note else "")
+        rows.append((name, task.metric, has, task.prompt, _base_form(task)))
+    _print_table(("task", "metric", "a row has", "asks", "a base model reads"), rows)
+
+
+def _base_form(task: Any) -> str:
+    """What a model that was only pre-trained reads behind a picture."""
+    from mm1_mlx.shots import with_shots
+
+    if task.style == "text":
+        return str(task.plain)
+    # Not opened: a caption's form is that of a picture without a question.
+    (message,) = with_shots((), task.plain, [Path()], task.style)
+    return "".join(part.get("text", "") for part in message["content"]).strip()
 
 
 def _compare(folders: list[Path], as_json: bool) -> None:
-    from mm1_mlx.errors import DataError
-    from mm1_mlx.eval.log import RESULTS
-    from mm1_mlx.files import read_json
+    from mm1_mlx.eval.log import legible, read_results
 
-    found = []
-    for folder in folders:
-        results = read_json(folder / RESULTS)
-        if not (isinstance(results, dict) and {"task", "figures"} <= set(results)):
-            raise DataError(f"{folder / RESULTS} holds no results of mm1 eval")
-        found.append((str(folder), results))
+    found = [(legible(folder), read_results(folder)) for folder in folders]
     if as_json:
         print_json([{"folder": name, **results} for name, results in found])
     else:
@@ -200,7 +220,7 @@ def _compare(folders: list[Path], as_json: bool) -> None:
 
 
 def _show(found: list[tuple[str, Any]]) -> None:
-    """The figures of several results, in percent but for perplexity."""
+    """The figures of several results, in percent but for perplexity and losses."""
     rows = []
     for name, results in found:
         parts = {"": results["figures"], **results["categories"]}
@@ -220,10 +240,13 @@ def _show(found: list[tuple[str, Any]]) -> None:
 
 
 def _written(name: str, held: dict[str, Any]) -> tuple[str, str, str, str]:
-    scale = 1 if name == "perplexity" else 100
-    value, low, high = (f"{scale * held[x]:.1f}" for x in ("value", "low", "high"))
-    chance = "" if held["chance"] is None else f"{scale * held['chance']:.1f}"
-    return value, f"{low} to {high}", chance, f"{held['n']:,}"
+    scale = 1 if name in ("perplexity", "loss") else 100
+
+    def said(key: str) -> str:
+        return "" if held.get(key) is None else f"{scale * held[key]:.1f}"
+
+    interval = f"{said('low')} to {said('high')}" if said("low") else ""
+    return said("value"), interval, said("chance"), f"{held['n']:,}"
 
 
 def _print_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -238,8 +261,8 @@ def _print_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Non
         right = head in ("", "95%", "chance", "n")
         table.add_column(head, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        # Not markup: a folder's name may hold brackets.
-        table.add_row(*map(Text, row))
+        # Not markup: a folder's name may hold brackets. Nor does a name steer a terminal.
+        table.add_row(*(Text(cell.translate(CONTROLS)) for cell in row))
     console = Console(file=sys.stdout)
     if not console.is_terminal:
         # A file has no width.

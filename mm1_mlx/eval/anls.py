@@ -21,10 +21,14 @@ def anls(answer: str, answers: Sequence[str]) -> float:
 
 
 def _similarity(one: str, other: str) -> float:
-    distance = levenshtein(_plain(one), _plain(other))
     # Of the texts as they are written, spaces included, as upstream has it.
     longest = max(len(one), len(other))
-    return 1 - distance / longest if longest else 1.0
+    one, other = _plain(one), _plain(other)
+    if abs(len(one) - len(other)) > longest * (1 - THRESHOLD):
+        return (
+            0.0  # Their distance is no less, and the square of their lengths is saved.
+        )
+    return 1 - levenshtein(one, other) / longest if longest else 1.0
 
 
 def _plain(text: str) -> str:

@@ -13,13 +13,22 @@
 | ``category`` | figures are also given of each category's questions |
 
 Other keys are not looked at.
+
+Examples to show are read here too, not by ``shots.read_shots``: they are rows of the same
+data sets, whose other keys are no mistakes, and whose answers are lists or choices.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from mm1_mlx.errors import DataError
 from mm1_mlx.eval.letters import LETTERS
@@ -28,6 +37,7 @@ from mm1_mlx.train.data.example import Record, located
 from mm1_mlx.train.data.pictures import PictureFolder
 
 Box = tuple[float, float, float, float]
+_CONTROLS = ("Cc", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
@@ -56,14 +66,46 @@ class Case:
     box: Box | None = None
     category: str = ""
 
+    def digest(self) -> bytes:
+        """32 bytes that tell it from others, its pictures by their bytes, not names."""
+        said = (self.question, self.hint, self.answers, self.choices, self.right)
+        written = json.dumps([*said, self.box, self.category])
+        found = hashlib.sha256(written.encode())
+        for image in self.images:
+            found.update(digest_of(image))
+        return found.digest()
 
-def read_case(record: Record, folder: PictureFolder, needs: frozenset[str]) -> Case:
+
+def digest_of(image: ImageSource) -> bytes:
+    """32 bytes that tell a picture from others; of a file that is missing, zeros."""
+    if isinstance(image, Image.Image):
+        return hashlib.sha256(image.tobytes()).digest()
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).digest()
+    if isinstance(image, str):
+        return hashlib.sha256(image.encode(errors="surrogatepass")).digest()
+    assert isinstance(image, Path)  # No row names a frame of a video.
+    if not image.is_file():
+        return bytes(32)
+    with image.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def read_case(
+    record: Record,
+    folder: PictureFolder,
+    needs: frozenset[str],
+    *,
+    passage: bool = False,
+) -> Case:
     """The question of a row.
 
     Args:
         record: the row.
         folder: where its pictures are.
         needs: the fields of ``Case`` that may not be empty.
+        passage: whether ``text`` is one whose last word is asked. Elsewhere it is not
+            looked at: question files of LLaVA and POPE have questions there.
 
     Raises:
         DataError: names the row and says what is wrong with it.
@@ -76,7 +118,7 @@ def read_case(record: Record, folder: PictureFolder, needs: frozenset[str]) -> C
             right = _chosen(values.get("answer"), choices, labels)
             answers = (choices[right],)
         question = _text(values, "question")
-        if "text" in values and "answers" in needs and not answers:
+        if passage and "text" in values and not answers:
             question, answers = _last_word(_text(values, "text"))
         case = Case(
             origin=record.origin,
@@ -87,7 +129,7 @@ def read_case(record: Record, folder: PictureFolder, needs: frozenset[str]) -> C
             choices=choices,
             right=right,
             box=_box(values["box"]) if "box" in values else None,
-            category=_text(values, "category"),
+            category=_line(values, "category"),
         )
         for name in sorted(needs):
             if not getattr(case, name):
@@ -103,6 +145,14 @@ def _text(values: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{key} is {value!r:.60}, expected text")
     return _checked(value, key)
+
+
+def _line(values: Mapping[str, Any], key: str) -> str:
+    """A text that may stand in a table: on a terminal a control character acts."""
+    text = _text(values, key)
+    if any(unicodedata.category(letter) in _CONTROLS for letter in text):
+        raise DataError(f"{key} is {text!r:.60}, expected a line without control codes")
+    return text
 
 
 def _checked(text: str, key: str) -> str:
@@ -137,13 +187,12 @@ def _answers(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _answer(answer: Any, key: str) -> str:
-    if isinstance(answer, Mapping):
-        answer = answer.get("answer")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
-    if not isinstance(answer, str):
+    found = answer.get("answer") if isinstance(answer, Mapping) else answer
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        found = str(found)
+    if not isinstance(found, str):
         raise DataError(f"{key} holds {answer!r:.60}, expected text")
-    return _checked(answer, key)
+    return _checked(found, key)
 
 
 def _choices(given: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -169,11 +218,24 @@ def _choices(given: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _chosen(answer: Any, choices: tuple[str, ...], labels: tuple[str, ...]) -> int:
     """Which choice the row says is right."""
-    if type(answer) is int and 0 <= answer < len(choices):
-        return answer
-    for known in (labels, choices):
-        if isinstance(answer, str) and answer in known:
-            return known.index(answer)
+    named: set[int] = set()
+    if type(answer) is int:
+        # Not by texts: where numbers are to be chosen from, a number counts them.
+        named = {i for i, label in enumerate(labels) if label == str(answer)}
+        named |= {answer} & set(range(len(choices)))
+    elif isinstance(answer, str):
+        pairs = enumerate(zip(labels, choices, strict=True))
+        named = {i for i, names in pairs if answer in names}
+    if len(named) == 1:
+        return named.pop()
+    if named:
+        way_out = (
+            "its label or its text" if type(answer) is int else "its number from 0"
+        )
+        raise DataError(
+            f"answer is {answer!r:.60}, which names {len(named)} of the choices "
+            f"{list(choices)!r:.80} called {list(labels)!r:.60}; give {way_out}"
+        )
     raise DataError(
         f"answer is {answer!r:.60}, expected the number of a choice from 0 to "
         f"{len(choices) - 1}, one of {list(labels)}, or a choice's text"
@@ -182,7 +244,7 @@ def _chosen(answer: Any, choices: tuple[str, ...], labels: tuple[str, ...]) -> i
 
 def _last_word(text: str) -> tuple[str, tuple[str, ...]]:
     """A passage without its last word, and that."""
-    before, space, last = text.rpartition(" ")
+    before, space, last = text.strip().rpartition(" ")
     if not space or not before or not last:
         raise DataError(
             f"text is {text!r:.60}, expected words of which the last is asked"
@@ -196,6 +258,12 @@ def _box(given: Any) -> Box:
     )
     if not numbers or len(given) != 4 or given[0] >= given[2] or given[1] >= given[3]:
         raise DataError(
-            f"box is {given!r:.60}, expected [left, top, right, bottom] in pixels"
+            f"box is {given!r:.60}, expected [left, top, right, bottom] in pixels, not "
+            "COCO's [x, y, width, height]"
+        )
+    if max(given) <= 1:
+        raise DataError(
+            f"box is {given!r:.60}, shares of the picture; expected [left, top, right, "
+            "bottom] in pixels"
         )
     return tuple(map(float, given))  # type: ignore[return-value]

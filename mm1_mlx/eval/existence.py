@@ -7,6 +7,7 @@ Source: https://github.com/haotian-liu/LLaVA/blob/c121f0432da27facab705978f83c4a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,6 +26,8 @@ def says_yes(answer: str) -> bool:
 def pope(answers: Sequence[bool], right: Sequence[bool]) -> dict[str, Figure]:
     """Accuracy, precision, recall, F1 and the share of "yes".
 
+    Precision is of the questions answered with "yes", recall of those where it is right.
+
     Args:
         answers: whether each answer is "yes".
         right: whether "yes" is right.
@@ -33,27 +36,14 @@ def pope(answers: Sequence[bool], right: Sequence[bool]) -> dict[str, Figure]:
     hits = [a == b for a, b in zip(answers, right, strict=True)]
     return {
         "accuracy": share(hits, chance=0.5),
-        "precision": bootstrap(rows, _precision),
-        "recall": bootstrap(rows, _recall),
+        "precision": share([b for a, b in zip(answers, right, strict=True) if a]),
+        "recall": share([a for a, b in zip(answers, right, strict=True) if b]),
         "f1": bootstrap(rows, _f1),
         "yes_ratio": share(answers),
     }
 
 
-def _precision(rows: Scores) -> float:
-    return _ratio(rows, rows[:, 0])
-
-
-def _recall(rows: Scores) -> float:
-    return _ratio(rows, rows[:, 1])
-
-
 def _f1(rows: Scores) -> float:
-    # Equal to the harmonic mean of precision and recall.
-    return _ratio(rows, rows.mean(axis=1))
-
-
-def _ratio(rows: Scores, among: Scores) -> float:
-    """Right answers of "yes" among others; 0 where there are none."""
-    total = float(among.sum())
-    return float((rows[:, 0] * rows[:, 1]).sum()) / total if total else 0.0
+    """The harmonic mean of precision and recall; NaN without any "yes"."""
+    total = float(rows.sum())
+    return 2 * float((rows[:, 0] * rows[:, 1]).sum()) / total if total else math.nan

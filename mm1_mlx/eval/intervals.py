@@ -23,15 +23,15 @@ class Figure:
 
     Attributes:
         value: what was measured.
-        low: of its 95 % interval.
-        high: of its 95 % interval.
+        low: of its 95 % interval; None where the answers leave nothing to tell it by.
+        high: likewise.
         n: how many questions it is of.
         chance: what guessing gives, None where that is not known.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     chance: float | None = None
 
@@ -46,13 +46,15 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 def share(right: Sequence[bool], chance: float | None = None) -> Figure:
-    """The share of right answers, with Wilson's interval."""
+    """The share of right answers, with Wilson's interval; of none 0, without one."""
     hits, total = sum(right), len(right)
+    if not total:
+        return Figure(0.0, None, None, 0, chance)
     return Figure(hits / total, *wilson(hits, total), total, chance)
 
 
 def mean(scores: Sequence[float], chance: float | None = None) -> Figure:
-    """The mean of scores, with the interval of their bootstrap.
+    """The mean of scores from 0 to 1, with the interval of their bootstrap.
 
     Scores of 0 and 1 alone are a share, whose own interval does not end where all are
     alike.
@@ -68,14 +70,25 @@ def bootstrap(
 ) -> Figure:
     """A value of rows, and the middle 95 % of what rows drawn with replacement give.
 
+    Where every draw gives the same there is no interval: that all n are alike does not
+    say that all others are.
+
     Args:
         rows: one a question, [n] or [n, fields].
-        value: what is measured of some of them.
+        value: what is measured of some of them; NaN where they leave it undefined. Such
+            draws are left out, and of all rows it is 0.
         chance: what guessing gives.
     """
     # A stream of its own: the interval of the same answers is always the same.
     stream = np.random.default_rng(_SEED)
     n = len(rows)
-    values = [value(rows[stream.integers(0, n, n)]) for _ in range(RESAMPLES)]
+    drawn = [value(rows[stream.integers(0, n, n)]) for _ in range(RESAMPLES)]
+    values = [found for found in drawn if not math.isnan(found)]
+    measured = value(rows)
+    if math.isnan(measured):
+        return Figure(0.0, None, None, n, chance)
+    # A sum's rounding depends on the order of what was drawn.
+    if math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12):
+        return Figure(measured, None, None, n, chance)
     low, high = np.quantile(values, (0.025, 0.975))
-    return Figure(value(rows), float(low), float(high), n, chance)
+    return Figure(measured, float(low), float(high), n, chance)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from mm1_mlx.errors import DataError
+from mm1_mlx.eval.intervals import Figure
 from mm1_mlx.files import read_json, replace_json
 from mm1_mlx.hold import Hold
 
@@ -34,7 +38,8 @@ class Log:
         try:
             self._check(settings)
             self.known = self._read()
-            self._file = (folder / ANSWERS).open("a", encoding="utf-8")
+            # Without a buffer: what a full disk refuses is not tried again on closing.
+            self._file = (folder / ANSWERS).open("ab", buffering=0)
         except BaseException:
             self._hold.release()
             raise
@@ -52,13 +57,24 @@ class Log:
         self._hold.release()
 
     def add(self, line: dict[str, Any]) -> None:
-        """Write a row's line, whole before the next."""
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
+        """Write a row's line, whole before the next.
+
+        Raises:
+            DataError: there is no room for it.
+        """
+        left = (json.dumps(line, ensure_ascii=False) + "\n").encode(errors="replace")
+        with _written(self.folder / ANSWERS):
+            while left:
+                left = left[self._file.write(left) :]
 
     def finish(self, results: dict[str, Any]) -> None:
-        """Write the figures beside the answers."""
-        replace_json(self.folder / RESULTS, results)
+        """Write the figures beside the answers.
+
+        Raises:
+            DataError: there is no room for them.
+        """
+        with _written(self.folder / RESULTS):
+            replace_json(self.folder / RESULTS, results)
 
     def _check(self, settings: dict[str, Any]) -> None:
         path = self.folder / RUN
@@ -76,7 +92,9 @@ class Log:
         if before == settings:
             return
         differ = (
-            [key for key in settings if before.get(key) != settings[key]]
+            sorted(
+                key for key in before | settings if before.get(key) != settings.get(key)
+            )
             if isinstance(before, dict)
             else []
         )
@@ -100,11 +118,80 @@ class Log:
         for number, text in enumerate(whole.splitlines(), start=1):
             try:
                 line = json.loads(text)
-                row = line["row"]
-            except (ValueError, TypeError, KeyError, RecursionError):
+            except (ValueError, RecursionError):
+                line = None
+            if not _is_answer(line):
                 raise DataError(
                     f"{path}:{number}: no answer of a run; remove the line to have it "
                     "asked again"
-                ) from None
-            known[row] = line
+                )
+            known[line["row"]] = line
         return known
+
+
+def _is_answer(line: Any) -> bool:
+    """Whether a value is a row's line: an error, or an answer with what it was to."""
+    if (
+        not isinstance(line, dict)
+        or type(line.get("row")) is not int
+        or line["row"] < 0
+    ):
+        return False
+    if "error" in line:
+        return isinstance(line["error"], str)
+    boxes = line.get("boxes", [])
+    if not isinstance(boxes, list) or not all(_are(box, int) for box in boxes):
+        return False
+    if not isinstance(line.get("asked"), str) or any(len(box) != 4 for box in boxes):
+        return False
+    if "logprobs" not in line:
+        return isinstance(line.get("answer"), str)
+    scores, greedy = line["logprobs"], line.get("greedy")
+    if not isinstance(greedy, list) or not _are(greedy, bool):
+        return False
+    return _are(scores, float) and len(scores) == len(greedy)
+
+
+def _are(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The results of a run in a folder.
+
+    Raises:
+        MM1Error: it holds none.
+    """
+    results = read_json(folder / RESULTS)
+    try:
+        for figures in (results["figures"], *results["categories"].values()):
+            for figure in figures.values():
+                numbers = [
+                    v for v in asdict(Figure(**figure)).values() if v is not None
+                ]
+                if not all(type(number) in (int, float) for number in numbers):
+                    raise TypeError
+                if figure["value"] is None or figure["n"] is None:
+                    raise TypeError
+        if not isinstance(results["task"], str):
+            raise TypeError
+    except (TypeError, KeyError, AttributeError):
+        raise DataError(f"{folder / RESULTS} holds no results of mm1 eval") from None
+    return dict(results)
+
+
+def legible(name: object) -> str:
+    """A path's text, with marks for what is not UTF-8 in it, so that it can be written."""
+    return str(name).encode(errors="replace").decode()
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """The system's errors as one that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}; make room and give the "
+            "same command, and the run goes on"
+        ) from None

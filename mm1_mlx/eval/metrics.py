@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from mm1_mlx.eval.anls import anls
 from mm1_mlx.eval.case import Case
 from mm1_mlx.eval.cider import cider
 from mm1_mlx.eval.exact import exact_match
 from mm1_mlx.eval.existence import pope, says_yes
-from mm1_mlx.eval.intervals import Figure, mean, share
+from mm1_mlx.eval.intervals import Figure, bootstrap, mean, share
 from mm1_mlx.eval.letters import find_option
 from mm1_mlx.eval.recall import THRESHOLD, overlap
 from mm1_mlx.eval.relaxed import relaxed_match
@@ -20,6 +22,10 @@ from mm1_mlx.eval.vqa import vqa_accuracy
 
 # Of WinoGrande: what stands in a sentence for each of its choices.
 BLANK = "_"
+# How many answer each question of VQA.
+PEOPLE = 10
+# A mean loss beyond it has no perplexity in a float.
+_LARGEST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,14 @@ class Reply:
         boxes: in what it said, in pixels of the picture.
         logprobs: of each text that was scored.
         greedy: whether a greedy answer would have begun with it.
+        score: of an answer that is scored among all others.
     """
 
     text: str = ""
     boxes: tuple[tuple[int, int, int, int], ...] = ()
     logprobs: tuple[float, ...] = ()
     greedy: tuple[bool, ...] = ()
+    score: float = 0.0
 
 
 Cases = Sequence[Case]
@@ -53,12 +61,27 @@ class Metric:
         figures: what is counted of cases and replies.
         scored: whether texts are scored, not generated.
         wrong: what is wrong with a case that has all it needs, empty if nothing.
+        passage: whether a row may be a passage whose last word is the answer.
+        together: a score for each answer that depends on all cases; ``figures`` of a
+            category's are then of these.
     """
 
     needs: frozenset[str]
     figures: Callable[[Cases, Replies], Figures]
     scored: bool = False
     wrong: Callable[[Case], str] = lambda case: ""  # noqa: ARG005
+    passage: bool = False
+    together: Callable[[Cases, Replies], list[float]] | None = None
+
+
+def _of_few_people(case: Case) -> str:
+    # Counted by VQA's formula, the only answer of two people would be a third right.
+    if len(case.answers) == 1 or len(case.answers) >= PEOPLE:
+        return ""
+    return (
+        f"it has {len(case.answers)} answers, expected one, or those of ten people; for "
+        "aliases of one answer use the task exact"
+    )
 
 
 def _not_yes_or_no(case: Case) -> str:
@@ -99,9 +122,14 @@ def _any_relaxed(answer: str, answers: Sequence[str]) -> bool:
     return any(relaxed_match(answer, right) for right in answers)
 
 
-def _cider(cases: Cases, replies: Replies) -> Figures:
+def _scores_of_captions(cases: Cases, replies: Replies) -> list[float]:
     said = [reply.text for reply in replies]
-    return {"cider": mean(cider(said, [case.answers for case in cases]))}
+    return cider(said, [case.answers for case in cases])
+
+
+def _cider(cases: Cases, replies: Replies) -> Figures:  # noqa: ARG001
+    scores = np.array([reply.score for reply in replies], np.float64)
+    return {"cider": bootstrap(scores, lambda drawn: float(drawn.mean()))}
 
 
 def _pope(cases: Cases, replies: Replies) -> Figures:
@@ -160,16 +188,13 @@ def _largest(values: Sequence[float]) -> int:
 
 
 def _last_word(cases: Cases, replies: Replies) -> Figures:  # noqa: ARG001
-    losses = mean([-reply.logprobs[0] for reply in replies])
-    return {
-        "acc": share([reply.greedy[0] for reply in replies]),
-        "perplexity": Figure(
-            math.exp(losses.value),
-            math.exp(losses.low),
-            math.exp(losses.high),
-            losses.n,
-        ),
-    }
+    scores = np.array([-reply.logprobs[0] for reply in replies], np.float64)
+    losses = bootstrap(scores, lambda drawn: float(drawn.mean()))
+    found = {"acc": share([reply.greedy[0] for reply in replies])}
+    if max(losses.value, losses.high or 0.0) > _LARGEST_EXPONENT:
+        return found | {"loss": losses}
+    low, high = (None if x is None else math.exp(x) for x in (losses.low, losses.high))
+    return found | {"perplexity": Figure(math.exp(losses.value), low, high, losses.n)}
 
 
 _ANSWERED = frozenset({"answers"})
@@ -178,9 +203,11 @@ _CHOSEN = frozenset({"choices", "question"})
 
 METRICS = {
     "vqa": Metric(
-        _ANSWERED | {"question"}, partial(_mean_of, "accuracy", vqa_accuracy)
+        _ANSWERED | {"question"},
+        partial(_mean_of, "accuracy", vqa_accuracy),
+        wrong=_of_few_people,
     ),
-    "caption": Metric(_PICTURED, _cider),
+    "caption": Metric(_PICTURED, _cider, together=_scores_of_captions),
     "anls": Metric(_ANSWERED | {"question"}, partial(_mean_of, "anls", anls)),
     "relaxed": Metric(
         _ANSWERED | {"question"}, partial(_share_of, "relaxed_accuracy", _any_relaxed)
@@ -193,5 +220,7 @@ METRICS = {
     ),
     "likelihood": Metric(_CHOSEN, _likelihood, scored=True),
     "blank": Metric(_CHOSEN, _blank, scored=True, wrong=_without_a_blank),
-    "last-word": Metric(_ANSWERED | {"question"}, _last_word, scored=True),
+    "last-word": Metric(
+        _ANSWERED | {"question"}, _last_word, scored=True, passage=True
+    ),
 }

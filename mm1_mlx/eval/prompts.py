@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from mm1_mlx.answer import Settings
 from mm1_mlx.batch import Ask
 from mm1_mlx.config import PromptConfig
-from mm1_mlx.errors import DataError
+from mm1_mlx.errors import DataError, PromptError
 from mm1_mlx.eval.case import Case
 from mm1_mlx.eval.letters import LETTERS, list_options
-from mm1_mlx.eval.metrics import BLANK
+from mm1_mlx.eval.metrics import BLANK, METRICS
 from mm1_mlx.eval.tasks import Task
 from mm1_mlx.likelihood import Candidates
 from mm1_mlx.shots import Shot, with_shots
@@ -24,6 +24,8 @@ from mm1_mlx.shots import Shot, with_shots
 # What an OpenFlamingo answer is cut before: a base model goes on with the next example.
 # https://github.com/mlfoundations/open_flamingo/blob/655f693fbfa04cd6e9a987d960654624d48917cf/open_flamingo/eval/vqa_metric.py
 _NEXT_EXAMPLE = re.compile("Question|Answer|Short")
+# Metrics of short answers, which none of these words begins.
+_CUT = ("vqa", "yes-no")
 # Between examples of text, as lm-evaluation-harness has it.
 _BETWEEN = "\n\n"
 
@@ -46,6 +48,11 @@ class Asker:
         """The question of a case, behind solved ones."""
         task = self.task
         if task.style == "text":
+            if pictured := [shot.origin for shot in shots if shot.images]:
+                raise DataError(
+                    f"{pictured[0]}: examples of {task.name} are shown as text, and this "
+                    "one has a picture; draw them from rows without"
+                )
             solved = [self._solved(shot) for shot in shots]
             text = _BETWEEN.join([*solved, self._text(case)])
             return Ask(text, case.images, self._settings((), "auto"))
@@ -73,12 +80,21 @@ class Asker:
 
     def cut(self, text: str) -> str:
         """The answer in what a model said."""
-        if self.base and self.task.style == "vqa":
+        if self.base and self.task.metric in _CUT:
             text = _NEXT_EXAMPLE.split(text, maxsplit=1)[0]
         return text.strip()
 
+    @property
+    def template(self) -> str:
+        """What is asked, before the row's own is put in."""
+        return self.task.plain if self.base else self.task.prompt
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """What ends an answer."""
+        return self.task.stop if self.base or self.task.style == "text" else ()
+
     def _text(self, case: Case) -> str:
-        template = self.task.plain if self.base else self.task.prompt
         hint = f"{case.hint.rstrip()}\n" if case.hint else ""
         if hint and case.choices and self.task.metric == "letter":
             hint = f"Context: {hint}"  # As LLaVA asks ScienceQA.
@@ -88,7 +104,7 @@ class Asker:
             "{options}": list_options(case.choices),
         }
         # At once: a question may hold what looks like a field.
-        return re.sub(r"\{\w+\}", lambda m: fields.get(m[0], m[0]), template)
+        return re.sub(r"\{\w+\}", lambda m: fields.get(m[0], m[0]), self.template)
 
     def _solved(self, case: Case) -> str:
         """A solved case as text."""
@@ -111,14 +127,37 @@ class Asker:
         return f" {Counter(case.answers).most_common(1)[0][0]}"
 
     def _settings(self, shots: Sequence[Shot], style: str) -> Settings:
-        ends = self.task.stop if self.base or self.task.style == "text" else ()
         return Settings(
             max_tokens=self.task.max_tokens,
-            stop=ends,
+            stop=self.ends,
             tiled=self.tiled,
             shots=tuple(shots),
             shot_style=style,
         )
+
+
+def check_prompt(task: Task, prompt: str) -> None:
+    """Refuse a prompt that leaves out what a task asks.
+
+    Raises:
+        PromptError: it has a field that there is none of, or lacks one.
+    """
+    known = ("question", "hint", "options")
+    given = re.findall(r"\{(\w+)\}", prompt)
+    if unknown := sorted(set(given) - set(known)):
+        raise PromptError(
+            f"the prompt has {{{unknown[0]}}}, expected of fields only "
+            f"{', '.join(f'{{{name}}}' for name in known)}"
+        )
+    needed = ["question"] if "question" in METRICS[task.metric].needs else []
+    if task.metric == "letter":
+        needed.append("options")
+    for name in needed:
+        if name not in given:
+            raise PromptError(
+                f"the prompt {prompt!r:.60} has no {{{name}}}, which each row of "
+                f"{task.name} has; put it where that is to stand"
+            )
 
 
 def _fillings(case: Case) -> list[tuple[Case, str]]:

@@ -1,6 +1,6 @@
 """Boxes of an answer and the right one -> whether the object was found. No mlx.
 
-RefCOCO: an object counts as found if its box and the answer's share at least half of
+RefCOCO: an object counts as found if its box and the answer's share more than half of
 what they cover together (recall at IoU 0.5; "greater than" in the paper of the data set,
 Yu et al., arXiv 1608.00272, and in apple/ml-ferret, ferret/eval/eval_refexp.py).
 """

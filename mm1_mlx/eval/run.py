@@ -6,6 +6,7 @@ comes, so that a killed run goes on where it was.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +20,16 @@ from mm1_mlx.answer import Piece, join
 from mm1_mlx.batch import SIZE, Ask, stream_batch
 from mm1_mlx.checkpoint import read_manifest
 from mm1_mlx.errors import DataError, MM1Error
-from mm1_mlx.eval.case import Case, read_case
-from mm1_mlx.eval.intervals import Figure
-from mm1_mlx.eval.log import Log
+from mm1_mlx.eval.case import Box, Case, digest_of, read_case
+from mm1_mlx.eval.log import Log, legible
 from mm1_mlx.eval.metrics import METRICS, Metric, Reply
-from mm1_mlx.eval.prompts import Asker, is_base
-from mm1_mlx.eval.tasks import Task
+from mm1_mlx.eval.prompts import Asker, check_prompt, is_base
+from mm1_mlx.eval.tasks import TASKS, Task
 from mm1_mlx.grounding import load_upright, parse_boxes
 from mm1_mlx.likelihood import Candidates, Likelihood, loglikelihoods
 from mm1_mlx.memory.features import fingerprint
 from mm1_mlx.runtime import Runtime
+from mm1_mlx.train.data.example import located
 from mm1_mlx.train.data.files import Files, find_files
 from mm1_mlx.train.data.pictures import PictureFolder
 
@@ -50,6 +51,7 @@ class Options:
         tiled: how many of a prompt's last pictures may be split into tiles.
         style: ``chat``, ``base``, or ``auto`` by the model's template.
         image_folder: where relative paths of pictures begin; by default beside the data.
+        outside: whether they may lead out of it.
         skip_bad: pass over rows that cannot be asked, and count them.
         size: how many answers are under way at once.
         adapters: the runtime's, named in the results.
@@ -63,6 +65,7 @@ class Options:
     tiled: int | None = None
     style: str = "auto"
     image_folder: Path | None = None
+    outside: bool = False
     skip_bad: bool = False
     size: int = SIZE
     adapters: Sequence[Named] = ()
@@ -80,6 +83,8 @@ class _Run:
     asker: Asker
     metric: Metric
     _drawn: list[Case] = field(default_factory=list)
+    # Of examples by their origins.
+    _digests: dict[str, bytes] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return min(len(self.files), self.options.limit or len(self.files))
@@ -92,6 +97,27 @@ class _Run:
         """
         # Not kept: of some files a row holds its pictures.
         return self._read(self.files, row)
+
+    def question(self, row: int) -> Case:
+        """The case of a row, held against its picture where that shows a mistake.
+
+        Raises:
+            MM1Error: it cannot be asked.
+        """
+        case = self.case(row)
+        if case.box is not None and self.task.metric == "box":
+            with located(case.origin):
+                _check_box(case.box, load_upright(case.images[0]).size)
+        return case
+
+    def asked(self, row: int, case: Case) -> str:
+        """A digest of a row's case and examples: whose answer an answer is."""
+        digest = hashlib.sha256(case.digest())
+        for shot in self.shots(row):
+            if shot.origin not in self._digests:
+                self._digests[shot.origin] = shot.digest()
+            digest.update(self._digests[shot.origin])
+        return digest.hexdigest()
 
     def shots(self, row: int) -> list[Case]:
         """The solved examples before a row's question."""
@@ -107,11 +133,24 @@ class _Run:
 
     def _read(self, files: Files, row: int) -> Case:
         record = files[row]
-        folder = PictureFolder(self.options.image_folder or record.folder)
-        case = read_case(record, folder, self.metric.needs)
+        folder = PictureFolder(
+            self.options.image_folder or record.folder, self.options.outside
+        )
+        needs = self.metric.needs | ({"images"} if self.task.pictured else set())
+        case = read_case(record, folder, needs, passage=self.metric.passage)
         if wrong := self.metric.wrong(case):
             raise DataError(f"{case.origin}: {wrong}")
         return case
+
+
+def _check_box(box: Box, size: tuple[int, int]) -> None:
+    """Refuse a box that is not in its picture, but for what rounding takes it out."""
+    if min(box) < -1 or box[2] > size[0] + 1 or box[3] > size[1] + 1:
+        raise DataError(
+            f"box is {list(box)}, which is not in its picture of {size[0]} x {size[1]} "
+            "pixels; expected [left, top, right, bottom], not COCO's "
+            "[x, y, width, height]"
+        )
 
 
 def evaluate(
@@ -146,8 +185,8 @@ def evaluate(
     if out is None:
         lines = _answer(run, {}, None, progress)
     else:
-        with Log(out, settings) as log:
-            lines = _answer(run, log.known, log, progress)
+        with Log(out, _decisive(settings)) as log:
+            lines = _answer(run, _still_asked(run, log), log, progress)
             results = _results(run, lines, settings)
             log.finish(results)
             return results
@@ -171,43 +210,89 @@ def _open(runtime: Runtime, task: Task, data: Path, options: Options) -> _Run:
                 f"{options.shots_from} holds {len(solved)} rows, too few to draw "
                 f"{options.shots} different examples from"
             )
-        if set(solved.paths) & set(files.paths):
+        if any(a.samefile(b) for a in solved.paths for b in files.paths):
             raise DataError(
                 f"{options.shots_from} is what is asked, too; draw examples from a file "
                 "of training data, so that no question is shown with its answer"
             )
+        if task.metric == "box":
+            raise DataError(
+                f"{task.name} has no examples to show, as their boxes are in pixels and "
+                "an answer's are not; leave --shots out"
+            )
     base = is_base(options.style, runtime.config.prompt)
     asker = Asker(task, base, options.tiled)
-    return _Run(runtime, task, options, files, solved, asker, METRICS[task.metric])
+    if not asker.ends and task.stop != TASKS[task.name].stop:
+        raise DataError(
+            f"--stop {task.stop[0]!r:.40} ends only a base model's answer, and this one "
+            "is asked in turns; leave it out, or give --style base"
+        )
+    run = _Run(runtime, task, options, files, solved, asker, METRICS[task.metric])
+    if run.metric.together is not None:
+        _check_once(run)
+    return run
+
+
+def _check_once(run: _Run) -> None:
+    """Refuse a picture of two rows: how rare words are is counted by pictures.
+
+    Raises:
+        DataError: names both.
+    """
+    seen: dict[Any, str] = {}
+    for row in range(len(run)):
+        try:
+            case = run.case(row)
+        except MM1Error:
+            continue  # Told when it is asked.
+        named = [x if isinstance(x, str | Path) else digest_of(x) for x in case.images]
+        first = seen.setdefault(tuple(named), case.origin)
+        if first != case.origin:
+            raise DataError(
+                f"{case.origin}: its picture is that of {first}, too; write all that "
+                "people said of a picture into one row, as captions"
+            )
 
 
 def _files(path: Path) -> Files:
     if path.is_dir():
         raise DataError(f"{path} is a folder; give the file of questions in it")
-    return Files(find_files(path))
+    found = find_files(path)
+    for file in found:
+        if legible(file.name) != file.name:
+            raise DataError(f"{legible(file)} has a name that is not UTF-8; rename it")
+    return Files(found)
 
 
 def _settings(run: _Run, data: Path) -> dict[str, Any]:
-    """What decides the answers."""
+    """What was asked, of which data, and by which model."""
     runtime, options = run.runtime, run.options
     adapters = Adapters.load(options.adapters).identity if options.adapters else []
     decides = [runtime.config.to_dict(), *adapters]
     dtype = runtime.model.decoder.norm.weight.dtype
     return {
-        "task": asdict(run.task) | {"stop": list(run.task.stop)},
-        "data": {"path": str(data), "digest": run.files.identity()},
+        "task": {
+            "name": run.task.name,
+            "metric": run.task.metric,
+            "prompt": run.asker.template,
+            "style": run.task.style if run.asker.base else "chat",
+            "stop": list(run.asker.ends),
+            "max_tokens": run.task.max_tokens,
+        },
+        "data": {"path": legible(data), "digest": run.files.identity()},
+        "image_folder": options.image_folder and legible(options.image_folder),
         "rows": len(run),
         "style": "base" if run.asker.base else "chat",
         "shots": options.shots,
         "shots_from": run.solved
-        and {"path": str(options.shots_from), "digest": run.solved.identity()},
+        and {"path": legible(options.shots_from), "digest": run.solved.identity()},
         "fresh_shots": options.fresh_shots,
         "shots_seed": options.seed,
         "tiled": options.tiled,
         "model": {
-            "path": str(runtime.path),
+            "path": legible(runtime.path),
             "digest": fingerprint(read_manifest(runtime.path)["files"], decides, dtype),
-            "adapters": [str(adapter) for adapter in options.adapters],
+            "adapters": [legible(adapter) for adapter in options.adapters],
             "dtype": str(dtype).removeprefix("mlx.core."),
         },
         "versions": {
@@ -215,6 +300,43 @@ def _settings(run: _Run, data: Path) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide answers, wherever files lie.
+
+    What rows and examples hold is told by the digest on each answer's line, so that more
+    rows may be asked later.
+    """
+    told = ("data", "image_folder", "rows", "shots_from")
+    model, versions = settings["model"], settings["versions"]
+    return {key: value for key, value in settings.items() if key not in told} | {
+        "model": {key: model[key] for key in ("digest", "dtype")},
+        "versions": {k: v for k, v in versions.items() if k != "python"},
+    }
+
+
+def _still_asked(run: _Run, log: Log) -> dict[int, Line]:
+    """The answers of an earlier run, each to what its row is now.
+
+    Raises:
+        DataError: one is to something else.
+    """
+    known = {}
+    for row, line in log.known.items():
+        if row >= len(run) or "error" in line:
+            continue
+        try:
+            case = run.case(row)
+        except MM1Error:
+            continue  # Told when it is asked.
+        if line["asked"] != run.asked(row, case):
+            raise DataError(
+                f"{log.folder} holds an answer to {case.origin} as it was before: the row, "
+                "its pictures or its examples have changed; give another --out"
+            )
+        known[row] = line
+    return known
 
 
 def _answer(
@@ -227,11 +349,7 @@ def _answer(
 
     A row that could not be asked before is asked again.
     """
-    lines = {
-        row: line
-        for row, line in known.items()
-        if row in range(len(run)) and "error" not in line
-    }
+    lines = dict(known)
     rows = [row for row in range(len(run)) if row not in lines]
     tell = progress or (lambda *_: None)
     tell(run.task.name, len(lines), len(run))
@@ -250,11 +368,17 @@ def _generated(run: _Run, rows: Sequence[int]) -> Iterator[tuple[int, Line]]:
     """What was said to each row, in the order in which answers end."""
     asked: list[int] = []
     bad: list[tuple[int, Line]] = []
+    broken: list[MM1Error] = []
 
     def asks() -> Iterator[Ask]:
         for row in rows:
             try:
-                ask = run.asker.ask(run.case(row), run.shots(row))
+                shots = run.shots(row)
+            except MM1Error as error:
+                broken.append(error)
+                return
+            try:
+                ask = run.asker.ask(run.question(row), shots)
             except MM1Error as error:
                 bad.append((row, {"error": str(error)}))
                 if run.options.skip_bad:
@@ -267,11 +391,13 @@ def _generated(run: _Run, rows: Sequence[int]) -> Iterator[tuple[int, Line]]:
     for number, piece in stream_batch(run.runtime, asks(), size=run.options.size):
         row = asked[number]
         if isinstance(piece, MM1Error):
-            yield row, {"error": f"{run.case(row).origin}: {piece}"}
+            yield row, _refused(run, row, piece)
             continue
         pieces.setdefault(number, []).append(piece)
         if piece.finish_reason is not None:
             yield row, _line(run, row, text=join(pieces.pop(number)).text)
+    if broken:
+        raise broken[0]
     yield from bad
 
 
@@ -279,11 +405,17 @@ def _scored(run: _Run, rows: Sequence[int]) -> Iterator[tuple[int, Line]]:
     """How likely each row's texts are."""
     owners: list[tuple[int, bool]] = []  # The row, and whether it is its last question.
     bad: list[tuple[int, Line]] = []
+    broken: list[MM1Error] = []
 
     def questions() -> Iterator[Candidates]:
         for row in rows:
             try:
-                found = run.asker.candidates(run.case(row), run.shots(row))
+                shots = run.shots(row)
+            except MM1Error as error:
+                broken.append(error)
+                return
+            try:
+                found = run.asker.candidates(run.question(row), shots)
             except MM1Error as error:
                 bad.append((row, {"error": str(error)}))
                 if run.options.skip_bad:
@@ -298,7 +430,7 @@ def _scored(run: _Run, rows: Sequence[int]) -> Iterator[tuple[int, Line]]:
         row, last = owners[number]
         if isinstance(found, MM1Error):
             if row not in failed:
-                yield row, {"error": f"{run.case(row).origin}: {found}"}
+                yield row, _refused(run, row, found)
             failed.add(row)
         else:
             held += found
@@ -306,7 +438,22 @@ def _scored(run: _Run, rows: Sequence[int]) -> Iterator[tuple[int, Line]]:
             if row not in failed:
                 yield row, _line(run, row, scores=held)
             held = []
+    if broken:
+        raise broken[0]
     yield from bad
+
+
+def _refused(run: _Run, row: int, error: MM1Error) -> Line:
+    """The line of a row that could not be asked.
+
+    Raises:
+        DataError: an example before it is to blame, which no other row does without.
+    """
+    for shot in run.shots(row):
+        for image in shot.images:
+            with located(shot.origin):
+                load_upright(image)
+    return {"error": f"{run.case(row).origin}: {error}"}
 
 
 def _line(
@@ -314,7 +461,11 @@ def _line(
 ) -> Line:
     """A row's line of the log."""
     case = run.case(row)
-    line: Line = {"origin": case.origin, "expected": list(case.answers) or case.box}
+    line: Line = {
+        "origin": legible(case.origin),
+        "asked": run.asked(row, case),
+        "expected": list(case.answers) or case.box,
+    }
     if scores:
         line["logprobs"] = [score.logprob for score in scores]
         line["greedy"] = [score.greedy for score in scores]
@@ -333,36 +484,41 @@ def _results(
 ) -> dict[str, Any]:
     """The figures, of all and of each category, and what they depend on."""
     bad = [line["error"] for _, line in sorted(lines.items()) if "error" in line]
-    good = [
-        (replace(run.case(row), images=()), line)
-        for row, line in sorted(lines.items())
-        if "error" not in line
-    ]
+    good: list[tuple[Case, Reply]] = []
+    blind = 0
+    for row, line in sorted(lines.items()):
+        if "error" not in line:
+            case = run.case(row)
+            blind += not case.images
+            good.append((replace(case, images=()), _reply(line)))
     if not good:
         raise DataError(
             f"none of the {len(lines)} rows could be asked, the first since {bad[0]}"
         )
+    if run.metric.together is not None:
+        scores = run.metric.together(*zip(*good, strict=True))
+        pairs = zip(good, scores, strict=True)
+        good = [(case, replace(reply, score=score)) for (case, reply), score in pairs]
     categories = sorted({case.category for case, _ in good if case.category})
     return {
         "task": run.task.name,
         "figures": _figures(run.metric, good),
         "categories": {
             name: _figures(
-                run.metric, [(c, line) for c, line in good if c.category == name]
+                run.metric, [(c, reply) for c, reply in good if c.category == name]
             )
             for name in categories
         },
         "n": len(good),
+        "without_picture": blind,
         "skipped": len(bad),
-        "bad_rows": bad[:20],
+        "bad_rows": [legible(error) for error in bad[:20]],
         "settings": settings,
     }
 
 
-def _figures(metric: Metric, good: Sequence[tuple[Case, Line]]) -> dict[str, Any]:
-    figures = metric.figures(
-        [case for case, _ in good], [_reply(line) for _, line in good]
-    )
+def _figures(metric: Metric, good: Sequence[tuple[Case, Reply]]) -> dict[str, Any]:
+    figures = metric.figures([case for case, _ in good], [reply for _, reply in good])
     return {name: asdict(figure) for name, figure in figures.items()}
 
 
@@ -375,11 +531,6 @@ def _reply(line: Line) -> Reply:
     )
 
 
-def read_figures(results: dict[str, Any]) -> dict[str, Figure]:
-    """The figures of results that were read from a file."""
-    return {name: Figure(**figure) for name, figure in results["figures"].items()}
-
-
 def altered(
     task: Task,
     *,
@@ -387,7 +538,13 @@ def altered(
     stop: Sequence[str] | None = None,
     max_tokens: int | None = None,
 ) -> Task:
-    """The task with what a user asks otherwise."""
+    """The task with what a user asks otherwise.
+
+    Raises:
+        PromptError: the prompt leaves out what the task asks.
+    """
+    if prompt is not None:
+        check_prompt(task, prompt)
     return replace(
         task,
         prompt=task.prompt if prompt is None else prompt,

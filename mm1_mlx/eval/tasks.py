@@ -3,12 +3,13 @@
 What a model that was taught instructions is asked ends with table 5's prompts
 (``train/paper.py``), what one that was only pre-trained reads is as MM1's few-shot
 evaluation has it (``shots.py``). Text is put as lm-evaluation-harness puts it, at
-4e7e0d47f33bc71070c1d38394bafbb52b117163.
+4e7e0d47f33bc71070c1d38394bafbb52b117163; what it does to a row before that, as HellaSwag's
+joining of ``activity_label`` and ``ctx``, is done where the row is written (README).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mm1_mlx.shots import STOPS
 from mm1_mlx.train.paper import CAPTION, LETTER, SHORT_ANSWER
@@ -31,6 +32,8 @@ class Task:
         plain: what is asked there in the prompt's place.
         stop: what ends a base model's answer.
         max_tokens: the longest answer.
+        pictured: whether a row without a picture is refused, not asked blindly.
+        note: what its figure is not.
     """
 
     name: str
@@ -40,24 +43,45 @@ class Task:
     plain: str = "{question}"
     stop: tuple[str, ...] = PHRASE
     max_tokens: int = 16
+    pictured: bool = False
+    note: str = ""
 
 
 def _ask(name: str, metric: str = "vqa", stop: tuple[str, ...] = PHRASE) -> Task:
-    return Task(name, metric, "{question}\n" + SHORT_ANSWER, stop=stop)
+    pictured = metric != "exact"
+    return Task(
+        name, metric, "{question}\n" + SHORT_ANSWER, stop=stop, pictured=pictured
+    )
 
 
 def _describe(name: str) -> Task:
-    return Task(name, "caption", CAPTION, "caption", "", SENTENCE, 64)
+    return Task(name, "caption", CAPTION, "caption", "", SENTENCE, 64, pictured=True)
 
 
-def _choose(name: str) -> Task:
+def _choose(name: str, *, pictured: bool = True, note: str = "") -> Task:
     asked = "{hint}{question}\n{options}"
-    return Task(name, "letter", f"{asked}\n{LETTER}", plain=asked, stop=SENTENCE)
+    return Task(
+        *(name, "letter", f"{asked}\n{LETTER}"),
+        plain=asked,
+        stop=SENTENCE,
+        pictured=pictured,
+        note=note,
+    )
 
 
 def _read(name: str) -> Task:
-    task = _ask(name, "anls", SENTENCE)
-    return Task(**{**task.__dict__, "max_tokens": 64})
+    return replace(_ask(name, "anls", SENTENCE), max_tokens=64)
+
+
+def _find(name: str) -> Task:
+    asked = "Where is {question}? Answer with its bounding box."
+    return Task(
+        *(name, "box", asked),
+        plain=asked,
+        stop=SENTENCE,
+        max_tokens=64,
+        pictured=True,
+    )
 
 
 def _text(name: str, prompt: str, metric: str = "likelihood") -> Task:
@@ -69,25 +93,27 @@ _QA = "Question: {question}\nAnswer:"
 _UNANSWERABLE = (
     "When the provided information is insufficient, respond with 'Unanswerable'.\n"
 )
-_BOX = "Where is {question}? Answer with its bounding box."
 
 TASKS = {
     task.name: task
     for task in (
         *(_ask(name) for name in ("vqav2", "textvqa", "okvqa", "gqa")),
-        Task("vizwiz", "vqa", "{question}\n" + _UNANSWERABLE + SHORT_ANSWER),
+        replace(_ask("vizwiz"), prompt="{question}\n" + _UNANSWERABLE + SHORT_ANSWER),
         *(_describe(name) for name in ("coco-caption", "nocaps", "textcaps")),
         *(_read(name) for name in ("docvqa", "infovqa")),
         _ask("chartqa", "relaxed", SENTENCE),
         _ask("pope", "yes-no"),
-        *(_choose(name) for name in ("ai2d", "scienceqa", "mmbench", "seed")),
-        *(
-            Task(name, "box", _BOX, plain=_BOX, stop=SENTENCE, max_tokens=64)
-            for name in ("refcoco", "refcoco+", "refcocog")
-        ),
+        *(_choose(name) for name in ("ai2d", "seed")),
+        # Many of its questions have no picture.
+        _choose("scienceqa", pictured=False),
+        _choose("mmbench", note="each row by itself: not CircularEval, no judge"),
+        *(_find(name) for name in ("refcoco", "refcoco+", "refcocog")),
         *(_text(name, _QA) for name in ("arc-easy", "arc-challenge", "piqa")),
         _text("sciq", "{hint}" + _QA),
-        _text("hellaswag", "{question}"),
+        replace(
+            _text("hellaswag", "{question}"),
+            note="question as the row has it: join activity_label and ctx there",
+        ),
         _text("winogrande", "{question}", "blank"),
         _text("lambada", "{question}", "last-word"),
         # The second question mark is the harness's own.
@@ -99,8 +125,8 @@ TASKS = {
         _read("anls"),
         _ask("relaxed", "relaxed", SENTENCE),
         _ask("yes-no", "yes-no"),
-        _choose("letter"),
-        Task("box", "box", _BOX, plain=_BOX, stop=SENTENCE, max_tokens=64),
+        _choose("letter", pictured=False),
+        _find("box"),
         _ask("exact", "exact", SENTENCE),
         Task("likelihood", "likelihood", "{hint}{question}", plain="{hint}{question}"),
     )

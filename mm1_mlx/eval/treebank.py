@@ -41,7 +41,9 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_ENDING = re.compile(r"(?<=[^\W_])(n't|'(?:s|re|ve|ll|d|m))$")
+_ENDING = re.compile(r"n't|'(?:s|re|ve|ll|d|m)")
+# All of a token's, read backwards and so in a single pass, behind a letter.
+_ENDINGS = re.compile(r"(?:(?:t'n|(?:s|er|ev|ll|d|m)')(?=[^\W_]))*")
 
 
 def words(caption: str) -> list[str]:
@@ -56,9 +58,9 @@ def words(caption: str) -> list[str]:
 
 def _parted(token: str) -> list[str]:
     """A token without its contracted ends, and these: shouldn't've is three words."""
-    ends: list[str] = []
-    while ending := _ENDING.search(token):
-        ends.insert(0, ending[1])
-        token = token[: ending.start()]
+    found = _ENDINGS.match(token[::-1])
+    assert found is not None
+    token, ends = token[: len(token) - found.end()], token[len(token) - found.end() :]
     cut = _PARTED.get(token)
-    return [token[:cut], token[cut:], *ends] if cut else [token, *ends]
+    first = [token[:cut], token[cut:]] if cut else [token]
+    return [*first, *_ENDING.findall(ends)]

@@ -76,8 +76,9 @@ def test_every_kind_of_task_runs_from_the_command_line(mm1, data, metric):
     assert results["task"] == name
     assert results["n"] == COUNT
     for figure in results["figures"].values():
-        assert figure["low"] - 1e-9 <= figure["value"] <= figure["high"] + 1e-9
-        assert figure["n"] == COUNT
+        if figure["low"] is not None:
+            assert figure["low"] - 1e-9 <= figure["value"] <= figure["high"] + 1e-9
+    assert results["figures"].popitem()[1]["n"] == COUNT
 
 
 def test_figures_are_a_table(mm1, data, tmp_path):
@@ -110,6 +111,10 @@ def test_what_a_user_gets_wrong_is_one_line(mm1, data, tmp_path):
         (("lambada", data.with_name("0.png")), 1, "which are read"),
         (("mmbench", data), 1, "rows.jsonl:1: the row has no choices"),
         (("--compare", tmp_path), 1, "results.json does not exist"),
+        (("vqa", data, "--compare", tmp_path), 2, "leave task and data out"),
+        (("vqa", "--list"), 2, "leave task and data out"),
+        (("vqa", data, "--prompt", "{asked}"), 2, "the prompt has {asked}"),
+        (("mmbench", data, "--prompt", "Choose {question}"), 2, "no {options}"),
     ):
         ended, out, err = mm1(*arguments)
         assert (ended, out) == (code, "")
@@ -117,6 +122,60 @@ def test_what_a_user_gets_wrong_is_one_line(mm1, data, tmp_path):
         if code == 1:
             assert err.startswith("error: ")
             assert len(err.splitlines()) == 1
+
+
+SOUND = {
+    "task": "vqa",
+    "figures": {"accuracy": {"value": 0.5, "low": None, "high": None, "n": 2}},
+    "categories": {},
+}
+
+
+def test_results_that_are_none_are_told_in_a_line(mm1, tmp_path):
+    def compared(results):
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        return mm1("--compare", tmp_path)
+
+    assert compared(SOUND)[0] == 0
+    figure = SOUND["figures"]["accuracy"]
+    for wrong in (
+        [],
+        {key: SOUND[key] for key in ("task", "figures")},
+        SOUND | {"figures": {"accuracy": figure | {"value": "0.5"}}},
+        SOUND | {"figures": {"accuracy": figure | {"more": 1}}},
+        SOUND | {"figures": {"accuracy": figure | {"n": None}}},
+        SOUND | {"figures": []},
+        SOUND | {"categories": [3]},
+        SOUND | {"task": 3},
+    ):
+        code, out, err = compared(wrong)
+        assert (code, out) == (1, "")
+        assert err.endswith("holds no results of mm1 eval\n")
+    hostile = {"\x1b]0;x\x07": SOUND["figures"]}
+    code, out, _ = compared(SOUND | {"categories": hostile})
+    assert code == 0
+    assert "\x1b" not in out
+
+
+def test_questions_without_a_picture_are_told(mm1, data):
+    row = json.loads(data.read_text().splitlines()[0])
+    path = data.with_name("blind.jsonl")
+    path.write_text(json.dumps({"question": row["question"], "answer": "red"}) + "\n")
+    code, _, err = mm1("exact", path, "--json")
+    assert (code, err) == (0, "1 of 1 questions have no picture\n")
+    assert mm1("vqa", path, "--json")[0] == 1
+
+
+def test_pictures_may_lie_elsewhere_where_that_is_asked(mm1, data):
+    folder = data.parent / "inner"
+    folder.mkdir()
+    row = json.loads(data.read_text().splitlines()[0])
+    path = folder / "rows.jsonl"
+    path.write_text(json.dumps(row | {"image": "../0.png"}) + "\n")
+    code, _, err = mm1("vqa", path)
+    assert code == 1
+    assert "--outside" in err
+    assert mm1("vqa", path, "--outside", "--json")[0] == 0
 
 
 def test_skipped_rows_are_named_on_stderr(mm1, data):

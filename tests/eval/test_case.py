@@ -16,9 +16,10 @@ from mm1_mlx.train.data.pictures import PictureFolder
 NEEDS = METRICS["vqa"].needs
 
 
-def case_of(values, needs=frozenset(), folder=TINY):
+def case_of(values, needs=frozenset(), folder=TINY, *, passage=False):
     record = Record(values, "rows.jsonl:17", Path(folder))
-    return read_case(record, PictureFolder(Path(folder)), frozenset(needs))
+    pictures = PictureFolder(Path(folder))
+    return read_case(record, pictures, frozenset(needs), passage=passage)
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,55 @@ def test_answers_are_found_where_data_sets_have_them(values, answers):
 
 
 def test_a_passage_is_asked_for_its_last_word():
-    case = case_of({"text": "it was a star"}, {"answers"})
-    assert (case.question, case.answers) == ("it was a", ("star",))
+    for text in ("it was a star", "it was a star \n"):
+        case = case_of({"text": text}, {"answers"}, passage=True)
+        assert (case.question, case.answers) == ("it was a", ("star",))
+    with pytest.raises(DataError, match="words of which the last is asked"):
+        case_of({"text": "word"}, {"answers"}, passage=True)
+
+
+def test_a_question_file_without_answers_is_no_passage():
+    """Of LLaVA's and POPE's files ``text`` is the question."""
+    for values in ({"text": "What is it?", "category": "x"},
+                   {"text": "Is it red?", "label": "yes"}):  # fmt: skip
+        with pytest.raises(DataError, match="the row has no answers"):
+            case_of(values, {"answers"})
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"),
+    [
+        (["B", "A", "C"], "B"),
+        ({"text": ["a star", "two"], "label": ["1", "2"]}, 1),
+        (["x", "x"], "x"),
+        ({"text": ["x", "y"], "label": ["1", "1"]}, "1"),
+    ],
+)
+def test_an_answer_that_names_two_choices_is_refused(choices, answer):
+    with pytest.raises(DataError, match="names 2 of the choices"):
+        case_of({"question": "?", "choices": choices, "answer": answer})
+
+
+def test_a_number_counts_numbers_to_choose_from():
+    assert case_of({"choices": ["1", "2", "0"], "answer": 1}).right == 1
+    assert case_of({"choices": ["B", "A"], "answer": 0}).right == 0
+    # The letter and the text of the same choice.
+    assert case_of({"choices": ["A", "B"], "answer": "B"}).right == 1
+
+
+def test_a_case_is_known_by_what_it_holds(tmp_path):
+    def of(**changes):
+        return case_of({**SOUND, "image": "a.png", **changes}, folder=tmp_path).digest()
+
+    (tmp_path / "a.png").write_bytes(b"one")
+    once = of()
+    assert of() == once
+    assert of(answer="blue") != once
+    assert of(box=[0, 0, 9, 8]) != once
+    (tmp_path / "b.png").write_bytes(b"one")
+    assert of(image="b.png") == once
+    (tmp_path / "a.png").write_bytes(b"two")
+    assert of() != once
 
 
 def test_pictures_lie_in_the_folder():
@@ -71,7 +119,12 @@ def test_pictures_lie_in_the_folder():
         ({"question": "?", "choices": ["x", "y"]}, "answer is None, expected the number"),
         ({"question": "?", "choices": ["x", "y"], "answer": 2}, "from 0 to 1"),
         ({"question": "?", "choices": ["x", "y"], "answer": "C"}, "from 0 to 1"),
-        ({"text": "word"}, "expected words of which the last is asked"),
+        ({"answer": {"value": "a", "aliases": ["a"]}}, "holds {'value': 'a', 'aliases'"),
+        ({"category": "\x1b[31mX"}, "expected a line without control codes"),
+        ({"category": "a\nb"}, "expected a line without control codes"),
+        ({"category": "a\u2028b"}, "expected a line without control codes"),
+        ({"box": [10, 20, 5, 50]}, "not COCO's [x, y, width, height]"),
+        ({"box": [0.1, 0.2, 0.5, 0.6]}, "shares of the picture; expected [left, top"),
         ({"image": "a.png", "images": ["b.png"]}, "both image and images"),
         ({"box": [1, 2, 3]}, "expected [left, top, right, bottom]"),
         ({"box": [5, 0, 1, 9]}, "expected [left, top, right, bottom]"),
@@ -143,5 +196,10 @@ def test_yes_or_no_and_blanks_are_checked():
     assert METRICS["yes-no"].wrong(yes) == ""
     maybe = case_of({"question": "?", "answer": "maybe"})
     assert "expected yes or no" in METRICS["yes-no"].wrong(maybe)
+    people = [case_of({"question": "?", "answers": ["a"] * n}) for n in (1, 2, 9, 10)]
+    wrong = [METRICS["vqa"].wrong(case) for case in people]
+    assert (wrong[0], wrong[3]) == ("", "")
+    assert wrong[1].startswith("it has 2 answers, expected one, or those of ten people")
+    assert wrong[2].startswith("it has 9 answers")
     blank = json.loads('{"question": "no blank", "choices": ["x", "y"], "answer": 0}')
     assert "expected one '_'" in METRICS["blank"].wrong(case_of(blank))

@@ -7,16 +7,19 @@ captions of pycocoevalcap's example: the same words).
 """
 
 import math
+import time
 
 import numpy as np
 import pytest
 
 from mm1_mlx.eval.anls import anls, levenshtein
+from mm1_mlx.eval.case import Case
 from mm1_mlx.eval.cider import cider
 from mm1_mlx.eval.exact import exact_match
 from mm1_mlx.eval.existence import pope, says_yes
 from mm1_mlx.eval.intervals import bootstrap, mean, share, wilson
 from mm1_mlx.eval.letters import find_option, list_options
+from mm1_mlx.eval.metrics import METRICS, Reply
 from mm1_mlx.eval.recall import overlap
 from mm1_mlx.eval.relaxed import relaxed_match
 from mm1_mlx.eval.treebank import words
@@ -92,6 +95,15 @@ def test_captions_are_split_as_the_treebank_does(caption, expected):
     assert words(caption) == expected.split()
 
 
+def test_many_endings_take_no_longer_than_they_are():
+    """By turns each search would read what is left: half a minute for these."""
+    began = time.perf_counter()
+    assert words("a" + "'d" * 20_000) == ["a", *["'d"] * 20_000]
+    assert len(words("a'd" * 20_000)) >= 1
+    assert words("an'tn't'd") == ["a", "n't", "n't", "'d"]
+    assert time.perf_counter() - began < 2
+
+
 def test_cider_of_a_corpus_that_can_be_counted_by_hand():
     """Two pictures: an n-gram of one of them weighs log 2, of both nothing."""
     references = [["a red star"], ["a blue heart"]]
@@ -144,6 +156,14 @@ def test_anls_forgives_a_few_letters():
     assert anls("abcdef", ["abcxyz"]) == 0.5
     assert anls("abcdef", ["abwxyz"]) == 0
     assert anls("", ["x"]) == 0
+    # Spaces count in the lengths alone.
+    assert anls("a b", ["a   b"]) == 1
+
+
+def test_anls_does_not_compare_what_cannot_be_alike():
+    began = time.perf_counter()
+    assert anls("a" * 300, ["a" * 100_000]) == 0
+    assert time.perf_counter() - began < 1
 
 
 @pytest.mark.parametrize(
@@ -208,6 +228,43 @@ def test_f1_is_the_harmonic_mean():
 def test_pope_of_no_yes_at_all_is_0():
     figures = pope([False, False], [True, False])
     assert figures["precision"].value == figures["f1"].value == 0
+    assert (figures["precision"].n, figures["precision"].low) == (0, None)
+
+
+def test_precision_and_recall_are_shares_of_their_own_questions():
+    figures = pope([True, True, True, False], [True, True, False, True])
+    for name in ("precision", "recall"):
+        figure = figures[name]
+        assert figure.n == 3
+        assert (figure.low, figure.high) == wilson(2, 3)
+    # Ten of ten do not say that all others are right.
+    sure = pope([True] * 10, [True] * 10)
+    assert sure["precision"].low == wilson(10, 10)[0]
+    assert (sure["f1"].value, sure["f1"].low, sure["f1"].high) == (1, None, None)
+
+
+def test_draws_without_a_yes_do_not_make_f1_nothing():
+    figure = pope([True, False], [True, False])["f1"]
+    assert (figure.value, figure.low) == (1, None)
+
+
+def test_scores_that_are_all_alike_leave_no_interval():
+    for scores in ([0.3], [0.3] * 50):
+        figure = mean(scores)
+        assert (figure.value, figure.low, figure.high) == (
+            pytest.approx(0.3),
+            None,
+            None,
+        )
+
+
+def test_a_perplexity_beyond_a_float_is_told_as_a_loss():
+    case = Case("x:1", answers=("word",))
+    for loss, name, value in ((2.0, "perplexity", math.exp(2)), (800.0, "loss", 800)):
+        replies = [Reply(logprobs=(-loss,), greedy=(False,))] * 2
+        figures = METRICS["last-word"].figures([case] * 2, replies)
+        assert figures[name].value == pytest.approx(value)
+        assert set(figures) == {"acc", name}
 
 
 CHOICES = ("a dog", "a cat", "two birds")

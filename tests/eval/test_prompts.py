@@ -2,9 +2,10 @@
 
 import pytest
 
+from mm1_mlx.errors import DataError, PromptError
 from mm1_mlx.eval.case import Case
 from mm1_mlx.eval.metrics import METRICS
-from mm1_mlx.eval.prompts import Asker, is_base
+from mm1_mlx.eval.prompts import Asker, check_prompt, is_base
 from mm1_mlx.eval.tasks import TASKS
 from mm1_mlx.messages import collect
 from mm1_mlx.runtime import TINY
@@ -113,6 +114,35 @@ def test_of_winogrande_what_stands_behind_the_blank_is_scored():
 def test_a_base_models_answer_ends_where_it_goes_on_with_an_example():
     assert Asker(TASKS["vqav2"], base=True).cut(" red Question: x") == "red"
     assert Asker(TASKS["vqav2"], base=False).cut(" a Question ") == "a Question"
+
+    assert Asker(TASKS["pope"], base=True).cut(" yes Question: x") == "yes"
+
+
+@pytest.mark.parametrize("task", ["ai2d", "docvqa", "refcoco", "exact", "chartqa"])
+def test_answers_that_are_not_vqas_are_left_whole(task):
+    assert Asker(TASKS[task], base=True).cut(" Short-tailed cat") == "Short-tailed cat"
+
+
+def test_a_prompt_asks_what_the_row_has():
+    check_prompt(TASKS["letter"], "{hint}{question}\n{options}")
+    check_prompt(TASKS["caption"], "Describe it.")
+    for task, prompt, message in (
+        ("vqa", "{asked}", "the prompt has {asked}, expected"),
+        ("letter", "Choose. {question}", "has no {options}"),
+        ("letter", "{options}", "has no {question}"),
+        ("exact", "Choose.", "has no {question}"),
+    ):
+        with pytest.raises(PromptError) as caught:
+            check_prompt(TASKS[task], prompt)
+        assert message in str(caught.value)
+
+
+def test_pictures_of_text_examples_are_not_dropped():
+    pictured = Case(
+        "t:1", (STAR,), "Why?", answers=("so",), choices=("no", "so"), right=1
+    )
+    with pytest.raises(DataError, match="t:1: examples of arc-easy are shown as text"):
+        ask("arc-easy", pictured, [pictured])
 
 
 def test_a_question_may_hold_what_looks_like_a_field():

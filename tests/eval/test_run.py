@@ -1,9 +1,13 @@
 """A task on drawn pictures: the figures are those of asking one by one."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +16,7 @@ from mm1_mlx.errors import CheckpointError, DataError
 from mm1_mlx.eval.cider import cider
 from mm1_mlx.eval.existence import says_yes
 from mm1_mlx.eval.letters import find_option, list_options
+from mm1_mlx.eval.log import Log
 from mm1_mlx.eval.prompts import Asker
 from mm1_mlx.eval.recall import overlap
 from mm1_mlx.eval.run import Options, _open, altered, evaluate
@@ -23,6 +28,8 @@ from mm1_mlx.likelihood import Candidates, loglikelihoods
 from mm1_mlx.runtime import generate, load
 from mm1_mlx.shots import Shot
 from mm1_mlx.train.paper import CAPTION, LETTER, SHORT_ANSWER
+
+from .conftest import write
 
 PLAIN = altered(TASKS["vqa"], prompt="{question}")
 
@@ -229,8 +236,11 @@ def test_nothing_is_asked_twice(runtime, drawn, tmp_path, monkeypatch):
 
 def test_a_folder_of_another_run_is_left_alone(runtime, drawn, tmp_path):
     evaluate(runtime, PLAIN, drawn / "ask.jsonl", Options(limit=2), out=tmp_path)
-    with pytest.raises(DataError, match=r"another run, whose \['rows'\] differ"):
-        evaluate(runtime, PLAIN, drawn / "ask.jsonl", Options(limit=3), out=tmp_path)
+    with pytest.raises(DataError, match=r"another run, whose \['tiled'\] differ"):
+        evaluate(
+            *(runtime, PLAIN, drawn / "ask.jsonl", Options(limit=2, tiled=1)),
+            out=tmp_path,
+        )
     (tmp_path / "answers.jsonl").write_text("nonsense\n")
     with pytest.raises(DataError, match=r"answers.jsonl:1: no answer of a run"):
         evaluate(runtime, PLAIN, drawn / "ask.jsonl", Options(limit=2), out=tmp_path)
@@ -238,6 +248,176 @@ def test_a_folder_of_another_run_is_left_alone(runtime, drawn, tmp_path):
     with pytest.raises(CheckpointError, match="another run is at work"):
         evaluate(runtime, PLAIN, drawn / "ask.jsonl", Options(limit=2), out=tmp_path)
     hold.release()
+
+
+def test_more_rows_of_the_same_file_are_asked_later(
+    runtime, drawn, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(drawn)
+    path, told = Path("ask.jsonl"), []
+    expected = evaluate(runtime, PLAIN, path, Options(limit=4))
+    evaluate(runtime, PLAIN, path.resolve(), Options(limit=2), out=tmp_path)
+    found = evaluate(
+        *(runtime, PLAIN, path, Options(limit=4)),
+        out=tmp_path,
+        progress=lambda *x: told.append(x),
+    )
+    assert told[0] == ("vqa", 2, 4)
+    assert found == expected
+
+
+@pytest.mark.parametrize("changed", ["answer", "picture", "folder", "example"])
+def test_answers_to_something_else_are_not_counted(runtime, drawn, tmp_path, changed):
+    """The change is where no digest of a file's ends would see it."""
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder, source in zip(folders, ("0.png", "1.png"), strict=True):
+        folder.mkdir()
+        (folder / "x.png").write_bytes((drawn / source).read_bytes())
+    row = {"image": "x.png", "question": "What colour is it?", "answer": "red"}
+    rows = [row | {"filler": "z" * 70_000}, row, row | {"filler": "z" * 70_000}]
+    path, train = write(tmp_path / "rows.jsonl", rows), tmp_path / "train.jsonl"
+    shots = [row | {"answer": "two"}] * 2
+    write(train, shots)
+    more = {"shots": 2, "shots_from": train} if changed == "example" else {}
+    options = Options(image_folder=folders[0], **more)
+    out = tmp_path / "out"
+    first = evaluate(runtime, PLAIN, path, options, out=out)
+    assert evaluate(runtime, PLAIN, path, options, out=out) == first
+    match changed:
+        case "answer":
+            write(path, [rows[0], row | {"answer": "sky"}, rows[2]])
+        case "picture":
+            (folders[0] / "x.png").write_bytes((drawn / "2.png").read_bytes())
+        case "folder":
+            options = Options(image_folder=folders[1])
+        case "example":
+            write(train, [row | {"answer": "six"}] * 2)
+    with pytest.raises(
+        DataError, match=r"holds an answer to .*rows.jsonl:\d as it was"
+    ):
+        evaluate(runtime, PLAIN, path, options, out=out)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"row": []}, {"row": True, "answer": "x", "asked": ""}, {"row": 0}, [],
+        {"row": 0, "answer": 5, "asked": ""}, {"row": -1, "answer": "x", "asked": ""},
+        {"row": 0, "error": 3}, {"row": 0, "answer": "x"},
+        {"row": 0, "answer": "x", "asked": "", "boxes": [[1]]},
+        {"row": 0, "logprobs": [-1.0], "greedy": [], "asked": ""},
+    ],
+)  # fmt: skip
+def test_lines_that_are_no_answers_are_named(tmp_path, line):
+    Log(tmp_path, {}).__exit__(None, None, None)
+    write(tmp_path / "answers.jsonl", [line])
+    with pytest.raises(DataError, match=r"answers.jsonl:1: no answer of a run"):
+        Log(tmp_path, {})
+
+
+def test_a_full_disk_is_told_with_the_files_name(tmp_path, monkeypatch):
+    # After a few bytes, as a disk is full.
+    room = iter((4, None))
+
+    def write(data):
+        if (taken := next(room)) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return min(taken, len(data))
+
+    with Log(tmp_path, {}) as log:
+        file = SimpleNamespace(write=write, close=log._file.close)
+        monkeypatch.setattr(log, "_file", file)
+        with pytest.raises(
+            DataError, match=r"answers.jsonl cannot be written: No space"
+        ):
+            log.add({"row": 0})
+
+
+def test_names_that_are_not_utf_8_do_not_end_a_run(runtime, drawn, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    row = rows_of(drawn / "ask.jsonl")[0]
+    (folder / row["image"]).write_bytes((drawn / row["image"]).read_bytes())
+    path, out = write(folder / "rows.jsonl", [row]), tmp_path / "out"
+    results = evaluate(runtime, PLAIN, path, Options(), out=out)
+    assert results["settings"]["data"]["path"].endswith("?/rows.jsonl")
+    assert json.loads((out / "results.json").read_text()) == results
+    assert evaluate(runtime, PLAIN, path, Options(), out=out) == results
+    odd = path.rename(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")))
+    with pytest.raises(DataError, match=r"\?.jsonl has a name that is not UTF-8"):
+        evaluate(runtime, PLAIN, odd, Options())
+
+
+def test_captions_are_scored_among_all_pictures_in_each_category(
+    runtime, drawn, tmp_path
+):
+    rows = rows_of(drawn / "caption.jsonl")[:4]
+    for i, row in enumerate(rows):
+        (tmp_path / row["image"]).write_bytes((drawn / row["image"]).read_bytes())
+        row["category"] = str(i)
+    path = write(tmp_path / "rows.jsonl", rows)
+    results = evaluate(runtime, TASKS["caption"], path, Options())
+    parts = [held["cider"]["value"] for held in results["categories"].values()]
+    whole = results["figures"]["cider"]["value"]
+    assert whole > 0
+    assert sum(parts) / 4 == pytest.approx(whole)
+    write(path, [*rows, rows[1]])
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:5: its picture is that of .*:2, too"
+    ):
+        evaluate(runtime, TASKS["caption"], path, Options())
+
+
+def test_a_question_of_a_picture_is_not_asked_blindly(runtime, drawn):
+    row = rows_of(drawn / "ask.jsonl")[0]
+    row["file_name"] = row.pop("image")
+    path = write(drawn / "blind.jsonl", [row])
+    for task in ("vqav2", "docvqa", "chartqa"):
+        with pytest.raises(DataError, match=r"blind.jsonl:1: the row has no images"):
+            evaluate(runtime, TASKS[task], path, Options())
+    assert evaluate(runtime, TASKS["exact"], path, Options())["without_picture"] == 1
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    ("shot", "message"),
+    [
+        ({"image": "no.png", "question": "x", "answer": "y"}, "no.png' was not found"),
+        ({"image": "0.png", "question": "x"}, "the row has no answers"),
+    ],
+)
+def test_a_bad_example_is_told_as_such(runtime, drawn, fresh, shot, message):
+    train = write(drawn / "bad-train.jsonl", [shot] * 2)
+    options = Options(shots=2, shots_from=train, fresh_shots=fresh, skip_bad=True)
+    with pytest.raises(DataError, match=rf"bad-train.jsonl:\d: .*{message}"):
+        evaluate(runtime, PLAIN, drawn / "ask.jsonl", options)
+
+
+def test_what_would_be_of_no_effect_is_refused(runtime, drawn, tmp_path):
+    path, train = drawn / "ask.jsonl", drawn / "train.jsonl"
+    stopped = altered(TASKS["vqa"], stop=["!"])
+    with pytest.raises(DataError, match="--stop '!' ends only a base model's answer"):
+        evaluate(runtime, stopped, path, Options())
+    results = evaluate(runtime, stopped, path, Options(style="base", limit=1))
+    assert results["settings"]["task"]["stop"] == ["!"]
+    results = evaluate(runtime, TASKS["vqa"], path, Options(limit=1))
+    assert results["settings"]["task"]["stop"] == []
+    (tmp_path / "link.jsonl").symlink_to(path)
+    options = Options(shots=1, shots_from=tmp_path / "link.jsonl")
+    with pytest.raises(DataError, match="is what is asked, too"):
+        evaluate(runtime, PLAIN, path, options)
+    options = Options(shots=1, shots_from=train)
+    with pytest.raises(DataError, match="refcoco has no examples to show"):
+        evaluate(runtime, TASKS["refcoco"], drawn / "box.jsonl", options)
+
+
+def test_a_box_lies_in_its_picture(runtime, drawn):
+    row = rows_of(drawn / "box.jsonl")[0] | {"box": [50, 50, 120, 90]}
+    path = write(drawn / "outside.jsonl", [row])
+    with pytest.raises(
+        DataError, match=r"outside.jsonl:1: box is .* of 96 x 96 pixels"
+    ):
+        evaluate(runtime, TASKS["box"], path, Options())
 
 
 BAD = (
