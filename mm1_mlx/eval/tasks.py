@@ -33,7 +33,7 @@ class Task:
         stop: what ends a base model's answer.
         max_tokens: the longest answer.
         pictured: whether a row without a picture is refused, not asked blindly.
-        note: what its figure is not.
+        note: what else is to be known of its rows or its figure.
     """
 
     name: str
@@ -115,7 +115,7 @@ TASKS = {
             note="question as the row has it: join activity_label and ctx there",
         ),
         _text("winogrande", "{question}", "blank"),
-        _text("lambada", "{question}", "last-word"),
+        replace(_text("lambada", "{question}", "last-word"), note="or text, a passage"),
         # The second question mark is the harness's own.
         _text("triviaqa", "Question: {question}?\nAnswer:", "exact"),
         _text("webqs", _QA, "exact"),
