@@ -222,7 +222,7 @@ def _open(runtime: Runtime, task: Task, data: Path, options: Options) -> _Run:
             )
     base = is_base(options.style, runtime.config.prompt)
     asker = Asker(task, base, options.tiled)
-    if not asker.ends and task.stop != TASKS[task.name].stop:
+    if task.stop and not asker.ends and task.stop != TASKS[task.name].stop:
         raise DataError(
             f"--stop {task.stop[0]!r:.40} ends only a base model's answer, and this one "
             "is asked in turns; leave it out, or give --style base"
@@ -334,6 +334,14 @@ def _still_asked(run: _Run, log: Log) -> dict[int, Line]:
             raise DataError(
                 f"{log.folder} holds an answer to {case.origin} as it was before: the row, "
                 "its pictures or its examples have changed; give another --out"
+            )
+        # What a metric counts is there, whoever wrote the line.
+        scores = (len(case.choices) or 1) if run.metric.scored else 0
+        boxes = run.task.metric == "box"
+        if len(line.get("logprobs", ())) != scores or ("boxes" in line) != boxes:
+            raise DataError(
+                f"{log.folder} holds an answer to {case.origin} that is none of "
+                f"{run.task.name}; remove the line of row {row} to have it asked again"
             )
         known[row] = line
     return known

@@ -315,6 +315,28 @@ def test_lines_that_are_no_answers_are_named(tmp_path, line):
         Log(tmp_path, {})
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "key"),
+    [("rank", "likelihood", "logprobs"), ("box", "box", "boxes")],
+)
+def test_answers_of_other_kinds_are_not_counted(
+    runtime, drawn, tmp_path, task, name, key
+):
+    path, options = drawn / f"{task}.jsonl", Options(limit=1)
+    evaluate(runtime, TASKS[name], path, options, out=tmp_path)
+    (line,) = rows_of(tmp_path / "answers.jsonl")
+    del line[key]
+    write(tmp_path / "answers.jsonl", [line | {"answer": "red"}])
+    with pytest.raises(DataError, match=rf"that is none of {name}; remove the line of"):
+        evaluate(runtime, TASKS[name], path, options, out=tmp_path)
+
+
+def test_no_stop_at_all_may_be_asked_for(runtime, drawn):
+    task = altered(TASKS["vqa"], stop=[])
+    results = evaluate(runtime, task, drawn / "ask.jsonl", Options(limit=1))
+    assert results["settings"]["task"]["stop"] == []
+
+
 def test_a_full_disk_is_told_with_the_files_name(tmp_path, monkeypatch):
     # After a few bytes, as a disk is full.
     room = iter((4, None))
