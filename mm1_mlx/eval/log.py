@@ -84,7 +84,8 @@ class Log:
                     f"{self.folder} holds answers, but not what was asked; give another "
                     "--out"
                 )
-            replace_json(path, settings)
+            with _written(path):
+                replace_json(path, settings)
             return
         before = read_json(path)
         # As they come back from a file.

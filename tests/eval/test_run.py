@@ -354,6 +354,17 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path, monkeypatch):
         ):
             log.add({"row": 0})
 
+        def full(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("mm1_mlx.eval.log.replace_json", full)
+        with pytest.raises(
+            DataError, match=r"results.json cannot be written: No space"
+        ):
+            log.finish({})
+    with pytest.raises(DataError, match=r"run.json cannot be written: No space"):
+        Log(tmp_path / "other", {})
+
 
 def test_names_that_are_not_utf_8_do_not_end_a_run(runtime, drawn, tmp_path):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
