@@ -136,6 +136,7 @@ def train(
         "adapter_rank": rank,
         "adapter_scale": scale,
         "max_length": length,
+        "truncate": True,
         "steps": steps,
         "warmup_steps": 0,
         "decay_steps": 0,
