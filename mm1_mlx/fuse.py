@@ -31,7 +31,6 @@ from mm1_mlx.config import MM1Config, Packing, QuantizationConfig
 from mm1_mlx.errors import CheckpointError, ConfigError, MemoryLimitError
 from mm1_mlx.models import MM1
 from mm1_mlx.original import Original
-from mm1_mlx.partial import fingerprint, stamps
 from mm1_mlx.pieces import TensorInfo, row_blocks
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.quantize.calibration import examples
@@ -362,12 +361,6 @@ class _Job:
             ),
         ]
         tensors = dict(self.tensors())
-        facts = {
-            "config": self.made.to_dict(),
-            "source": source,
-            "files": stamps(self.original.files.values()),
-            "tensors": {k: (x.shape, str(x.dtype)) for k, x in tensors.items()},
-        }
         with CheckpointWriter(
             out,
             self.made,
@@ -375,7 +368,7 @@ class _Job:
             packed=self.ways,
             overwrite=overwrite,
             size=sum(x.nbytes for x in tensors.values()),
-            fingerprint=fingerprint(facts),
+            fingerprint=self.original.fingerprint(self.made, source, tensors),
             progress=lambda done, total: progress("writing", done, total),
         ) as writer:
             for name in list(tensors):

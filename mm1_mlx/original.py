@@ -6,13 +6,15 @@ folder as it was, but for what was said of the old model alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mm1_mlx.checkpoint import CONFIG, INDEX, MANIFEST, load_manifest
+from mm1_mlx.config import MM1Config
 from mm1_mlx.files import safe_join
+from mm1_mlx.partial import fingerprint, stamps
 from mm1_mlx.pieces import TensorInfo, tensors_of
 from mm1_mlx.shard import Deferred
 
@@ -60,6 +62,27 @@ class Original:
             for name, path in self.files.items()
             if name not in _OWN and not name.endswith(".safetensors")
         }
+
+    def fingerprint(
+        self,
+        made: MM1Config,
+        source: Mapping[str, Any],
+        tensors: Mapping[str, Deferred],
+    ) -> str:
+        """A digest of all that decides what is written of it; no weight is read.
+
+        Args:
+            made: the new model's config.
+            source: what its manifest says of where it comes from.
+            tensors: its own, by name.
+        """
+        facts = {
+            "config": made.to_dict(),
+            "source": source,
+            "files": stamps(self.files.values()),
+            "tensors": {k: (x.shape, str(x.dtype)) for k, x in tensors.items()},
+        }
+        return fingerprint(facts)
 
     def source(self, changed: Collection[str] = ()) -> dict[str, Any]:
         """What the new model's manifest says of where it comes from.

@@ -17,7 +17,6 @@ from mm1_mlx.config import MM1Config, QuantizationConfig
 from mm1_mlx.errors import CheckpointError, ConfigError, MemoryLimitError
 from mm1_mlx.models import MM1
 from mm1_mlx.original import Original
-from mm1_mlx.partial import fingerprint, stamps
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.quantize import shapes
 from mm1_mlx.quantize.calibration import Example, examples
@@ -325,12 +324,6 @@ class _Job:
         tensors = dict(self._packed_tensors())
         for name, tensor in replaced.items():
             tensors[name] = Deferred.of(tensor.astype(tensors[name].dtype))
-        facts = {
-            "config": self.made.to_dict(),
-            "source": source,
-            "files": stamps(self.original.files.values()),
-            "tensors": {k: (x.shape, str(x.dtype)) for k, x in tensors.items()},
-        }
         with CheckpointWriter(
             out,
             self.made,
@@ -339,7 +332,9 @@ class _Job:
             overwrite=overwrite,
             size=sum(x.nbytes for x in tensors.values()),
             # Learning again would give other scales.
-            fingerprint=None if replaced else fingerprint(facts),
+            fingerprint=None
+            if replaced
+            else self.original.fingerprint(self.made, source, tensors),
             progress=lambda done, total: self.progress("writing", done, total),
         ) as writer:
             for name in list(tensors):
