@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mm1_mlx.adapters import Adapters, Named
 from mm1_mlx.answer import Piece, join
@@ -36,6 +36,7 @@ from mm1_mlx.train.data.pictures import PictureFolder
 Progress = Callable[[str, int, int], None]
 # What came of a row: a line of the log without its row.
 Line = dict[str, Any]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -372,26 +373,44 @@ def _answer(
     return lines
 
 
+@dataclass
+class _Failed:
+    """What could not be asked: rows, and the examples, which ends the run."""
+
+    rows: list[tuple[int, Line]] = field(default_factory=list)
+    shots: MM1Error | None = None
+
+
+def _made(
+    run: _Run,
+    rows: Sequence[int],
+    make: Callable[[Any, Any], Made],
+    failed: _Failed,
+) -> Iterator[tuple[int, Made]]:
+    """What is to be asked of each row, until one cannot be; that joins ``failed``."""
+    for row in rows:
+        try:
+            shots = run.shots(row)
+        except MM1Error as error:
+            failed.shots = error
+            return
+        try:
+            made = make(run.question(row), shots)
+        except MM1Error as error:
+            failed.rows.append((row, {"error": str(error)}))
+            if run.options.skip_bad:
+                continue
+            return
+        yield row, made
+
+
 def _generated(run: _Run, rows: Sequence[int]) -> Iterator[tuple[int, Line]]:
     """What was said to each row, in the order in which answers end."""
     asked: list[int] = []
-    bad: list[tuple[int, Line]] = []
-    broken: list[MM1Error] = []
+    failed = _Failed()
 
     def asks() -> Iterator[Ask]:
-        for row in rows:
-            try:
-                shots = run.shots(row)
-            except MM1Error as error:
-                broken.append(error)
-                return
-            try:
-                ask = run.asker.ask(run.question(row), shots)
-            except MM1Error as error:
-                bad.append((row, {"error": str(error)}))
-                if run.options.skip_bad:
-                    continue
-                return
+        for row, ask in _made(run, rows, run.asker.ask, failed):
             asked.append(row)
             yield ask
 
@@ -404,51 +423,38 @@ def _generated(run: _Run, rows: Sequence[int]) -> Iterator[tuple[int, Line]]:
         pieces.setdefault(number, []).append(piece)
         if piece.finish_reason is not None:
             yield row, _line(run, row, text=join(pieces.pop(number)).text)
-    if broken:
-        raise broken[0]
-    yield from bad
+    if failed.shots:
+        raise failed.shots
+    yield from failed.rows
 
 
 def _scored(run: _Run, rows: Sequence[int]) -> Iterator[tuple[int, Line]]:
     """How likely each row's texts are."""
     owners: list[tuple[int, bool]] = []  # The row, and whether it is its last question.
-    bad: list[tuple[int, Line]] = []
-    broken: list[MM1Error] = []
+    failed = _Failed()
 
     def questions() -> Iterator[Candidates]:
-        for row in rows:
-            try:
-                shots = run.shots(row)
-            except MM1Error as error:
-                broken.append(error)
-                return
-            try:
-                found = run.asker.candidates(run.question(row), shots)
-            except MM1Error as error:
-                bad.append((row, {"error": str(error)}))
-                if run.options.skip_bad:
-                    continue
-                return
+        for row, found in _made(run, rows, run.asker.candidates, failed):
             owners.extend((row, i + 1 == len(found)) for i in range(len(found)))
             yield from found
 
     held: list[Likelihood] = []
-    failed: set[int] = set()
+    refused: set[int] = set()
     for number, found in loglikelihoods(run.runtime, questions()):
         row, last = owners[number]
         if isinstance(found, MM1Error):
-            if row not in failed:
+            if row not in refused:
                 yield row, _refused(run, row, found)
-            failed.add(row)
+            refused.add(row)
         else:
             held += found
         if last:
-            if row not in failed:
+            if row not in refused:
                 yield row, _line(run, row, scores=held)
             held = []
-    if broken:
-        raise broken[0]
-    yield from bad
+    if failed.shots:
+        raise failed.shots
+    yield from failed.rows
 
 
 def _refused(run: _Run, row: int, error: MM1Error) -> Line:
