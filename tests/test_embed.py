@@ -83,8 +83,9 @@ def clip(request, tmp_path_factory):
         size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
     )
     processor.save_pretrained(folder)
-    convert(str(folder), folder / "ours")
-    return model, processor, tokenizer, folder / "ours"
+    ours = tmp_path_factory.mktemp("ours") / "clip"
+    convert(str(folder), ours)
+    return model, processor, tokenizer, ours
 
 
 @pytest.fixture(scope="module")
