@@ -7,13 +7,12 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from mm1_mlx.kernels.by_blocks import by_blocks
 from mm1_mlx.kernels.exponential import LOG2_E, erf, exp2
 
 # Values from which on several operations on each cost less than one exponential: more
 # than those of a token that is decoded.
 MANY = 1 << 14
-# Values of a block, whose steps a core's cache holds.
-BLOCK = 1 << 18
 
 
 def sigmoid(x: mx.array) -> mx.array:
@@ -55,21 +54,6 @@ def _on_cpu(x: mx.array) -> bool:
     return on_cpu and x.size >= MANY
 
 
-def _by_blocks(function: Callable[..., mx.array], *arrays: mx.array) -> mx.array:
-    """A function of each value, a block at a time, so that its steps take little memory.
-
-    mlx's CPU backend makes the results of several operations before it frees the first.
-    """
-    size = arrays[0].size
-    if size <= BLOCK:
-        return function(*arrays)
-    cuts = range(BLOCK, size, BLOCK)
-    blocks = zip(*(mx.split(x.reshape(-1), cuts) for x in arrays), strict=True)
-    return mx.concatenate([function(*block) for block in blocks]).reshape(
-        arrays[0].shape
-    )
-
-
 def _blocked(function: Callable[[mx.array], mx.array]) -> Any:
     """A function by blocks whose derivative goes by blocks too.
 
@@ -79,8 +63,8 @@ def _blocked(function: Callable[[mx.array], mx.array]) -> Any:
     def derivative(x: mx.array, cotangent: mx.array) -> mx.array:
         return mx.vjp(function, [x], [cotangent])[1][0]
 
-    whole = mx.custom_function(lambda x: _by_blocks(function, x))
-    whole.vjp(lambda x, cotangent, _: _by_blocks(derivative, x, cotangent))
+    whole = mx.custom_function(lambda x: by_blocks(function, x))
+    whole.vjp(lambda x, cotangent, _: by_blocks(derivative, x, cotangent))
     return whole
 
 

@@ -5,7 +5,7 @@ Phi-3, StableLM, AFM, and MM1's own decoders, whose layer sizes are not publishe
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -255,6 +255,11 @@ class Decoder(nn.Module):
             if logits is not None:
                 gates.append(logits)
         return self.norm(x), gates
+
+    @property
+    def head(self) -> nn.Module:
+        """The module whose weights score the vocabulary."""
+        return cast(nn.Module, self["lm_head" if "lm_head" in self else "embed_tokens"])
 
     def logits(self, x: mx.array) -> mx.array:
         """Logits [..., V] of states [..., D]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -20,6 +21,7 @@ from mm1_mlx.models import MM1
 from mm1_mlx.models.linear import packed_ways
 from mm1_mlx.room import allowed
 from mm1_mlx.sizes import human_bytes
+from mm1_mlx.train.cross_entropy import block_rows
 from mm1_mlx.train.optimizer import kept_numbers
 from mm1_mlx.train.sample import Batch
 from mm1_mlx.work import decoder_flops, encode_flops
@@ -27,8 +29,8 @@ from mm1_mlx.work import decoder_flops, encode_flops
 # Arrays of the width D, of the MLP's width and of all scores that a block keeps for its
 # gradients; measured with decoders of several sizes.
 KEPT_STATES, KEPT_HIDDEN, KEPT_SCORES = 6, 4, 2
-# Logits, their softmax and both gradients, in float32.
-KEPT_LOGITS = 4
+# Arrays of a block's scores that are there at once, in float32; measured likewise.
+KEPT_SCORED = 12
 # Bytes of a trained number, whatever is computed with.
 MASTER = 4
 # Those that are counted: a region sampler is little beside them.
@@ -107,8 +109,8 @@ class Training:
         if self.trained is not None:
             return self.trained
         shapes = {
-            name: tuple(x.shape)
-            for name, x in MM1(replace(config, quantization=None)).tensors().items()
+            name: shape
+            for name, shape in _shapes(config).items()
             if name.partition(".")[0] in self.parts
         }
         if self.lora_rank is None:
@@ -177,8 +179,8 @@ class Training:
         if self.trained is None:
             return 1.0
         own = {
-            name: prod(x.shape)
-            for name, x in MM1(replace(config, quantization=None)).tensors().items()
+            name: prod(shape)
+            for name, shape in _shapes(config).items()
             if name.startswith(f"{part}.")
         }
         trained = sum(
@@ -215,10 +217,14 @@ class Training:
                 blocks.append((width, sizes.num_attention_heads))
             size = (self.rows, self.positions, decoder.hidden_size)
             total += self._blocks(blocks, size)
-            targets = self.targets
-            if targets is None:
-                targets = self.rows * self.positions
-            total += KEPT_LOGITS * targets * decoder.vocab_size * 4
+            scored = block_rows(decoder.vocab_size)
+            if self.targets is not None:
+                scored = min(scored, self.targets)
+            total += KEPT_SCORED * scored * decoder.vocab_size * 4
+            # A block's gradient of the head, beside the sum of all blocks'.
+            heads = {"decoder.lm_head.weight", "decoder.embed_tokens.weight"}
+            trained = self._trained(config)
+            total += max((prod(trained[x]) for x in heads & {*trained}), default=0) * 4
         return total
 
     def _blocks(self, blocks: list[tuple[int, int]], size: tuple[int, int, int]) -> int:
@@ -233,6 +239,13 @@ class Training:
             # What goes in and comes out of every block, and all of one at a time.
             return (2 * len(blocks) * N * L * D + max(kept)) * self.itemsize
         return sum(kept) * self.itemsize
+
+
+@lru_cache(maxsize=4)
+def _shapes(config: MM1Config) -> Shapes:
+    """Shapes of a model's weights by path, as they are before they are packed."""
+    tensors = MM1(replace(config, quantization=None)).tensors()
+    return {name: tuple(x.shape) for name, x in tensors.items()}
 
 
 def step_seconds(chip: Chip, config: MM1Config, training: Training) -> float:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.models import MM1
 from mm1_mlx.models.moe import load_balance_loss, router_z_loss
+from mm1_mlx.train.cross_entropy import summed_cross_entropy
 from mm1_mlx.train.sample import Batch
 
 
@@ -93,8 +93,6 @@ def states_loss(
         return mx.array(0.0), mx.array(0)
     targets = mx.array(batch.tokens[:, 1:][learned])
     places = mx.array(np.flatnonzero(learned))
-    logits = model.decoder.logits(states[:, :-1].flatten(0, 1)[places])
-    if adjustment is not None:
-        logits = logits + adjustment
-    losses = nn.losses.cross_entropy(logits.astype(mx.float32), targets)
-    return losses.mean(), mx.array(targets.size)
+    read = states[:, :-1].flatten(0, 1)[places]
+    total = summed_cross_entropy(model, read, targets, adjustment)
+    return total / targets.size, mx.array(targets.size)

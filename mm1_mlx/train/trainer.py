@@ -230,7 +230,6 @@ class Trainer(Generic[Model, Batch]):
             trim_log(self.folder, self.step)
         # Weights that the caller has just made: workers could not evaluate them.
         mx.eval(self.model.state)
-        self.model.train()
         begins = first and self.step < self.config.steps
         if expect and begins and (expected := self.forecast()):
             expect(expected)
@@ -323,6 +322,7 @@ class Trainer(Generic[Model, Batch]):
         Raises:
             ConfigError: the loss or a gradient is no finite number.
         """
+        self.model.train()
         first = self.group.rank() * self._share
         shards = range(first, first + self._share)
         while True:

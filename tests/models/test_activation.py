@@ -91,7 +91,7 @@ GRADIENTS = EXACT | {
 def test_gradients_equal_the_formula_in_float64(
     activation, block, tolerances, monkeypatch
 ):
-    monkeypatch.setattr("mm1_mlx.models.activation.BLOCK", block)
+    monkeypatch.setattr("mm1_mlx.kernels.by_blocks.BLOCK", block)
     x, step = POINTS, 1e-5
     formula = GRADIENTS[activation]
     exact = (formula(x + step) - formula(x - step)) / (2 * step)

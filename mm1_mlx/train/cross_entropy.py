@@ -1,0 +1,133 @@
+"""Cross-entropy of a head's scores, some rows at a time, with its gradients beside it.
+
+Scores of every row at once would be the largest array of a training step: rows x
+vocabulary, and so would be their softmax and its gradients. Here a block's scores become
+a loss and what it says of the states and of the head before the next block's are
+computed, so that none are kept and none are computed twice.
+
+Source of the idea: Liger Kernel (arXiv 2410.10989), FusedLinearCrossEntropy.
+"""
+
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map
+
+from mm1_mlx.config import DecoderConfig
+from mm1_mlx.kernels.by_blocks import by_blocks
+from mm1_mlx.kernels.exponential import LOG2_E, exp2
+from mm1_mlx.models import MM1
+
+# Scores of a block: 16 MB in float32.
+SCORES = 1 << 22
+# Fewer rows make the matrix products slow.
+MIN_ROWS = 128
+
+
+def block_rows(vocab_size: int) -> int:
+    """Rows that are scored together."""
+    return max(MIN_ROWS, SCORES // vocab_size)
+
+
+def summed_cross_entropy(
+    model: MM1,
+    states: mx.array,
+    targets: mx.array,
+    adjustment: mx.array | None = None,
+) -> mx.array:
+    """The sum (nats) over all rows of how unlikely their targets are, in float32.
+
+    Gradients reach the states and the head's trainable weights, not the adjustment. They
+    can be taken once, as a training step takes them.
+
+    Args:
+        model: whose decoder's head scores.
+        states: the decoder's last [N, D].
+        targets: ids [N].
+        adjustment: [N, V], added to the scores.
+    """
+    head = model.decoder.head
+    size = block_rows(cast(DecoderConfig, model.config.decoder).vocab_size)
+    rows = [slice(start, start + size) for start in range(0, len(targets), size)]
+
+    def loss(x: mx.array, weights: Any, some: slice) -> mx.array:
+        held = head.trainable_parameters()
+        head.update(weights)
+        scores = model.decoder.logits(x)
+        head.update(held)
+        if adjustment is not None:
+            scores = scores + adjustment[some]
+        return cast(
+            mx.array, _cross_entropy(scores.astype(mx.float32), targets[some])[0]
+        )
+
+    weights = head.trainable_parameters()
+    if not head.training:
+        return mx.stack([loss(states[some], weights, some) for some in rows]).sum()
+    gradients: list[Any] = []
+
+    def forward(states: mx.array, weights: Any) -> mx.array:
+        if states.dtype == mx.float16:
+            # In which gradients vanish that the loss's scale does not stand in yet.
+            states, weights = tree_map(
+                lambda x: x.astype(mx.float32), (states, weights)
+            )
+        sums, columns = [], []
+        total = tree_map(lambda x: mx.zeros(x.shape), weights)
+        for some in rows:
+            x = states[some]
+            if columns:
+                # Or mlx would compute every block's scores before it frees the first's.
+                (x,) = mx.depends([x], [columns[-1], *_leaves(total)])
+            one, (dx, dweights) = mx.value_and_grad(loss, argnums=(0, 1))(
+                x, weights, some
+            )
+            sums.append(one)
+            columns.append(dx)
+            total = tree_map(lambda whole, part: whole + part, total, dweights)
+        gradients[:] = [mx.concatenate(columns), total]
+        return mx.stack(sums).sum()
+
+    def backward(primals: list[Any], cotangent: mx.array, _: mx.array) -> Any:
+        return tree_map(
+            lambda x, gradient: (cotangent * gradient).astype(x.dtype),
+            list(primals),
+            gradients,
+        )
+
+    blocked = mx.custom_function(forward)
+    blocked.vjp(backward)
+    return cast(mx.array, blocked(states, weights))
+
+
+def _leaves(tree: Any) -> list[mx.array]:
+    return [x for _, x in tree_flatten(tree)]
+
+
+@mx.custom_function
+def _cross_entropy(scores: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """The sum of the rows' losses, and its gradient of the scores [rows, V]."""
+    largest = scores.max(axis=-1, keepdims=True)
+    weights = _exponentials(scores - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    at = targets[:, None]
+    losses = mx.log(total) + largest - mx.take_along_axis(scores, at, axis=-1)
+    softmax = weights * (1 / total)
+    missing = mx.take_along_axis(softmax, at, axis=-1) - 1
+    return losses.sum(), mx.put_along_axis(softmax, at, missing, axis=-1)
+
+
+@_cross_entropy.vjp
+def _cross_entropy_vjp(
+    primals: tuple[mx.array, mx.array],
+    cotangents: tuple[mx.array, mx.array],
+    outputs: tuple[mx.array, mx.array],
+) -> tuple[mx.array, mx.array]:
+    return cotangents[0] * outputs[1], mx.zeros_like(primals[1])
+
+
+def _exponentials(x: mx.array) -> mx.array:
+    """Of values that are at most 0."""
+    if mx.default_device() != mx.cpu:
+        return mx.exp(x)
+    return by_blocks(lambda some: exp2(some * LOG2_E), x)
