@@ -33,6 +33,7 @@ KEPT_STATES, KEPT_HIDDEN, KEPT_SCORES = 6, 4, 2
 KEPT_SCORED = 12
 # Bytes of a trained number, whatever is computed with.
 MASTER = 4
+HEADS = {"decoder.lm_head.weight", "decoder.embed_tokens.weight"}
 # Those that are counted: a region sampler is little beside them.
 COUNTED = ("vision", "connector", "decoder")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -91,10 +92,11 @@ class Training:
         weights += (numbers - adapters) * (MASTER - self.itemsize) + adapters * MASTER
         state = (kept_numbers(self.optimizer, *weight) for weight in trained.items())
         rounded = numbers * self.itemsize if self.itemsize < MASTER else 0
+        # Of the head: its gradients by one block of rows, beside the sum of all blocks'.
+        head = max((prod(trained[name]) for name in HEADS & {*trained}), default=0)
+        kept = self.activations(config) + rounded + head * MASTER
         # The step's new values stand beside the old ones.
-        working = max(
-            self.workers * (self.activations(config) + rounded), numbers * MASTER
-        )
+        working = max(self.workers * kept, numbers * MASTER)
         # The sum so far, and those of every micro-batch that is under way.
         gradients = min(self.micro_batches, 1 + self.workers)
         return {
@@ -221,10 +223,6 @@ class Training:
             if self.targets is not None:
                 scored = min(scored, self.targets)
             total += KEPT_SCORED * scored * decoder.vocab_size * 4
-            # A block's gradient of the head, beside the sum of all blocks'.
-            heads = {"decoder.lm_head.weight", "decoder.embed_tokens.weight"}
-            trained = self._trained(config)
-            total += max((prod(trained[x]) for x in heads & {*trained}), default=0) * 4
         return total
 
     def _blocks(self, blocks: list[tuple[int, int]], size: tuple[int, int, int]) -> int:

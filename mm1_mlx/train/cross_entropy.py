@@ -1,9 +1,9 @@
 """Cross-entropy of a head's scores, some rows at a time, with its gradients beside it.
 
 Scores of every row at once would be the largest array of a training step: rows x
-vocabulary, and so would be their softmax and its gradients. Here a block's scores become
-a loss and what it says of the states and of the head before the next block's are
-computed, so that none are kept and none are computed twice.
+vocabulary, and so would be their softmax and its gradients. Where a model is trained, a
+block's scores become a loss and what it says of the states and of the head before the
+next block's are computed, so that none are kept and none are computed twice.
 
 Source of the idea: Liger Kernel (arXiv 2410.10989), FusedLinearCrossEntropy.
 """
@@ -18,10 +18,13 @@ from mm1_mlx.kernels.by_blocks import by_blocks
 from mm1_mlx.kernels.exponential import LOG2_E, exp2
 from mm1_mlx.models import MM1
 
-# Scores of a block: 16 MB in float32.
+# Scores of a block, where the vocabulary is small: 16 MB in float32.
 SCORES = 1 << 22
 # Fewer rows make the matrix products slow.
 MIN_ROWS = 128
+# What float16 gradients of a block's states are multiplied by until they are float32:
+# a probability of 6e-11 counts, and they overflow only beyond weights of 32.
+HALF_SCALE = 1024.0
 
 
 def block_rows(vocab_size: int) -> int:
@@ -37,8 +40,9 @@ def summed_cross_entropy(
 ) -> mx.array:
     """The sum (nats) over all rows of how unlikely their targets are, in float32.
 
-    Gradients reach the states and the head's trainable weights, not the adjustment. They
-    can be taken once, as a training step takes them.
+    Gradients reach the states and the head's trainable weights, not the adjustment. A
+    model that is ``training`` has them computed beside the loss, to be taken once; else
+    they are mlx's own, of all scores.
 
     Args:
         model: whose decoder's head scores.
@@ -50,16 +54,15 @@ def summed_cross_entropy(
     size = block_rows(cast(DecoderConfig, model.config.decoder).vocab_size)
     rows = [slice(start, start + size) for start in range(0, len(targets), size)]
 
-    def loss(x: mx.array, weights: Any, some: slice) -> mx.array:
+    def loss(x: mx.array, weights: Any, some: slice, scale: float = 1.0) -> mx.array:
         held = head.trainable_parameters()
         head.update(weights)
         scores = model.decoder.logits(x)
         head.update(held)
         if adjustment is not None:
             scores = scores + adjustment[some]
-        return cast(
-            mx.array, _cross_entropy(scores.astype(mx.float32), targets[some])[0]
-        )
+        losses = _cross_entropy(scores.astype(mx.float32), targets[some])[0]
+        return cast(mx.array, losses * scale)
 
     weights = head.trainable_parameters()
     if not head.training:
@@ -67,11 +70,14 @@ def summed_cross_entropy(
     gradients: list[Any] = []
 
     def forward(states: mx.array, weights: Any) -> mx.array:
-        if states.dtype == mx.float16:
-            # In which gradients vanish that the loss's scale does not stand in yet.
+        # The loss's own scale comes later: until then small gradients must not vanish.
+        half, scale = states.dtype == mx.float16, 1.0
+        if half and _leaves(weights):
             states, weights = tree_map(
                 lambda x: x.astype(mx.float32), (states, weights)
             )
+        elif half:
+            scale = HALF_SCALE
         sums, columns = [], []
         total = tree_map(lambda x: mx.zeros(x.shape), weights)
         for some in rows:
@@ -80,10 +86,10 @@ def summed_cross_entropy(
                 # Or mlx would compute every block's scores before it frees the first's.
                 (x,) = mx.depends([x], [columns[-1], *_leaves(total)])
             one, (dx, dweights) = mx.value_and_grad(loss, argnums=(0, 1))(
-                x, weights, some
+                x, weights, some, scale
             )
-            sums.append(one)
-            columns.append(dx)
+            sums.append(one / scale)
+            columns.append(dx.astype(mx.float32) / scale)
             total = tree_map(lambda whole, part: whole + part, total, dweights)
         gradients[:] = [mx.concatenate(columns), total]
         return mx.stack(sums).sum()

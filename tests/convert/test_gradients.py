@@ -97,6 +97,7 @@ def test_gradients_equal_pytorch(name: str, tmp_path: Path) -> None:
         pictures=(Picture(tuple(pixels), (1, 1), ""),),
         lengths=(tokens.size,),
     )
+    ours.train()
     (mean, count), found = nn.value_and_grad(ours, next_token_loss)(ours, batch)
     assert count.item() == learned.sum()
     assert mean.item() == pytest.approx(loss.item(), rel=TOLERANCE)

@@ -112,10 +112,13 @@ def test_half_precision_gives_gradients_in_kind(make, targets, kind, monkeypatch
         assert error <= 2 * mx.finfo(kind).eps * mx.abs(y).max().item(), name
 
 
-def test_a_large_scale_saves_small_gradients_of_float16(make, targets):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_large_scale_saves_small_gradients_of_float16(make, targets, frozen):
     """Scaled before they are rounded: as the trainer scales a loss in float16."""
     model = make()
     model.set_dtype(mx.float16)
+    if frozen:
+        model.freeze()
     states = drawn(N, D).astype(mx.float16)
     # Nearly certain: each score's gradient is less than float16 holds.
     certain = mx.where(mx.arange(V) == targets[:, None], 24.0, 0.0)

@@ -21,6 +21,7 @@ from mm1_mlx.image import load_pictures
 from mm1_mlx.kernels import blocked
 from mm1_mlx.layout import Span
 from mm1_mlx.models import MM1
+from mm1_mlx.train import cross_entropy
 from mm1_mlx.train.loss import next_token_loss, sparse_loss
 from mm1_mlx.train.sample import build_sample, collate
 
@@ -48,6 +49,12 @@ CONNECTORS = {
         "intermediate_size": 40,
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+    """Scored together, so that there are several blocks."""
+    monkeypatch.setattr(cross_entropy, "block_rows", lambda _: 5)
 
 
 @pytest.fixture
@@ -151,6 +158,7 @@ def double(monkeypatch):
             patch.setattr(mx.fast, "scaled_dot_product_attention", attention)
             # Its powers of two are float32's bits.
             patch.setattr(blocked, "FEWEST", 1 << 30)
+            patch.setattr(cross_entropy, "_exponentials", exp)
             return call()
 
     return run
@@ -167,6 +175,8 @@ def gradients(model, batch, function):
 
 def check(model, batch, double, tolerances, function=next_token_loss):
     """Compare the gradients of all trained tensors: with differences, and in float32."""
+    # As the trainer has it; and several blocks of rows that are scored together.
+    model.train()
     _, single = gradients(model, batch, function)
     model.update(tree_map(lambda x: x.astype(mx.float64), model.parameters()))
     mx.eval(model.parameters())
