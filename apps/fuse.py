@@ -54,12 +54,14 @@ def fuse(
     ] = None,
     count: Annotated[int, typer.Option(help="prompts to measure by", min=4)] = 24,
     measure: Annotated[
-        bool, typer.Option(help="run the models to say what it costs")
+        bool,
+        typer.Option(help="run the models to say what it costs; guards a packing"),
     ] = True,
     allow_loss: Annotated[
         bool,
         typer.Option(
-            "--allow-loss", help="write even if over 10% of their effect is lost"
+            "--allow-loss",
+            help="write even if over 10% of their effect is lost, or nobody knows",
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
@@ -155,8 +157,8 @@ def _show(report: Any) -> None:
             f"the adapters move predictions by {found.effect.kl_mean:.2g} nats, fusing "
             f"them by {found.cost.kl_mean:.2g}"
             + (f": {found.lost:.2%} is lost" if found.lost is not None else
-               "; they change nothing on these prompts, give some of their task by "
-               "--calibration")
+               "; they change next to nothing on these prompts, give some of their "
+               "task by --calibration")
         )  # fmt: skip
         print(
             f"logits differ by {found.mean:.2g} in the mean and {found.largest:.2g} at "

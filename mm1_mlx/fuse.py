@@ -8,6 +8,7 @@ left of the adapter before anything is written.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -38,16 +39,20 @@ from mm1_mlx.quantize.cost import Cost, Reference, ask, measure, predict
 from mm1_mlx.quantize.needs import check_memory, measuring_bytes
 from mm1_mlx.quantize.pack import assemble, pack_deferred
 from mm1_mlx.recipe import Recipe, plan
+from mm1_mlx.resolution import with_resolution
 from mm1_mlx.shard import Deferred
 from mm1_mlx.tokenizer import load_tokenizer
 from mm1_mlx.writer import CheckpointWriter, check_place, check_space
 
+# Without a handler Python prints a warning's text on stderr, and nothing else.
+logger = logging.getLogger("mm1_mlx")
 # Prompts that are asked to measure.
 MEASURED = 24
 # The share of an adapter's effect that may be lost unless it is allowed.
 MAX_LOST = 0.1
-# Nats of divergence below which an adapter has no effect to speak of.
-NO_EFFECT = 1e-6
+# Nats of divergence below which an adapter has no effect to speak of: rounding to 16 bits
+# makes up to a tenth of it.
+NO_EFFECT = 1e-5
 
 # Told what is done, how much of it and of how much.
 Progress = Callable[[str, int, int], None]
@@ -122,8 +127,9 @@ def fuse(
 ) -> Report:
     """Write a model folder that computes what another does with adapters.
 
-    Of a packed model, what the adapters do not change stays as it is, to the bit. Three
-    models run to measure, never two at once: with adapters, without, and the fused one.
+    Says, through ``logging``, which of them was trained on another model. Of a packed
+    model, what the adapters do not change stays as it is, to the bit. Three models run
+    to measure, never two at once: with adapters, without, and the fused one.
 
     Args:
         path: the model's folder.
@@ -136,7 +142,8 @@ def fuse(
         calibration: prompts and pictures to measure by, None for those built in.
         count: how many of them; at least 4.
         measured: whether the cost is measured, if there is memory to run the model.
-        allow_loss: whether more than ``MAX_LOST`` of the adapters' effect may be lost.
+        allow_loss: whether more than ``MAX_LOST`` of the adapters' effect may be lost,
+            or a share that is not known: packed, and not measured.
         overwrite: whether an existing ``out`` is replaced.
         progress: told what is under way.
 
@@ -149,7 +156,14 @@ def fuse(
     check_place(out, overwrite=overwrite, sources=[path])
     if not adapters.given:
         raise ConfigError("there is nothing to fuse; name an adapter")
-    job = _Job(path, load_config(path), adapters, recipe, dtype)
+    config = load_config(path)
+    if mode := adapters.resolution():
+        config = with_resolution(config, mode)
+    job = _Job(path, config, adapters, recipe, dtype)
+    if not measured and not allow_loss:
+        _check_known(job, "nothing is to be measured")
+    for doubt in adapters.doubts(base_of(path)):
+        logger.warning(doubt)
     after = sum(x.nbytes for _, x in job.tensors())
     check_space(out, after)
     found: Measured | None = None
@@ -159,8 +173,12 @@ def fuse(
             found = job.measure(calibration, count, progress)
         except MemoryLimitError as error:
             unmeasured = str(error)
-    if found and not allow_loss:
-        _check_loss(found, recipe, packed=bool(job.packed))
+    elif measured:
+        unmeasured = f"{path} answers nothing, so nothing is measured"
+    if not allow_loss and found:
+        _check_loss(job, found)
+    elif not allow_loss and unmeasured:
+        _check_known(job, unmeasured)
     job.write(out, overwrite=overwrite, progress=progress)
     return Report(
         out=out,
@@ -173,23 +191,37 @@ def fuse(
     )
 
 
-def _check_loss(measured: Measured, recipe: Recipe | None, *, packed: bool) -> None:
-    """Pass only if little of the adapters' effect is lost.
+def _check_loss(job: _Job, measured: Measured) -> None:
+    """Pass only if packing rounds little of the adapters' effect away.
 
     Raises:
         CheckpointError: too much is.
     """
     lost = measured.lost
-    if lost is not None and lost > MAX_LOST:
-        more = "leave out the bits, for 16" if recipe else "pass --dtype float32"
-        if recipe and packed:
-            # Rounded twice, weights lose more than twice as much.
-            more += ", or fuse the model that this was quantized from"
+    if not job.coarser or lost is None or lost <= MAX_LOST:
+        return
+    # Rounded twice, weights lose more than twice as much.
+    more = "fuse the model that this was quantized from, " if job.packed else ""
+    raise CheckpointError(
+        f"{lost:.1%} of what the adapters change would be lost, more than "
+        f"{MAX_LOST:.0%} (predictions move by {measured.effect.kl_mean:.2g} nats, "
+        f"and the fused model's are {measured.cost.kl_mean:.2g} off); leave out the "
+        f"bits, for 16, {more}measure by prompts of the adapters' task (--calibration), "
+        "or pass --allow-loss"
+    )
+
+
+def _check_known(job: _Job, why: str) -> None:
+    """Pass without a measurement only if packing rounds nothing of the adapters' away.
+
+    Raises:
+        CheckpointError: it may.
+    """
+    if job.coarser:
         raise CheckpointError(
-            f"{lost:.0%} of what the adapters change would be lost, more than "
-            f"{MAX_LOST:.0%} (predictions move by {measured.effect.kl_mean:.2g} nats, "
-            f"and the fused model's are {measured.cost.kl_mean:.2g} off); {more}, measure "
-            "by prompts of the adapters' task (--calibration), or pass --allow-loss"
+            f"how much of what the adapters change would be lost by packing "
+            f"{len(job.coarser)} of their weights is not known: {why}; leave out the "
+            "bits, for 16, or pass --allow-loss"
         )
 
 
@@ -223,6 +255,12 @@ class _Job:
         if not self.packed:
             return chosen
         return {p: way for p, way in chosen.items() if p in self.adapters.layers}
+
+    @property
+    def coarser(self) -> set[str]:
+        """The layers that adapters change and that are packed here."""
+        full = {name.rpartition(".")[0] for name in self.adapters.full}
+        return set(self.rounded) & (self.adapters.layers | full)
 
     @property
     def made(self) -> MM1Config:
@@ -330,9 +368,12 @@ class _Job:
             return lambda: progress(task, next(done), len(prompts))
 
         adapted = load_adapted(self.path, self.adapters, device_dtype, beside=True)
+        # At the resolution that was learned from, which the folder's own may not be.
+        adapted.config = self.config
         reference = ask(adapted, tokenizer, prompts, said("asking"))
         del adapted
         plain = load_model(self.path, device_dtype)
+        plain.config = self.config
         effect = measure(plain, reference, said("without adapters"))
         del plain
         fused = assemble(self.made, self.ways, self.tensors())

@@ -77,6 +77,15 @@ class Adapters:
         return cls(tuple((load(name), _scale(name, x)) for name, x in pairs))
 
     def __post_init__(self) -> None:
+        seen: dict[str, Adapter] = {}
+        for adapter, _ in self.given:
+            if first := seen.get(adapter.digest):
+                # Its matrices would count twice, its full weights once.
+                raise CheckpointError(
+                    f"{first.name} and {adapter.name} are the same adapter; name it once, "
+                    f"with the scale that you want, as {first.name}:2"
+                )
+            seen[adapter.digest] = adapter
         for adapter, scale in self.given:
             if adapter.config.kind == "dora" and (scale != 1 or len(self.given) > 1):
                 raise CheckpointError(
@@ -93,13 +102,36 @@ class Adapters:
                 if not same:
                     raise CheckpointError(
                         f"{one[0].name} and {other[0].name} both hold {name!r}, trained "
-                        "in full and not the same; take one of them"
+                        "in full and not the same; take one of them, or train them "
+                        "without ('mm1 train sft --trained none')"
                     )
 
     @property
     def identity(self) -> list[tuple[str, float]]:
         """What tells their effect apart from that of others."""
         return [(adapter.digest, scale) for adapter, scale in self.given]
+
+    def resolution(self, asked: str | None = None) -> str | None:
+        """The mode for pictures: the one asked for, else the one that they learned from.
+
+        None for the model's own. Says, through ``logging``, who learned from another.
+
+        Raises:
+            ConfigError: nothing is asked, and two learned from different ones.
+        """
+        learned = {a.resolution: a.name for a, _ in self.given if a.resolution}
+        if asked is None and len(learned) > 1:
+            said = " and ".join(f"{name} at {mode}" for mode, name in learned.items())
+            raise ConfigError(
+                f"the adapters were trained at different resolutions, {said}; take one "
+                "of them, or say by --resolution at which to ask"
+            )
+        for mode, name in learned.items():
+            if asked not in (None, mode):
+                logger.warning(
+                    f"adapter {name!r} was trained at resolution {mode}, not {asked}"
+                )
+        return asked or next(iter(learned), None)
 
     @cached_property
     def layers(self) -> frozenset[str]:
@@ -273,8 +305,9 @@ def load_adapted(
 ) -> MM1:
     """The model of a folder, changed by adapters; arguments as for ``load_model``.
 
-    Says, through ``logging``, which of them was trained on another model. With
-    ``beside`` no weight is changed, and the matrices stay beside all of them.
+    Says, through ``logging``, which of them was trained on another model, but for
+    ``beside``: then no weight is changed, and the matrices stay beside all of them, to
+    measure what a change costs.
 
     Raises:
         CheckpointError: the model or an adapter is damaged, or they do not fit together.
@@ -291,6 +324,8 @@ def load_adapted(
             "with 'mm1 fuse'"
         )
     adapters.attach(model, apart)
+    if beside:
+        return model
     for doubt in adapters.doubts(base_of(path)):
         logger.warning(doubt)
     return model

@@ -1,6 +1,7 @@
 """Adapters put to use: fused as weights are read, or beside packed ones; several at once."""
 
 import logging
+from dataclasses import replace
 
 import mlx.core as mx
 import pytest
@@ -145,10 +146,14 @@ def test_two_that_trained_the_same_weight_are_refused(folder, train, tmp_path):
         adapter.base,
     )
     save(tmp_path / "a", adapter)
-    save(tmp_path / "b", adapter)
+    matrices = {k: -x for k, x in adapter.tensors.items() if k.endswith("lora_b")}
+    same = Adapter(adapter.config, adapter.tensors | matrices, adapter.base)
+    save(tmp_path / "b", same)
     save(tmp_path / "c", other)
     of(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(CheckpointError, match=r"both hold 'decoder.norm.weight'"):
+    with pytest.raises(
+        CheckpointError, match=r"both hold 'decoder.norm.weight', .*--trained none"
+    ):
         of(tmp_path / "a", tmp_path / "c")
 
 
@@ -228,3 +233,19 @@ def test_some_rows_are_rows_of_the_whole(folder, train, kind):
     name = "connector.readout.0.weight"
     some = adapters.replaced(name, weights[name][3:7], slice(3, 7))
     assert mx.array_equal(some, adapter.tensors[name][3:7])
+
+
+def test_the_resolution_is_the_one_that_was_learned_from(folder, train, tmp_path):
+    _, adapter = train(folder)
+    _, other = train(folder, seed=1)
+    learned = {"a": (adapter, "32"), "b": (other, "2x16"), "c": (other, None)}
+    for name, (x, mode) in learned.items():
+        save(tmp_path / name, replace(x, training={"resolution": mode} if mode else {}))
+    a, b, c = (tmp_path / name for name in learned)
+    assert of(a).resolution() == of(a, c).resolution() == "32"
+    assert of(c).resolution() is None
+    with pytest.raises(
+        ConfigError, match=r"different resolutions, .*a at 32 and .*b at"
+    ):
+        of(a, b).resolution()
+    assert of(a, b).resolution("64") == "64"

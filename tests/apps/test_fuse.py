@@ -27,7 +27,7 @@ from mm1_mlx.checkpoint import (
     read_manifest,
     verify_digests,
 )
-from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.errors import CheckpointError, ConfigError, MemoryLimitError
 from mm1_mlx.fuse import fuse
 from mm1_mlx.quantize import find_recipe, quantize
 from mm1_mlx.runtime import TINY
@@ -180,13 +180,13 @@ def test_bits_that_round_an_adapter_away_are_refused_with_the_numbers(
     for path in (TINY, packed):
         with pytest.raises(
             CheckpointError,
-            match=r"\d+% of what the adapters change would be lost, more than 10% "
+            match=r"^\d+\.\d% of what the adapters change would be lost, more than 10% "
             r"\(predictions move by [\d.e-]+ nats, and the fused model's are [\d.e-]+ "
-            r"off\); leave out the bits, .*--allow-loss",
+            r"off\); leave out the bits, .*--calibration.*--allow-loss",
         ):
             fuse(path, out, given, recipe=find_recipe("4bit"), count=4)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(CheckpointError, match="or fuse the model that this was quant"):
+    with pytest.raises(CheckpointError, match=", fuse the model that this was quant"):
         fuse(packed, out, given, recipe=find_recipe("4bit"), count=4)
     report = fuse(
         TINY, out, given, recipe=find_recipe("4bit"), count=4, allow_loss=True
@@ -262,10 +262,77 @@ def test_a_model_is_never_fused_onto_itself(place, weak, tmp_path):
     assert {path: path.read_bytes() for path in base.parent.rglob("*.*")} == before
 
 
+@pytest.mark.parametrize("base", ["plain", "packed"])
+def test_bits_whose_loss_nobody_knows_are_refused(base, packed, weak, tmp_path, mm1):
+    """Not measured since that was asked for, or since there is no memory."""
+    path = packed if base == "packed" else TINY
+    arguments = ("fuse", path, tmp_path / "out", "--adapter", weak, "--bits", 2)
+    status, out, err = mm1(*arguments, "--no-measure")
+    assert (status, out) == (1, "")
+    assert re.match(
+        r"error: how much of what the adapters change would be lost by packing 28 of "
+        r"their weights is not known: nothing is to be measured; leave out the bits, ",
+        err,
+    )
+    assert not (tmp_path / "out").exists()
+    status, _, err = mm1(*arguments, "--no-measure", "--allow-loss")
+    assert status == 0
+
+
+def test_without_memory_to_measure_bits_are_refused(
+    packed, weak, tmp_path, monkeypatch
+):
+    def short(*_):
+        raise MemoryLimitError("measuring needs 9 GB, 1 GB is free")
+
+    monkeypatch.setattr("mm1_mlx.fuse.check_memory", short)
+    given, out = Adapters.load([weak]), tmp_path / "out"
+    with pytest.raises(
+        CheckpointError, match="not known: measuring needs 9 GB, 1 GB is"
+    ):
+        fuse(packed, out, given, recipe=find_recipe("4bit"), count=4)
+    assert not out.exists()
+    # Kept in 16 bits they are not rounded away.
+    report = fuse(packed, out, given, count=4)
+    assert report.unmeasured == "measuring needs 9 GB, 1 GB is free"
+
+
+@pytest.mark.parametrize(
+    ("strength", "dtype"), [(1e-3, None), (1e-3, mx.bfloat16), (4e-3, mx.bfloat16)]
+)
+def test_rounding_to_16_bits_is_no_reason_to_refuse(strength, dtype, tmp_path):
+    """What is as small as that has no share that is lost; of others it is but said."""
+    given = Adapters.load([make(tmp_path / "adapter", strength, rank=8)])
+    report = fuse(TINY, tmp_path / "out", given, dtype=dtype, count=4)
+    cost, effect = report.measured.cost.kl_mean, report.measured.effect.kl_mean
+    if strength == 1e-3:
+        assert (report.measured.lost, 1e-7 < effect < 1e-5) == (None, True)
+    else:
+        assert report.measured.lost == min(1, cost / effect) > 0.1
+
+
+def test_an_adapter_of_another_model_is_told(packed, weak, tmp_path, caplog):
+    """Once, whether it is measured or not."""
+    for i, measured in enumerate((False, True)):
+        caplog.clear()
+        given = Adapters.load([weak])
+        fuse(packed, tmp_path / str(i), given, measured=measured, count=4)
+        assert caplog.text.count("was trained on 'mm1-tiny' (") == 1
+
+
+def test_an_adapter_counts_once(weak, tmp_path):
+    copy = shutil.copytree(weak, tmp_path / "copy")
+    with pytest.raises(CheckpointError, match=r"weak and .*copy are the same adapter"):
+        Adapters.load([weak, (copy, 0.5)])
+    one = Adapters.load([weak]).given[0]
+    with pytest.raises(CheckpointError, match="are the same adapter; name it once"):
+        Adapters((one, one))
+
+
 def test_no_more_than_all_is_lost(tmp_path):
-    adapter = make(tmp_path / "adapter", 1e-3, rank=8)
+    adapter = make(tmp_path / "adapter", 4e-3, rank=8)
     given, recipe = Adapters.load([adapter]), find_recipe("4bit")
-    with pytest.raises(CheckpointError, match=r"^100% of what the adapters change"):
+    with pytest.raises(CheckpointError, match=r"^100\.0% of what the adapters change"):
         fuse(TINY, tmp_path / "out", given, recipe=recipe, count=4)
 
 
