@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +23,7 @@ import typer
 
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.train.config import TrainConfig
-from mm1_mlx.train.stages import DEFAULTS, DERIVED, Stage
+from mm1_mlx.train.stages import DEFAULTS, DERIVED, FULL, Stage
 
 from .common import human_bytes, note, print_answer, print_json, processes
 
@@ -69,20 +71,50 @@ def _parameters(stage: Stage) -> Iterator[inspect.Parameter]:
         text = field.metadata["help"]
         if get_origin(hints[field.name]) is tuple:
             text += ", several times"
-        default = DEFAULTS[stage].get(
-            field.name, DERIVED.get(field.name, field.default)
-        )
-        if default not in (None, (), MISSING, False):
-            text += f" (default: {_words(default)})"
+        text += _default(stage, field.name, field.default)
+        kind = _flag_type(hints[field.name])
+        more: dict[str, Any] = {}
+        if field.name == "adapter":
+            kinds = get_args(hints[field.name])
+            more = {"metavar": f"<{'|'.join(kinds)}>", "callback": _check_kind}
+            kind = str | None
         info = typer.Option(
-            help=text, rich_help_panel=field.metadata["panel"], show_default=False
+            help=text,
+            rich_help_panel=field.metadata["panel"],
+            show_default=False,
+            **more,
         )
-        yield parameter(field.name, _flag_type(hints[field.name]), info, None)
+        yield parameter(field.name, kind, info, None)
+
+
+def _default(stage: Stage, name: str, otherwise: Any) -> str:
+    """What the help says of a field that is left to a default."""
+    default = DEFAULTS[stage].get(name, DERIVED.get(name, otherwise))
+    # By identity: a default of 0 equals False.
+    if default is None or default is MISSING or default is False or default == ():
+        return ""
+    words = _words(default)
+    if stage == "sft" and name in FULL:
+        whole = FULL[name] if FULL[name] is not None else DERIVED[name]
+        words += f"; of --full: {_words(whole)}"
+    return f" (default: {words})"
 
 
 def _words(default: Any) -> str:
     """A default as it stands in the help."""
     return " ".join(default) if isinstance(default, tuple) else str(default)
+
+
+def _check_kind(kind: str | None) -> str | None:
+    """Pass only a kind of adapter: elsewhere an adapter is what this flag takes."""
+    kinds = get_args(get_type_hints(TrainConfig)["adapter"])
+    if kind is None or kind in kinds:
+        return kind
+    raise typer.BadParameter(
+        f"{kind!r} is not one of {', '.join(kinds)}: which kind of adapter to train; to "
+        "go on from an adapter fuse it first ('mm1 fuse MODEL NEW --adapter "
+        "PATH'), and train NEW"
+    )
 
 
 def _flag_type(hint: Any) -> Any:
@@ -146,14 +178,16 @@ def _train(
         for name, value in flags.items()
         if value is not None and value != []
     }
-    job = Job(find_model(model), out, stage, given, full=full, say=note)
+    with _by_flags():
+        job = Job(find_model(model), out, stage, given, full=full, say=note)
+        outlook = job.outlook() if dry_run else None
     project = job.config.wandb
     wandb = _wandb() if project and not dry_run else None
-    if dry_run:
-        _show(job.outlook(), as_json)
+    if outlook:
+        _show(outlook, as_json)
         return
     follow: Any = None
-    with _bar(job.config) as (report, expect):
+    with _by_flags(), _bar(job.config) as (report, expect):
 
         def told(line: dict[str, Any]) -> None:
             report(line)
@@ -167,6 +201,8 @@ def _train(
             reached.append(trainer)
             _stop_on_interrupt(trainer)
             note(_length(job.config, job.passes))
+            if job.held_out:
+                note(_held_out(job.held_out, job.config))
             # Now: what cannot be trained must not begin a run there.
             if wandb:
                 follow = _follower(wandb, out, job.config)
@@ -179,10 +215,50 @@ def _train(
         note(f"{at}; the same command goes on from there")
         raise SystemExit(128 + signal.SIGINT)
     if reached[0].group.rank() == 0:
+        for line in _next(stage, model, out, made):
+            note(line)
         if as_json:
             print_json({"out": str(made), "steps": job.config.steps})
         else:
             print(made)
+
+
+# Fields of adapters whose flags have other names.
+_FLAGS = {"where": "adapter-targets", "kind": "adapter"} | {
+    name: f"adapter-{name}" for name in ("rank", "scale", "dropout", "layers")
+}
+
+
+@contextmanager
+def _by_flags() -> Iterator[None]:
+    """What is wrong with a setting is said of its flag."""
+
+    def flag(found: re.Match[str]) -> str:
+        name = _FLAGS.get(found[2], found[2]) if found[1] == "Adapter" else found[2]
+        return f"--{name.replace('_', '-')}"
+
+    try:
+        yield
+    except ConfigError as error:
+        said = re.sub(r"\b(Adapter|Train)Config\.(\w+)", flag, str(error))
+        raise type(error)(said) from None
+
+
+def _next(stage: Stage, model: str, out: Path, made: Path) -> Iterator[str]:
+    """What can be done with what a run has made, and where its curve is."""
+    from mm1_mlx.train.job import ADAPTER, CURVE
+
+    if (out / CURVE).is_file():
+        yield f"the curve is {out / CURVE}"
+    place = shlex.quote(str(made))
+    whole = made.name != ADAPTER
+    named = f"-m {place}" if whole else f"-m {shlex.quote(model)} --adapter {place}"
+    yield f'ask it:      mm1 generate {named} -i PICTURE -p "..."'
+    yield f"measure it:  mm1 eval TASK DATA {named}"
+    if not whole:
+        yield f"one model:   mm1 fuse {shlex.quote(model)} NEW --adapter {place}"
+    elif stage == "connector":
+        yield f"go on:       mm1 train sft {place} RUN --data DATA"
 
 
 def _recorded(path: Path, stage: str) -> dict[str, Any]:
@@ -300,6 +376,19 @@ def _length(config: TrainConfig, passes: float) -> str:
     )
 
 
+def _held_out(rows: int, config: TrainConfig) -> str:
+    """How many rows are not learned, in a line."""
+    measured = min(rows, config.valid_examples)
+    said = f"{rows:,} rows are held out"
+    if measured < rows:
+        said += f", {measured:,} of them measured (--valid-examples)"
+    if not config.valid:
+        said += (
+            "; for rows that 'mm1 eval' can take too, split the data and give --valid"
+        )
+    return said
+
+
 def _forecast(forecast: Mapping[str, Any]) -> str:
     """What a step takes, in a line."""
     said = f"a step of {forecast['tokens']:,} tokens takes {human_bytes(forecast['bytes'])}"
@@ -318,6 +407,7 @@ def _show(outlook: Any, as_json: bool) -> None:
             {
                 "config": outlook.config.to_dict(),
                 "passes": outlook.passes,
+                "held_out": outlook.held_out,
                 "parameters": {
                     part: {"trained": trained, "all": total}
                     for part, (trained, total) in parts.items()
@@ -330,6 +420,8 @@ def _show(outlook: Any, as_json: bool) -> None:
     for part, (trained, total) in parts.items():
         print(f"{part:10} {trained:>15,} of {total:>15,} parameters are trained")
     print(_length(config, outlook.passes))
+    if outlook.held_out:
+        print(_held_out(outlook.held_out, config))
     print(
         f"{config.optimizer}, learning rate {config.learning_rate:.3g}, "
         f"{config.precision}"

@@ -22,12 +22,13 @@ from mm1_mlx.budget import check_load
 from mm1_mlx.config import MODEL_TYPE, MM1Config, Packing, QuantizationConfig
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import check_shard, read_json, read_shard, safe_join, sha256
+from mm1_mlx.folders import MODEL_CONFIG, mistaken
 from mm1_mlx.models import MM1
 from mm1_mlx.models.linear import keep_unpacked, pack
 from mm1_mlx.room import unswapped
 
 FORMAT_VERSION = 1
-CONFIG = "config.json"
+CONFIG = MODEL_CONFIG
 INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"
 
@@ -163,6 +164,8 @@ def load_config(path: Path) -> MM1Config:
         raise CheckpointError(
             f"model folder {str(path)!r} does not exist; check its name"
         )
+    if not (path / CONFIG).is_file() and (said := mistaken(path, "model")):
+        raise CheckpointError(said)
     values = read_json(path / CONFIG)
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind != MODEL_TYPE:

@@ -4,6 +4,7 @@ from mm1_mlx.adapters.attach import attach
 from mm1_mlx.adapters.compose import Adapters, Named, load_adapted, parse
 from mm1_mlx.adapters.config import AdapterConfig
 from mm1_mlx.adapters.folder import (
+    RESOLUTION,
     Adapter,
     Base,
     base_of,
@@ -13,6 +14,7 @@ from mm1_mlx.adapters.folder import (
 )
 
 __all__ = [
+    "RESOLUTION",
     "Adapter",
     "AdapterConfig",
     "Adapters",

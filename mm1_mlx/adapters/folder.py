@@ -24,15 +24,17 @@ from mm1_mlx.adapters.config import MAX_RANK, MAX_SCALE, AdapterConfig
 from mm1_mlx.checkpoint import read_manifest
 from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.files import fsync, read_json, read_shard, replace_json, safe_join, sha256
-from mm1_mlx.folders import user_path
+from mm1_mlx.folders import ADAPTER_CONFIG, mistaken, user_path
 from mm1_mlx.models import MM1
 from mm1_mlx.models.linear import outer_paths
 from mm1_mlx.partial import Partial
 from mm1_mlx.section import Section
 
 FORMAT_VERSION = 1
-CONFIG = "adapter_config.json"
+CONFIG = ADAPTER_CONFIG
 WEIGHTS = "adapter.safetensors"
+# In ``training``: the resolution mode of the pictures, where it was not the model's own.
+RESOLUTION = "resolution"
 KNOWN = ("format_version", "adapter", "base", "scales", "training", "sha256")
 
 
@@ -143,6 +145,12 @@ class Adapter:
         return a.shape[1]
 
     @property
+    def resolution(self) -> str | None:
+        """The mode of the pictures that it learned from, None for the model's own."""
+        mode: str | None = self.training.get(RESOLUTION)
+        return mode
+
+    @property
     def nbytes(self) -> int:
         """What its weights take."""
         return sum(x.nbytes for x in self.tensors.values())
@@ -239,6 +247,8 @@ def load(source: str | Path) -> Adapter:
         ConfigError: its adapter_config.json does not describe one.
     """
     folder = find(source)
+    if not (folder / CONFIG).is_file() and (said := mistaken(folder, "adapter")):
+        raise CheckpointError(said)
     record = read_json(safe_join(folder, CONFIG))
     if not isinstance(record, dict) or set(record) != set(KNOWN):
         raise _foreign(folder, record)
@@ -250,6 +260,10 @@ def load(source: str | Path) -> Adapter:
     scales, training = record["scales"], record["training"]
     if not isinstance(scales, dict) or not isinstance(training, dict):
         raise ConfigError(f"{folder / CONFIG}: scales and training must be objects")
+    if not isinstance(training.get(RESOLUTION), str | None):
+        raise ConfigError(
+            f"{folder / CONFIG}: resolution {training[RESOLUTION]!r:.80} is no mode's name"
+        )
     for path, scale in scales.items():
         if type(scale) not in (int, float) or not 0 < abs(scale) <= MAX_SCALE:
             raise ConfigError(

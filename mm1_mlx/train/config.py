@@ -13,6 +13,8 @@ from mm1_mlx.section import Section
 
 # The parts of a model that can be trained, in the order of the line.
 PARTS = ("vision", "connector", "region", "decoder")
+# In their place: nothing in full, adapters alone.
+NOTHING = "none"
 # What a run may change when it is continued: its length, what it leaves behind, what
 # it is measured by, what becomes of rows that cannot be used, and where its files lie:
 # the data are known by their digest.
@@ -64,14 +66,20 @@ class TrainConfig(Section):
 
     # What is trained
     trained: tuple[str, ...] = _what(
-        PARTS, "parts trained in full, or regular expressions of tensors' names"
+        PARTS,
+        f"parts trained in full ({', '.join(PARTS)}), regular expressions of tensors' "
+        f"names, or {NOTHING}",
     )
     adapter: Literal["none", "lora", "dora"] = _what("none", "low-rank adapters")
     adapter_rank: int = _what(8, "rank of adapters")
     adapter_scale: float = _what(2.0, "what an adapter's product counts, alpha / rank")
     adapter_dropout: float = _what(0.0, "share of an adapter's inputs left out")
     adapter_layers: int | None = _what(None, "last blocks that have adapters")
-    adapter_targets: tuple[str, ...] = _what(("decoder",), "where adapters stand")
+    adapter_targets: tuple[str, ...] = _what(
+        ("decoder",),
+        "where adapters stand: decoder, vision, of either .attention or .mlp, "
+        "decoder.experts, connector, head, or regular expressions of layers' paths",
+    )
 
     # How
     steps: int = _how(MISSING, "optimizer steps")
@@ -116,6 +124,13 @@ class TrainConfig(Section):
     wandb: str | None = _left(None, "project of Weights & Biases to log to")
 
     def __post_init__(self) -> None:
+        if NOTHING in self.trained:
+            if len(self.trained) > 1:
+                raise ConfigError(
+                    f"TrainConfig.trained: {list(self.trained)} is {NOTHING!r} and more; "
+                    f"give {NOTHING} alone, or leave it out"
+                )
+            object.__setattr__(self, "trained", ())
         for name in (
             *("steps", "epochs", "batch_size", "micro_batches", "max_length"),
             *("adapter_rank", "valid_examples"),

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ from mm1_mlx.checkpoint import (
 )
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError
-from mm1_mlx.folders import user_path
+from mm1_mlx.folders import MADE_ADAPTER, MADE_MODEL, user_path
 from mm1_mlx.hold import Hold
 from mm1_mlx.models import MM1
 from mm1_mlx.original import Original
@@ -54,7 +54,7 @@ from mm1_mlx.train.trainable import adapter_config, counts, make_trainable
 from mm1_mlx.train.trainer import Loss, Trainer, first_ones
 from mm1_mlx.writer import CheckpointWriter, check_apart, check_place, check_space
 
-ADAPTER, MODEL, CURVE = "adapter", "model", "loss.png"
+ADAPTER, MODEL, CURVE = MADE_ADAPTER, MADE_MODEL, "loss.png"
 # Told in a line what was passed over or mended.
 Say = Callable[[str], None]
 
@@ -66,6 +66,7 @@ class Outlook:
     Attributes:
         config: its settings, defaults filled in.
         passes: over the data.
+        held_out: rows that the loss is measured on, or the first of them.
         parts: by part how many numbers are trained, and how many there are.
         preview: of the data.
         forecast: of a step: ``tokens``, ``bytes``, ``least_seconds``.
@@ -73,6 +74,7 @@ class Outlook:
 
     config: TrainConfig
     passes: float
+    held_out: int
     parts: Mapping[str, tuple[int, int]]
     preview: Preview
     forecast: Mapping[str, Any]
@@ -221,10 +223,9 @@ class Job:
 
     def _held_out(self) -> Sequence[Batch]:
         """The batches to measure the loss on, none where no data are."""
-        config = self.config
-        if not config.valid and not config.valid_share:
+        config, mixture = self.config, self._measured
+        if mixture is None:
             return ()
-        mixture = self._open(config.to_dict(), "valid")
 
         def of(size: int) -> Batches:
             alone = replace(config, batch_size=size, micro_batches=1)
@@ -232,6 +233,19 @@ class Job:
 
         count = min(config.valid_examples, len(mixture))
         return HeldOut(of, config.batch_size, count)
+
+    @cached_property
+    def _measured(self) -> Mixture | None:
+        """The rows to measure the loss on, None where there are none."""
+        config = self.config
+        if not config.valid and not config.valid_share:
+            return None
+        return self._open(config.to_dict(), "valid")
+
+    @property
+    def held_out(self) -> int:
+        """How many rows the loss is measured on, or on the first of."""
+        return 0 if self._measured is None else len(self._measured)
 
     @property
     def passes(self) -> float:
@@ -248,6 +262,7 @@ class Job:
         return Outlook(
             self.config,
             self.passes,
+            self.held_out,
             counts(trainer.model),
             preview(self._made, self._tokenizer),
             trainer.forecast(),
@@ -305,12 +320,14 @@ class Job:
 
     def _write(self, model: MM1, made: Path) -> None:
         """Write what was trained: the adapter, or the model with it."""
-        training = {
+        training: dict[str, Any] = {
             "stage": self.config.stage,
             "steps": self.config.steps,
             "learning_rate": self.config.learning_rate,
             "data": list(self.config.data),
         }
+        if self.config.resolution:
+            training[adapters.RESOLUTION] = self.config.resolution
         if self.config.adapter != "none":
             adapter = adapters.Adapter.of(
                 model,

@@ -19,9 +19,10 @@ import numpy as np
 
 from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.files import read_json, replace_json
+from mm1_mlx.folders import RUN_RECORD
 from mm1_mlx.train.config import TrainConfig
 
-RECORD, LOG = "run.json", "log.jsonl"
+RECORD, LOG = RUN_RECORD, "log.jsonl"
 # How a checkpoint's names begin of what the next line says.
 TALLY = "tally."
 

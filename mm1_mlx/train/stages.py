@@ -25,8 +25,12 @@ CONNECTOR_LEARNING_RATE = 3e-4
 # Low-rank matrices learn best at about ten times a full fine-tuning's rate.
 ADAPTER_LEARNING_RATE = 10 * paper.SFT_LEARNING_RATE
 WARMUP_SHARE = 0.05
+# A dozen steps, once through 200 pictures, teach nothing at these rates.
+LEAST_STEPS = 100
+# At most so many steps from one to the next; of a short run a twentieth and a tenth.
+LOG_EVERY, SAVE_EVERY = 10, 200
 
-_COMMON = {"batch_size": 4, "micro_batches": 4, "log_every": 10, "weight_decay": 0.0}
+_COMMON = {"batch_size": 4, "micro_batches": 4, "weight_decay": 0.0}
 _JOINTS = ("connector", "region")
 DEFAULTS: dict[Stage, dict[str, Any]] = {
     "connector": _COMMON
@@ -59,11 +63,15 @@ FULL: dict[str, Any] = {
 }
 # What depends on the model, the data or the machine, in words.
 DERIVED = {
-    "steps": "as many as take all rows once",
+    "steps": f"as many as take all rows once, at least {LEAST_STEPS}",
     "learning_rate": "by the paper's law",
     "warmup_steps": f"{WARMUP_SHARE:.0%} of the steps, at most {paper.WARMUP_STEPS:,}",
     "decay_steps": "all behind the warmup",
     "precision": "what the device computes best",
+    "adapter_layers": "all",
+    **{f"{part}_learning_rate": "--learning-rate" for part in PARTS},
+    "log_every": f"a twentieth of the steps, at most {LOG_EVERY}",
+    "save_every": f"a tenth of the steps, at most {SAVE_EVERY}",
 }
 
 
@@ -128,9 +136,12 @@ def plan(
             values |= FULL | {"trained": values["trained"]}
     values |= {**given, "stage": stage}
     size = values["batch_size"] * values["micro_batches"]
-    passes = values.get("epochs") or 1
-    steps = values.setdefault("steps", max(1, ceil(passes * rows / max(size, 1))))
+    passes = values.get("epochs")
+    steps = max(1, ceil((passes or 1) * rows / max(size, 1)))
+    steps = values.setdefault("steps", steps if passes else max(steps, LEAST_STEPS))
     warmup = min(paper.WARMUP_STEPS, int(WARMUP_SHARE * steps))
     warmup = values.setdefault("warmup_steps", warmup)
     values.setdefault("decay_steps", max(0, steps - warmup))
+    values.setdefault("log_every", min(LOG_EVERY, max(1, steps // 20)))
+    values.setdefault("save_every", min(SAVE_EVERY, max(1, steps // 10)))
     return TrainConfig.from_dict(values)

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from mm1_mlx.apps.cli import main
-from mm1_mlx.checkpoint import load_model
+from mm1_mlx.checkpoint import load_config, load_model
 from mm1_mlx.quantize import quantize
 from mm1_mlx.recipe import find_recipe
+from mm1_mlx.resolution import with_resolution
 from mm1_mlx.runtime import TINY
 
 COLOURS = ("red", "blue", "lime", "white")
@@ -76,11 +77,32 @@ def test_sft_makes_an_adapter_that_answers(mm1, rows, tmp_path):
     assert (code, printed) == (0, f"{out / 'adapter'}\n")
     assert re.match(
         r"3 steps of 4 examples, 1\.\d+ passes over the data\n"
+        r"4 rows are held out; for rows that 'mm1 eval' can take too, split the data and "
+        r"give --valid\n"
         r"a step of \d+ tokens takes [\d.]+ MB of the [\d.,]+ GB that are",
         said,
     )
     assert said.count("tokens/s") == 3
     assert said.count("held out loss") == 2
+    # What comes next, in words that can be copied.
+    assert f"\nthe curve is {out / 'loss.png'}\n" in said
+    adapted = f"-m {TINY} --adapter {out / 'adapter'}"
+    assert f"mm1 generate {adapted} -i PICTURE" in said
+    assert f"mm1 eval TASK DATA {adapted}\n" in said
+    assert f"mm1 fuse {TINY} NEW --adapter {out / 'adapter'}\n" in said
+    # A run's folder, an adapter and a model are not each other.
+    for arguments, message in [
+        (("-m", out), f"and '--adapter {out / 'adapter'}'"),
+        (
+            ("-m", out / "adapter"),
+            "is an adapter, no model; give the model that it was",
+        ),
+        (("-m", TINY, "--adapter", out), f"give the adapter in it, {out / 'adapter'}"),
+        (("-m", TINY, "--adapter", TINY), "is a model, no adapter"),
+    ]:
+        code, _, wrong = mm1("generate", *arguments, "-p", "Hm?")
+        assert (code, wrong.count("\n")) == (1, 1), wrong
+        assert message in wrong
     assert [x["step"] for x in log(out)] == [0, 1, 2, 2, 3]
     assert Image.open(out / "loss.png").size == (960, 540)
     question = ("-p", "What colour is it?", "-i", TINY / "red-star.png")
@@ -99,9 +121,17 @@ def test_sft_makes_an_adapter_that_answers(mm1, rows, tmp_path):
 def test_the_connector_alone_makes_a_model_whose_rest_is_as_it_was(mm1, rows, tmp_path):
     out = tmp_path / "run"
     flags = ("--data", rows, *QUICK, "--warmup-steps", "0", "--json")
-    code, printed, _ = mm1("train", "connector", TINY, out, *flags)
+    code, printed, said = mm1("train", "connector", TINY, out, *flags)
     assert code == 0
     assert json.loads(printed) == {"out": str(out / "model"), "steps": 3}
+    assert f"mm1 generate -m {out / 'model'} -i PICTURE" in said
+    assert f"mm1 train sft {out / 'model'} RUN --data DATA\n" in said
+    code, _, wrong = mm1("generate", "-m", out, "-p", "Hm?")
+    assert (code, wrong) == (
+        1,
+        f"error: {out} is the folder of a training run; give the model in it, "
+        f"{out / 'model'}\n",
+    )
     made, base = load_model(out / "model").tensors(), load_model(TINY).tensors()
     assert made.keys() == base.keys()
     moved = {name for name in made if not mx.array_equal(made[name], base[name])}
@@ -144,7 +174,8 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(mm1, rows, tmp_path):
         r"^connector +139,320 of +139,320 parameters are trained$", printed, re.M
     )
     assert re.search(r"^vision +0 of +480,192 parameters are trained$", printed, re.M)
-    assert "\n1 steps of 16 examples, 2 passes over the data\n" in printed
+    assert "\n100 steps of 16 examples, 200 passes over the data\n" in printed
+    assert "\n4 rows are held out; for rows" in printed
     assert "\nadamw, learning rate 0.0001, float32\n" in printed
     assert re.search(
         r"a step of [\d,]+ tokens takes .* that are free, and [\d.e-]+ s", printed
@@ -155,6 +186,7 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(mm1, rows, tmp_path):
     outlook = json.loads(printed)
     assert outlook["parameters"]["vision"] == {"trained": 0, "all": 480_192}
     assert outlook["config"]["adapter"] == "lora"
+    assert outlook["held_out"] == 4
     assert outlook["step"]["bytes"] > 1e6
 
 
@@ -203,7 +235,7 @@ def test_a_record_is_a_config_and_flags_win(mm1, rows, tmp_path):
         ((), "error: no data is named; give files, folders or a mixture"),
         (
             ("--data", "{rows}", "--learning-rate", "0"),
-            "learning_rate: 0.0 is not above 0",
+            "error: --learning-rate: 0.0 is not above 0",
         ),
         (("--data", "{empty}"), "has no rows to learn"),
         (("--data", "{silent}"), "silent.jsonl:1: "),
@@ -217,7 +249,15 @@ def test_a_record_is_a_config_and_flags_win(mm1, rows, tmp_path):
         ),
         (
             ("--data", "{rows}", "--micro-batches", "0"),
-            "micro_batches: 0 is not above 0",
+            "--micro-batches: 0 is not above 0",
+        ),
+        (
+            ("--data", "{rows}", "--adapter-targets", "ears"),
+            "error: --adapter-targets: 'ears' is not one of ['connector', 'decoder', ",
+        ),
+        (
+            ("--data", "{rows}", "--max-length", "9"),
+            "allow longer examples (--max-length), or have them cut (--truncate)",
         ),
     ],
 )
@@ -233,6 +273,57 @@ def test_what_cannot_be_is_one_line(flags, message, mm1, rows, tmp_path):
     assert said.count("\n") == 1
     assert message in said
     assert not list(tmp_path.glob("run/step-*"))
+
+
+def test_a_kind_of_adapter_is_no_adapter(mm1, rows, tmp_path):
+    run = ("train", "sft", TINY, tmp_path / "run", "--data", rows)
+    code, _, said = mm1(*run, "--adapter", "run/adapter")
+    assert code == 2
+    words = " ".join(re.sub("[│╭╮╰╯─]", " ", said).split())
+    assert "'run/adapter' is not one of none, lora, dora" in words
+    assert "fuse it first ('mm1 fuse MODEL NEW --adapter PATH')" in words
+
+
+def test_adapters_without_a_connector_are_taken_together(mm1, rows, tmp_path):
+    """As the connector is trained by default it is in both, and not the same."""
+    matrices = [tmp_path / "one", tmp_path / "two"]
+    for seed, out in enumerate(matrices):
+        flags = ("--data", rows, *QUICK, "--seed", seed, "--trained", "none")
+        code, _, said = mm1("train", "sft", TINY, out, *flags)
+        assert code == 0, said
+    names = mx.load(str(matrices[0] / "adapter/adapter.safetensors"))
+    assert {name.rpartition(".")[2] for name in names} == {"lora_a", "lora_b"}
+    # It goes on as it was begun.
+    code, _, said = mm1("train", "sft", TINY, matrices[0], "--steps", "4")
+    assert code == 0, said
+    both = [x for out in matrices for x in ("--adapter", out / "adapter")]
+    code, _, said = mm1("generate", "-m", TINY, *both, "-p", "Hm?")
+    assert code == 0, said
+
+
+def test_an_adapter_keeps_the_resolution_that_it_learned_from(
+    mm1, rows, tmp_path, caplog
+):
+    out, fused = tmp_path / "run", tmp_path / "fused"
+    flags = ("--data", rows, *QUICK, "--resolution", "2x64")
+    assert mm1("train", "sft", TINY, out, *flags)[0] == 0
+    adapter = out / "adapter"
+    shown = json.loads(mm1("adapter", "show", adapter, "--json")[1])
+    assert shown["training"]["resolution"] == "2x64"
+    assert mm1("fuse", TINY, fused, "--adapter", adapter, "--no-measure")[0] == 0
+    assert load_config(fused).image == with_resolution(load_config(TINY), "2x64").image
+    question = ("-v", "-p", "What colour is it?", "-i", TINY / "red-star.png")
+    adapted = ("-m", TINY, "--adapter", adapter)
+    for model, pictures in [
+        (("-m", TINY), 16),
+        (adapted, 80),
+        (("-m", fused), 80),
+        ((*adapted, "--resolution", "96"), 16),
+    ]:
+        code, _, said = mm1("generate", *model, *question)
+        assert code == 0, said
+        assert f"({pictures} of pictures)" in said
+    assert "was trained at resolution 2x64, not 96" in caplog.text
 
 
 def test_a_model_without_a_prompt_format_is_refused(mm1, rows, tmp_path, make_config):
@@ -320,7 +411,8 @@ def test_a_bad_row_is_passed_over_where_the_run_stands(mm1, rows, tmp_path):
     (rows.parent / "bad.jsonl").write_text("\n".join([*lines[:5], json.dumps(bad)]))
     out = tmp_path / "run"
     flags = ("--data", rows.parent / "bad.jsonl", "--steps", "6", "--seed", "4")
-    run = ("train", "sft", TINY, out, *flags, "--batch-size", "1", "--log-every", "1")
+    flags += ("--log-every", "1", "--save-every", "100")
+    run = ("train", "sft", TINY, out, *flags, "--batch-size", "1")
     code, _, said = mm1(*run, "--micro-batches", "1")
     assert code == 1
     (step,) = (int(path.name[5:]) for path in out.glob("step-*"))
@@ -376,7 +468,7 @@ def test_paths_in_a_config_may_begin_at_home(mm1, rows, tmp_path, monkeypatch):
     flags = ("--config", config, "--dry-run")
     code, printed, said = mm1("train", "sft", TINY, tmp_path / "run", *flags)
     assert code == 0, said
-    assert "1 steps of 16 examples" in printed
+    assert "100 steps of 16 examples" in printed
 
 
 def test_a_run_elsewhere_begins_with_the_first_step_and_stays_one(

@@ -34,6 +34,7 @@ def test_a_schedule_longer_than_the_run_is_refused():
         ({"epochs": 0.0}, "TrainConfig.epochs: 0.0 is not above 0"),
         ({"matrix_decay": -0.1}, "matrix_decay: -0.1 is below 0"),
         ({"matrix_decay": 0.1}, "matrix_decay are muon's, not adamw's; give"),
+        ({"trained": ("none", "connector")}, r"'connector'\] is 'none' and more; give"),
         ({"decay_steps": -1}, "TrainConfig.decay_steps: -1 is below 0"),
     ],
 )
@@ -48,6 +49,10 @@ def test_a_record_reads_back_as_itself():
     assert TrainConfig.from_dict(record) == config
     with pytest.raises(ConfigError, match=r"unknown field\(s\) \['learning_rat'\]"):
         TrainConfig.from_dict(record | {"learning_rat": 1e-3})
+
+
+def test_nothing_in_full_has_a_word():
+    assert replace(CONFIG, trained=("none",)).trained == ()
 
 
 def test_every_field_has_help_for_its_flag():

@@ -22,12 +22,12 @@ from mm1_mlx.train.trainable import counts, make_trainable
 MOE = {"num_experts": 4, "every": 1, "offset": 0}
 
 
-def planned(stage, full=False, packed=(), parts=PARTS, begun=None, **given):
+def planned(stage, full=False, packed=(), parts=PARTS, begun=None, rows=4000, **given):
     return plan(
         stage,
         given,
         full=full,
-        rows=1000,
+        rows=rows,
         parts=parts,
         packed=packed,
         parameters=3_000_000_000,
@@ -53,17 +53,38 @@ def test_defaults_are_the_papers():
     assert adapters.rate("connector") == adapters.rate("region") == 1e-5
     assert planned("connector").trained == ("connector", "region")
     # Once through the rows, 16 a step.
-    assert {run.steps for run in (whole, full)} == {63}
-    assert whole.warmup_steps + whole.decay_steps == 63
+    assert {run.steps for run in (whole, full)} == {250}
+    assert whole.warmup_steps + whole.decay_steps == 250
     assert planned("pretrain", steps=200_000).warmup_steps == 2000
     assert (whole.balance_weight, whole.z_weight) == (0.01, 0.001)
 
 
 def test_the_length_may_be_said_in_passes():
-    run = planned("sft", epochs=2.5)
+    run = planned("sft", epochs=2.5, rows=1000)
     assert (run.epochs, run.steps) == (2.5, 157)
     with pytest.raises(ConfigError, match=r"steps 3 and epochs 2 both say how long"):
         check_given({"steps": 3, "epochs": 2.0})
+
+
+def test_few_rows_are_taken_several_times():
+    """Once through 200 pictures is a dozen steps, which teach nothing."""
+    assert planned("sft", rows=200).steps == 100
+    assert planned("sft", rows=1616).steps == 101
+    # Unless the length is given.
+    assert planned("sft", rows=200, epochs=1.0).steps == 13
+    assert planned("sft", rows=200, steps=7).steps == 7
+
+
+@pytest.mark.parametrize(
+    ("steps", "log_every", "save_every"), [(5, 1, 1), (100, 5, 10), (9000, 10, 200)]
+)
+def test_a_short_run_has_a_curve_and_checkpoints(steps, log_every, save_every):
+    run = planned("sft", steps=steps)
+    assert (run.log_every, run.save_every) == (log_every, save_every)
+    # Held-out rows are measured at each checkpoint.
+    assert run.eval_every == 0
+    given = planned("sft", steps=steps, log_every=3, save_every=4)
+    assert (given.log_every, given.save_every) == (3, 4)
 
 
 def test_what_is_left_to_a_default_stays_where_a_run_goes_on():

@@ -226,8 +226,8 @@ class Batches:
         if not self._truncate:
             raise DataError(
                 f"{example.origin}: it has {length} characters, more than "
-                f"{self._run.max_length} tokens can be; allow longer examples, or have "
-                "them truncated"
+                f"{self._run.max_length} tokens can be; allow longer examples "
+                "(--max-length), or have them cut (--truncate)"
             )
         if example.kind == "document" and isinstance(turns[0][1][-1], str):
             role, parts = turns[0]
@@ -242,7 +242,8 @@ class Batches:
                 seen = sum(span.length for span in row.spans)
                 raise PromptError(
                     f"it has {length} tokens, {seen} of them of pictures, expected at "
-                    f"most {most}; allow longer examples, or have them truncated"
+                    f"most {most}; allow longer examples (--max-length), or have them "
+                    "cut (--truncate)"
                 )
             row = row.until(most)
         # The first token is a target of nothing.
