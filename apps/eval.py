@@ -15,7 +15,6 @@ from .common import (
     Model,
     Resolution,
     Yes,
-    named_adapters,
     note,
     open_runtime,
     print_json,
@@ -156,7 +155,6 @@ def evaluate(
         image_folder=path(image_folder),
         outside=outside,
         skip_bad=skip_bad,
-        adapters=named_adapters(adapter),
     )
     try:
         asked = altered(TASKS[task], prompt=prompt, stop=stop, max_tokens=max_tokens)
@@ -175,6 +173,11 @@ def evaluate(
         note(f"skipped: {line}")
     if (blind := results["without_picture"]) and asked.style != "text":
         note(f"{blind:,} of {results['n']:,} questions have no picture")
+    if unended := results["unended"]:
+        note(
+            f"{unended:,} of {results['n']:,} answers had not ended after "
+            f"{asked.max_tokens} tokens; --max-tokens lets them be longer"
+        )
     if as_json:
         print_json(results)
     else:

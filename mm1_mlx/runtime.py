@@ -64,10 +64,14 @@ class Runtime:
     Attributes:
         engine: the model, its tokenizer and config, and what is kept of answers.
         path: the folder it came from.
+        digest: tells its weights, config and adapters from those of others.
+        adapters: the names of those and their scales.
     """
 
     engine: Engine = field(repr=False)
     path: Path
+    digest: str
+    adapters: tuple[tuple[str, float], ...]
     _worker: Worker = field(repr=False)
 
     @property
@@ -149,7 +153,8 @@ def load(
             ``$MM1_MODEL``, else the embedded mm1-tiny.
         dtype: of the weights; by default as stored where the device computes that
             quickly, else float32 on a CPU, float16 on M1 and M2, bfloat16 from M3.
-        resolution: a mode of ``resolution.py`` in place of the model's own.
+        resolution: a mode of ``resolution.py`` in place of the model's own, or of the
+            one that the adapters were trained at.
         features: a folder where pictures' image tokens are kept for other processes; by
             default ``$MM1_FEATURES``, else in memory only.
         group: the processes of ``mlx.launch`` that share the model; each is asked the
@@ -232,9 +237,9 @@ def _load(
     adapters: Sequence[Named],
     worker: Worker,
 ) -> Runtime:
-    config = config_of(path, resolution)
-    assert config.prompt is not None
     changes = Adapters.load(adapters)
+    config = config_of(path, changes.resolution(resolution))
+    assert config.prompt is not None
     model = load_adapted(path, changes, dtype, group)
     model.config = config
     tokenizer = load_tokenizer(path, config.prompt, regions=config.region is not None)
@@ -256,7 +261,8 @@ def _load(
         named=NamedPrefixes(str(path.absolute()), model_print, prefixes),
         group=group,
     )
-    return Runtime(engine, path, worker)
+    named = tuple((adapter.name, scale) for adapter, scale in changes.given)
+    return Runtime(engine, path, model_print, named, worker)
 
 
 def stream(

@@ -58,7 +58,7 @@ def open_synthetic(
     except BaseException:
         worker.close()
         raise
-    return Runtime(engine, Path(name), worker)
+    return Runtime(engine, Path(name), name, (), worker)
 
 
 def _engine(

@@ -53,21 +53,19 @@ def share(right: Sequence[bool], chance: float | None = None) -> Figure:
     return Figure(hits / total, *wilson(hits, total), total, chance)
 
 
-def mean(scores: Sequence[float], chance: float | None = None) -> Figure:
+def mean(scores: Sequence[float]) -> Figure:
     """The mean of scores from 0 to 1, with the interval of their bootstrap.
 
     Scores of 0 and 1 alone are a share, whose own interval does not end where all are
     alike.
     """
     if set(scores) <= {0, 1}:
-        return share([score == 1 for score in scores], chance)
+        return share([score == 1 for score in scores])
     values = np.asarray(scores, np.float64)
-    return bootstrap(values, lambda drawn: float(drawn.mean()), chance)
+    return bootstrap(values, lambda drawn: float(drawn.mean()))
 
 
-def bootstrap(
-    rows: Scores, value: Callable[[Scores], float], chance: float | None = None
-) -> Figure:
+def bootstrap(rows: Scores, value: Callable[[Scores], float]) -> Figure:
     """A value of rows, and the middle 95 % of what rows drawn with replacement give.
 
     Where every draw gives the same there is no interval: that all n are alike does not
@@ -77,7 +75,6 @@ def bootstrap(
         rows: one a question, [n] or [n, fields].
         value: what is measured of some of them; NaN where they leave it undefined. Such
             draws are left out, and of all rows it is 0.
-        chance: what guessing gives.
     """
     # A stream of its own: the interval of the same answers is always the same.
     stream = np.random.default_rng(_SEED)
@@ -86,9 +83,9 @@ def bootstrap(
     values = [found for found in drawn if not math.isnan(found)]
     measured = value(rows)
     if math.isnan(measured):
-        return Figure(0.0, None, None, n, chance)
+        return Figure(0.0, None, None, n)
     # A sum's rounding depends on the order of what was drawn.
     if math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12):
-        return Figure(measured, None, None, n, chance)
+        return Figure(measured, None, None, n)
     low, high = np.quantile(values, (0.025, 0.975))
-    return Figure(measured, float(low), float(high), n, chance)
+    return Figure(measured, float(low), float(high), n)

@@ -145,6 +145,8 @@ def _is_answer(line: Any) -> bool:
         return False
     if not isinstance(line.get("asked"), str) or any(len(box) != 4 for box in boxes):
         return False
+    if type(line.get("unended", False)) is not bool:
+        return False
     if "logprobs" not in line:
         return isinstance(line.get("answer"), str)
     scores, greedy = line["logprobs"], line.get("greedy")

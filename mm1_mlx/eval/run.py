@@ -15,10 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mm1_mlx.adapters import Adapters, Named
-from mm1_mlx.answer import Piece, join
+from mm1_mlx.answer import Answer, Piece, join
 from mm1_mlx.batch import SIZE, Ask, stream_batch
-from mm1_mlx.checkpoint import read_manifest
 from mm1_mlx.errors import DataError, MM1Error
 from mm1_mlx.eval.case import Box, Case, digest_of, read_case
 from mm1_mlx.eval.log import Log, legible
@@ -27,7 +25,6 @@ from mm1_mlx.eval.prompts import Asker, check_prompt, is_base
 from mm1_mlx.eval.tasks import TASKS, Task
 from mm1_mlx.grounding import load_upright, parse_boxes
 from mm1_mlx.likelihood import Candidates, Likelihood, loglikelihoods
-from mm1_mlx.memory.features import fingerprint
 from mm1_mlx.runtime import Runtime
 from mm1_mlx.train.data.example import located
 from mm1_mlx.train.data.files import Files, find_files
@@ -55,7 +52,6 @@ class Options:
         outside: whether they may lead out of it.
         skip_bad: pass over rows that cannot be asked, and count them.
         size: how many answers are under way at once.
-        adapters: the runtime's, named in the results.
     """
 
     shots: int = 0
@@ -69,7 +65,6 @@ class Options:
     outside: bool = False
     skip_bad: bool = False
     size: int = SIZE
-    adapters: Sequence[Named] = ()
 
 
 @dataclass
@@ -268,8 +263,6 @@ def _files(path: Path) -> Files:
 def _settings(run: _Run, data: Path) -> dict[str, Any]:
     """What was asked, of which data, and by which model."""
     runtime, options = run.runtime, run.options
-    adapters = Adapters.load(options.adapters).identity if options.adapters else []
-    decides = [runtime.config.to_dict(), *adapters]
     dtype = runtime.model.decoder.norm.weight.dtype
     return {
         "task": {
@@ -292,8 +285,11 @@ def _settings(run: _Run, data: Path) -> dict[str, Any]:
         "tiled": options.tiled,
         "model": {
             "path": legible(runtime.path),
-            "digest": fingerprint(read_manifest(runtime.path)["files"], decides, dtype),
-            "adapters": [legible(adapter) for adapter in options.adapters],
+            "digest": runtime.digest,
+            "adapters": [
+                {"name": legible(name), "scale": scale}
+                for name, scale in runtime.adapters
+            ],
             "dtype": str(dtype).removeprefix("mlx.core."),
         },
         "versions": {
@@ -422,7 +418,7 @@ def _generated(run: _Run, rows: Sequence[int]) -> Iterator[tuple[int, Line]]:
             continue
         pieces.setdefault(number, []).append(piece)
         if piece.finish_reason is not None:
-            yield row, _line(run, row, text=join(pieces.pop(number)).text)
+            yield row, _line(run, row, said=join(pieces.pop(number)))
     if failed.shots:
         raise failed.shots
     yield from failed.rows
@@ -471,7 +467,11 @@ def _refused(run: _Run, row: int, error: MM1Error) -> Line:
 
 
 def _line(
-    run: _Run, row: int, *, text: str = "", scores: Sequence[Likelihood] = ()
+    run: _Run,
+    row: int,
+    *,
+    said: Answer | None = None,
+    scores: Sequence[Likelihood] = (),
 ) -> Line:
     """A row's line of the log."""
     case = run.case(row)
@@ -480,16 +480,19 @@ def _line(
         "asked": run.asked(row, case),
         "expected": list(case.answers) or case.box,
     }
-    if scores:
+    if said is None:
         line["logprobs"] = [score.logprob for score in scores]
         line["greedy"] = [score.greedy for score in scores]
         return line
-    line["answer"] = run.asker.cut(text)
+    line["answer"] = run.asker.cut(said.text)
+    # What is left out of the answer anyhow may end anywhere.
+    whole = line["answer"] == said.text.strip()
+    line["unended"] = said.finish_reason == "length" and whole
     if run.task.metric == "box":
         assert run.runtime.config.prompt is not None
         size = load_upright(case.images[0]).size
         most = run.runtime.config.prompt.coordinate_range
-        line["boxes"] = [list(box.box) for box in parse_boxes(text, size, most)]
+        line["boxes"] = [list(box.box) for box in parse_boxes(said.text, size, most)]
     return line
 
 
@@ -525,6 +528,7 @@ def _results(
         },
         "n": len(good),
         "without_picture": blind,
+        "unended": sum(line.get("unended", False) for line in lines.values()),
         "skipped": len(bad),
         "bad_rows": [legible(error) for error in bad[:20]],
         "settings": settings,

@@ -16,6 +16,8 @@ from mm1_mlx.train.paper import CAPTION, LETTER, SHORT_ANSWER
 
 SENTENCE = STOPS["caption"]
 PHRASE = STOPS["vqa"]
+# The longest answer to a question of one's own: some sentences.
+OWN_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,13 @@ def _ask(name: str, metric: str = "vqa", stop: tuple[str, ...] = PHRASE) -> Task
     pictured = metric != "exact"
     return Task(
         name, metric, "{question}\n" + SHORT_ANSWER, stop=stop, pictured=pictured
+    )
+
+
+def _own(metric: str, stop: tuple[str, ...] = SENTENCE) -> Task:
+    """Of one's own data, asked as it was trained on: the question alone."""
+    return replace(
+        _ask(metric, metric, stop), prompt="{question}", max_tokens=OWN_TOKENS
     )
 
 
@@ -120,14 +129,14 @@ TASKS = {
         _text("triviaqa", "Question: {question}?\nAnswer:", "exact"),
         _text("webqs", _QA, "exact"),
         # By the metric's name, for data of one's own.
-        _ask("vqa"),
-        _describe("caption"),
-        _read("anls"),
-        _ask("relaxed", "relaxed", SENTENCE),
-        _ask("yes-no", "yes-no"),
-        _choose("letter", pictured=False),
+        _own("vqa", PHRASE),
+        replace(_describe("caption"), max_tokens=OWN_TOKENS),
+        _own("anls"),
+        _own("relaxed"),
+        _own("yes-no", PHRASE),
+        replace(_choose("letter", pictured=False), max_tokens=OWN_TOKENS),
         _find("box"),
-        _ask("exact", "exact", SENTENCE),
+        _own("exact"),
         Task("likelihood", "likelihood", "{hint}{question}", plain="{hint}{question}"),
     )
 }

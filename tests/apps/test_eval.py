@@ -95,6 +95,15 @@ def test_figures_are_a_table(mm1, data, tmp_path):
     assert len(out.splitlines()) == 3
 
 
+def test_answers_that_had_no_room_are_told(mm1, data):
+    code, _, err = mm1("exact", data, "--max-tokens", "1", "--style", "chat")
+    assert code == 0
+    assert err == (
+        f"{COUNT} of {COUNT} answers had not ended after 1 tokens; --max-tokens lets "
+        "them be longer\n"
+    )
+
+
 def test_the_tasks_are_listed(mm1):
     code, out, _ = mm1("--list")
     assert code == 0

@@ -99,7 +99,7 @@ def test_many_endings_take_no_longer_than_they_are():
     """By turns each search would read what is left: half a minute for these."""
     began = time.perf_counter()
     assert words("a" + "'d" * 20_000) == ["a", *["'d"] * 20_000]
-    assert len(words("a'd" * 20_000)) >= 1
+    assert words("a'd" * 20_000) == ["a'd" * 19_999 + "a", "'d"]
     assert words("an'tn't'd") == ["a", "n't", "n't", "'d"]
     assert time.perf_counter() - began < 2
 

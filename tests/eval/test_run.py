@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,14 +10,19 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlx.core as mx
 import pytest
 
+from mm1_mlx.adapters import Adapter, AdapterConfig, attach, base_of, save
+from mm1_mlx.adapters.attach import wrapped
 from mm1_mlx.batch import Ask
+from mm1_mlx.checkpoint import load_model
 from mm1_mlx.errors import CheckpointError, DataError
 from mm1_mlx.eval.cider import cider
 from mm1_mlx.eval.existence import says_yes
 from mm1_mlx.eval.letters import find_option, list_options
 from mm1_mlx.eval.log import Log
+from mm1_mlx.eval.metrics import METRICS
 from mm1_mlx.eval.prompts import Asker
 from mm1_mlx.eval.recall import overlap
 from mm1_mlx.eval.run import Options, _open, altered, evaluate
@@ -25,13 +31,13 @@ from mm1_mlx.eval.vqa import vqa_accuracy
 from mm1_mlx.grounding import parse_boxes
 from mm1_mlx.hold import Hold
 from mm1_mlx.likelihood import Candidates, loglikelihoods
-from mm1_mlx.runtime import generate, load
+from mm1_mlx.runtime import TINY, generate, load
 from mm1_mlx.shots import Shot
 from mm1_mlx.train.paper import CAPTION, LETTER, SHORT_ANSWER
 
 from .conftest import write
 
-PLAIN = altered(TASKS["vqa"], prompt="{question}")
+PLAIN = TASKS["vqa"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def figures(runtime, task, path, **options):
     return {name: held["value"] for name, held in results["figures"].items()}
 
 
-def say(runtime, folder, row, question, max_tokens=16, **options):
+def say(runtime, folder, row, question, max_tokens=128, **options):
     image = [folder / row["image"]] if "image" in row else []
     answer = generate(runtime, question, image, max_tokens=max_tokens, **options)
     return answer.text.strip()
@@ -76,7 +82,7 @@ def test_captions_are_counted_over_all_pictures(runtime, drawn):
     for task, asked in ((TASKS["coco-caption"], CAPTION),
                         (altered(TASKS["caption"], prompt="Describe the picture."),
                          "Describe the picture.")):  # fmt: skip
-        said = [say(runtime, drawn, row, asked, 64) for row in rows]
+        said = [say(runtime, drawn, row, asked, task.max_tokens) for row in rows]
         scores = cider(said, [row["captions"] for row in rows])
         assert figures(runtime, task, path)["cider"] == mean(scores)
     assert sum(scores) > 0
@@ -86,7 +92,7 @@ def test_letters_are_found_in_answers(runtime, drawn):
     path, right = drawn / "letter.jsonl", []
     for row in rows_of(path):
         asked = f"{row['question']}\n{list_options(row['choices'])}\n{LETTER}"
-        said = say(runtime, drawn, row, asked)
+        said = say(runtime, drawn, row, asked, 16)
         right.append(find_option(said, row["choices"]) == row["answer"])
     results = evaluate(runtime, TASKS["mmbench"], path, Options())
     assert results["figures"]["accuracy"]["value"] == mean(right)
@@ -96,7 +102,7 @@ def test_letters_are_found_in_answers(runtime, drawn):
 def test_pope_is_counted_by_what_is_said(runtime, drawn):
     path = drawn / "yes-no.jsonl"
     said = [
-        says_yes(say(runtime, drawn, row, f"{row['question']}\n{SHORT_ANSWER}"))
+        says_yes(say(runtime, drawn, row, f"{row['question']}\n{SHORT_ANSWER}", 16))
         for row in rows_of(path)
     ]
     right = [row["answer"] == "yes" for row in rows_of(path)]
@@ -146,7 +152,66 @@ def test_choices_are_taken_by_their_likelihood(runtime, drawn):
 def test_text_is_asked_without_pictures(runtime, drawn, task, names):
     found = figures(runtime, task, drawn / f"{task}.jsonl")
     assert set(found) == names
-    assert found.get("perplexity", 1) >= 1
+
+
+def test_perplexity_is_of_the_last_word(runtime, drawn):
+    asked = Candidates(Ask("The star is"), (" red",))
+    ((_, (word,)),) = loglikelihoods(runtime, [asked])
+    found = figures(runtime, "lambada", drawn / "lambada.jsonl")
+    assert found == {
+        "acc": word.greedy,
+        "perplexity": pytest.approx(math.exp(-word.logprob)),
+    }
+    assert word.logprob < -0.01
+
+
+OWN = [name for name, task in TASKS.items() if task.name == task.metric]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_questions_of_ones_own_are_asked_alone(name):
+    """As they were trained on, and with room for sentences; published ones as published."""
+    task = TASKS[name]
+    if "question" in METRICS[task.metric].needs and name not in ("letter", "box"):
+        assert task.prompt.removeprefix("{hint}") == task.plain.removeprefix("{hint}")
+        assert task.prompt.endswith("{question}")
+    if name not in ("box", "likelihood"):
+        assert task.max_tokens >= 100
+
+
+def test_published_tasks_ask_as_published():
+    for name in ("vqav2", "textvqa", "gqa", "chartqa", "pope", "docvqa"):
+        assert TASKS[name].prompt == "{question}\n" + SHORT_ANSWER
+        assert TASKS[name].max_tokens == (64 if name == "docvqa" else 16)
+
+
+def test_answers_that_had_no_room_are_counted(runtime, drawn, tmp_path):
+    path, short = drawn / "caption.jsonl", altered(TASKS["caption"], max_tokens=2)
+    found = evaluate(runtime, short, path, Options(limit=3), out=tmp_path)
+    assert found["unended"] == found["n"] == 3
+    assert all(row["unended"] for row in rows_of(tmp_path / "answers.jsonl"))
+    # Kept, with the answers, by the run that goes on.
+    assert evaluate(runtime, short, path, Options(limit=3), out=tmp_path) == found
+    assert evaluate(runtime, TASKS["caption"], path, Options(limit=3))["unended"] == 0
+
+
+def test_answers_of_a_model_with_adapters_are_its_own(runtime, drawn, tmp_path):
+    """By the runtime, which says what it is; the same folder is not gone on with."""
+    model = load_model(TINY, mx.float32)
+    model.freeze()
+    attach(model, config := AdapterConfig(rank=2))
+    for layer in wrapped(model).values():
+        layer.lora_b = mx.ones_like(layer.lora_b)
+    save(tmp_path / "adapter", Adapter.of(model, config, base_of(TINY)))
+    path, out, options = drawn / "ask.jsonl", tmp_path / "out", Options(limit=1)
+    plain = evaluate(runtime, PLAIN, path, options, out=out)["settings"]["model"]
+    assert plain["adapters"] == []
+    with load(adapters=[(tmp_path / "adapter", 0.5)]) as adapted:
+        with pytest.raises(DataError, match=r"another run, whose \['model'\] differ"):
+            evaluate(adapted, PLAIN, path, options, out=out)
+        found = evaluate(adapted, PLAIN, path, options)["settings"]["model"]
+    assert found["adapters"] == [{"name": str(tmp_path / "adapter"), "scale": 0.5}]
+    assert found["digest"] != plain["digest"]
 
 
 def test_categories_have_figures_of_their_own(runtime, drawn):
@@ -305,6 +370,7 @@ def test_answers_to_something_else_are_not_counted(runtime, drawn, tmp_path, cha
         {"row": 0, "answer": 5, "asked": ""}, {"row": -1, "answer": "x", "asked": ""},
         {"row": 0, "error": 3}, {"row": 0, "answer": "x"},
         {"row": 0, "answer": "x", "asked": "", "boxes": [[1]]},
+        {"row": 0, "answer": "x", "asked": "", "unended": 1},
         {"row": 0, "logprobs": [-1.0], "greedy": [], "asked": ""},
     ],
 )  # fmt: skip
