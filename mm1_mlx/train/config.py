@@ -72,7 +72,7 @@ class TrainConfig(Section):
     )
     adapter: Literal["none", "lora", "dora"] = _what("none", "low-rank adapters")
     adapter_rank: int = _what(8, "rank of adapters")
-    adapter_scale: float = _what(2.0, "what an adapter's product counts, alpha / rank")
+    adapter_scale: float = _what(2.0, "factor of an adapter's matrices, alpha / rank")
     adapter_dropout: float = _what(0.0, "share of an adapter's inputs left out")
     adapter_layers: int | None = _what(None, "last blocks that have adapters")
     adapter_targets: tuple[str, ...] = _what(
@@ -107,10 +107,10 @@ class TrainConfig(Section):
         0.0, "what muon's matrices lose a step, as a share of their learning rate"
     )
     clip_norm: float = _how(1.0, "largest gradient norm")
-    balance_weight: float = _how(0.01, "of the load-balance loss of experts")
-    z_weight: float = _how(0.001, "of the router z-loss of experts")
+    balance_weight: float = _how(0.01, "weight of the load-balance loss of experts")
+    z_weight: float = _how(0.001, "weight of the router z-loss of experts")
     precision: Literal["float16", "bfloat16", "float32"] = _how(
-        "float32", "of what is computed; trained weights stay float32"
+        "float32", "to compute in; trained weights stay float32"
     )
     checkpointing: bool = _how(
         False, "compute blocks again for their gradients, to save memory"

@@ -310,7 +310,7 @@ def test_an_adapter_keeps_the_resolution_that_it_learned_from(
     adapter = out / "adapter"
     shown = json.loads(mm1("adapter", "show", adapter, "--json")[1])
     assert shown["training"]["resolution"] == "2x64"
-    assert mm1("fuse", TINY, fused, "--adapter", adapter, "--no-measure")[0] == 0
+    assert mm1("fuse", TINY, fused, "--adapter", adapter, "--count", "4")[0] == 0
     assert load_config(fused).image == with_resolution(load_config(TINY), "2x64").image
     question = ("-v", "-p", "What colour is it?", "-i", TINY / "red-star.png")
     adapted = ("-m", TINY, "--adapter", adapter)
