@@ -105,7 +105,12 @@ def export(
     from mm1_mlx.runtime import find_model
 
     folder = find_model(model)
-    export_peft(load(path), _apart(out, str(folder), path, source), folder, source)
+    place = _apart(out, str(folder), path, source)
+    if left := export_peft(load(path), place, folder, source):
+        note(
+            f"{len(left)} trained tensors are left out, for the checkpoint has no such "
+            f"part, e.g. {list(left[:3])}; 'mm1 fuse' takes them over"
+        )
     print(out)
 
 

@@ -174,14 +174,7 @@ def origin_of(model: Path, source: str | None, said: object = None) -> str:
     """
     if source:
         return source
-    known = read_manifest(model).get("source")
-    parts = known.get("parts") if isinstance(known, dict) else None
-    records = parts if isinstance(parts, dict) else {}
-    names: dict[str, str] = {
-        part: record["source"]
-        for part, record in records.items()
-        if isinstance(record, dict) and isinstance(record.get("source"), str)
-    }
+    names = {part: name for part, name in _sources(model).items() if name}
     if isinstance(said, str) and said in names.values():
         return said
     if not names:
@@ -190,6 +183,29 @@ def origin_of(model: Path, source: str | None, said: object = None) -> str:
             "--source"
         )
     return names.get("decoder") or next(iter(names.values()))
+
+
+def parts_elsewhere(model: Path, origin: str) -> set[str]:
+    """The parts of a model folder that are from no checkpoint, or another than this one."""
+    names = _sources(model)
+    # Of a checkpoint under another name it is not known what it holds.
+    known = origin in names.values()
+    return {
+        part for part, name in names.items() if not name or (known and name != origin)
+    }
+
+
+def _sources(model: Path) -> dict[str, str | None]:
+    """By part of a model folder the checkpoint it is from; None of those that are new."""
+    known = read_manifest(model).get("source")
+    parts = known.get("parts") if isinstance(known, dict) else None
+    records = parts if isinstance(parts, dict) else {}
+    names = {
+        part: record.get("source")
+        for part, record in records.items()
+        if isinstance(record, dict)
+    }
+    return {k: name if isinstance(name, str) else None for k, name in names.items()}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

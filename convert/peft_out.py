@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mm1_mlx.errors import CheckpointError
 
 from .detect import detect_format
 from .expected import possible_shapes
-from .peft import PREFIX, WEIGHTS, origin_of
+from .peft import PREFIX, WEIGHTS, origin_of, parts_elsewhere
 from .rules import Op, Rules
 from .source import Source
 from .step import Shapes
@@ -48,8 +49,11 @@ class Home:
 
 def export_peft(
     adapter: Adapter, out: Path, model: Path, source: str | None = None
-) -> None:
-    """Write an adapter as a PEFT folder.
+) -> tuple[str, ...]:
+    """Write an adapter as a PEFT folder; what is left out of it.
+
+    That is of parts that are no part of the checkpoint, in a model that was put
+    together: a new connector, or an encoder from elsewhere.
 
     Args:
         adapter: ours.
@@ -58,8 +62,8 @@ def export_peft(
         source: that checkpoint; by default what the model's manifest names.
 
     Raises:
-        CheckpointError: the adapter does not fit the model, ``out`` is taken, or a weight
-            cannot be laid out as the checkpoint has it.
+        CheckpointError: the adapter does not fit the model, ``out`` is taken, a weight
+            cannot be laid out as the checkpoint has it, or no matrices are left.
     """
     if out.exists():
         raise CheckpointError(f"{str(out)!r} already exists; choose another name")
@@ -69,10 +73,22 @@ def export_peft(
     origin = origin_of(model, source)
     with Source(origin) as opened:
         rules = detect_format(opened).rules(opened)
-    made = _Export(adapter, rules, possible_shapes(config), forms)
+    elsewhere = parts_elsewhere(model, origin)
+    made = _Export(adapter, rules, possible_shapes(config), forms, elsewhere)
     made.pairs()
     made.full()
+    if not made.ranks:
+        raise CheckpointError(
+            f"{adapter.name} has no matrices for {origin}, only what belongs to "
+            f"{sorted({_part(name) for name in made.left})}; name another checkpoint that "
+            "the model was put together from by --source, or fuse it with 'mm1 fuse'"
+        )
     write(out, WEIGHTS, "pt", made.tensors, lambda _: made.config(origin))
+    return tuple(made.left)
+
+
+def _part(name: str) -> str:
+    return name.partition(".")[0]
 
 
 @dataclass
@@ -85,6 +101,10 @@ class _Export:
     possible: Shapes
     # How the adapter's matrices are laid out, by path.
     forms: dict[str, Form]
+    # Parts of the model that are none of the checkpoint's.
+    elsewhere: set[str]
+    # The names of what is of these.
+    left: list[str] = field(default_factory=list)
     tensors: dict[str, mx.array] = field(default_factory=dict)
     # By the checkpoint's module.
     ranks: dict[str, int] = field(default_factory=dict)
@@ -96,7 +116,7 @@ class _Export:
     def pairs(self) -> None:
         """Lay out all low-rank matrices."""
         homes: dict[str, Home] = {}
-        for path in self.adapter.layers:
+        for path in self._here(self.adapter.layers):
             home = self._home(f"{path}.weight")
             homes[home.tensor] = home
         for home in homes.values():
@@ -197,7 +217,7 @@ class _Export:
 
     def full(self) -> None:
         """Lay out the weights that were trained in full."""
-        for name in self.adapter.full:
+        for name in self._here(self.adapter.full):
             home = self._home(name)
             module, _, leaf = home.tensor.rpartition(".")
             key = home.tensor
@@ -208,6 +228,11 @@ class _Export:
             if home.op is not None or (module in self.ranks and leaf != "bias"):
                 raise self._impassable(home.tensor)
             self.tensors[PREFIX + key] = self.adapter.tensors[name]
+
+    def _here(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are of the checkpoint's parts."""
+        self.left += [name for name in names if _part(name) in self.elsewhere]
+        return [name for name in names if _part(name) not in self.elsewhere]
 
     def _impassable(self, module: str) -> CheckpointError:
         return CheckpointError(

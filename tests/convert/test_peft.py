@@ -17,6 +17,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import decoders  # noqa: E402
+import sources  # noqa: E402
 from decoders import VOCABULARY, sizes  # noqa: E402
 from parity import Prompt as Asked  # noqa: E402
 from parity import State, difference, our_logits, save, state_of  # noqa: E402
@@ -262,6 +263,55 @@ def test_one_that_was_trained_here_goes_out_and_means_the_same(
     assert not found[f"{fused}.lora_B.weight"][32:48].any()
     expected = load_adapted(made.model, Adapters(((adapter, 1.0),)), mx.float32)
     assert_equal(made.adapted(), expected.tensors())
+
+
+def test_a_new_connector_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """It is of no checkpoint; the decoder's matrices go out as those of its own."""
+    from mm1_mlx.adapters import Adapter, AdapterConfig, attach, base_of
+
+    vision, decoder = sources.clip(tmp_path / "clip"), sources.llama(tmp_path / "llama")
+    out = tmp_path / "model"
+    convert(None, out, vision=str(vision), connector="mlp", decoder=str(decoder))
+    model = load_model(out, mx.float32)
+    model.freeze()
+    model.connector.unfreeze()
+    attach(model, config := AdapterConfig(rank=2, where=("decoder", "vision")))
+    adapter = Adapter.of(model, config, base_of(out))
+    save_adapter(tmp_path / "adapter", adapter)
+    left = export_peft(adapter, tmp_path / "peft", out)
+    assert adapter.full
+    assert set(left) == set(adapter.full) | {
+        path for path in adapter.layers if path.startswith("vision.")
+    }
+    found = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    back = import_peft(str(tmp_path / "peft"), out).adapter
+    assert set(back.layers) == {p for p in adapter.layers if p.startswith("decoder.")}
+    assert len(found) == 2 * len(back.layers)
+    # Its encoder's go out for the other checkpoint.
+    left = export_peft(adapter, tmp_path / "eyes", out, str(vision))
+    assert not any(name.startswith("vision.") for name in left)
+    command = ["adapter", "export", tmp_path / "adapter", tmp_path / "x", "-m", out]
+    monkeypatch.setattr(sys, "argv", ["mm1", *map(str, command)])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert re.match(r"\d+ trained tensors are left out, .*", capsys.readouterr().err)
+
+
+def test_what_has_nothing_of_the_checkpoint_does_not_go_out(tmp_path: Path) -> None:
+    from mm1_mlx.adapters import Adapter, AdapterConfig, attach, base_of
+
+    vision, decoder = sources.clip(tmp_path / "clip"), sources.llama(tmp_path / "llama")
+    out = tmp_path / "model"
+    convert(None, out, vision=str(vision), connector="mlp", decoder=str(decoder))
+    model = load_model(out, mx.float32)
+    model.freeze()
+    attach(model, config := AdapterConfig(rank=2, where=("vision",)))
+    adapter = Adapter.of(model, config, base_of(out))
+    with pytest.raises(CheckpointError, match=r"only what belongs to \['vision'\]"):
+        export_peft(adapter, tmp_path / "peft", out)
+    assert not (tmp_path / "peft").exists()
 
 
 def test_llava_with_its_projector(tmp_path: Path) -> None:
