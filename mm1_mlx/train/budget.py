@@ -58,6 +58,8 @@ class Training:
         itemsize: bytes of a number that is computed with; trained ones have 4, and so
             have their gradients and what the optimizer keeps.
         ways: how modules are packed, by path; no others are.
+        segments: of the examples that stand behind one another in the only row, which
+            attend to themselves; empty where every row is one.
     """
 
     rows: int
@@ -73,6 +75,7 @@ class Training:
     workers: int = 1
     itemsize: int = 4
     ways: Mapping[str, Packing] = field(default_factory=dict)
+    segments: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -147,8 +150,10 @@ class Training:
             "decoder": 0,
         }
         if config.decoder:
-            row = decoder_flops(config.decoder, self.positions, rows=self.positions)
-            forward["decoder"] = self.rows * row
+            forward["decoder"] = self.rows * sum(
+                decoder_flops(config.decoder, length, rows=length)
+                for length in self.segments or (self.positions,)
+            )
         total, learns = 0, 0.0
         for part, once in forward.items():
             # Of what stands before all that is trained nothing is computed backward.
@@ -206,6 +211,7 @@ class Training:
                         for _ in range(vision.depth)
                     ],
                     (self.tiles, L, vision.hidden_size),
+                    L * L,
                 )
             total += encode_bytes(config, self.tiles, self.itemsize)
         if decoder:
@@ -218,19 +224,25 @@ class Training:
                 width = used * sizes.intermediate_size
                 blocks.append((width, sizes.num_attention_heads))
             size = (self.rows, self.positions, decoder.hidden_size)
-            total += self._blocks(blocks, size)
+            pairs = sum(T * T for T in self.segments or (self.positions,))
+            total += self._blocks(blocks, size, pairs)
             scored = block_rows(decoder.vocab_size)
             if self.targets is not None:
                 scored = min(scored, self.targets)
             total += KEPT_SCORED * scored * decoder.vocab_size * 4
         return total
 
-    def _blocks(self, blocks: list[tuple[int, int]], size: tuple[int, int, int]) -> int:
-        """Bytes of blocks, each of an MLP's width and some heads, over states [N, L, D]."""
+    def _blocks(
+        self, blocks: list[tuple[int, int]], size: tuple[int, int, int], pairs: int
+    ) -> int:
+        """Bytes of blocks, each of an MLP's width and some heads, over states [N, L, D].
+
+        ``pairs`` of the L positions attend to one another.
+        """
         N, L, D = size
         kept = [
             N * L * (KEPT_STATES * D + KEPT_HIDDEN * width)
-            + KEPT_SCORES * N * heads * L * L
+            + KEPT_SCORES * N * heads * pairs
             for width, heads in blocks
         ]
         if self.checkpointing:
@@ -275,6 +287,7 @@ def training_of(
     return Training(
         rows=rows,
         positions=positions,
+        segments=batch.segments,
         tiles=sum(len(picture.tiles) for picture in batch.pictures),
         targets=int(batch.learned[:, 1:].sum()),
         parts=tuple(p for p in COUNTED if any(x.startswith(f"{p}.") for x in shapes)),
@@ -335,7 +348,7 @@ def _way_out(config: MM1Config, training: Training, room: int) -> str:
     for words, step in ways.items():
 
         def fits_so_long(positions: int, step: Training = step) -> bool:
-            return fits(replace(step, positions=positions))
+            return fits(replace(step, positions=positions, segments=()))
 
         tokens = _most(step.positions + 1, fits_so_long)
         if tokens:

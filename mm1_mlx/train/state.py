@@ -25,6 +25,8 @@ from mm1_mlx.writer import FULL
 STATE, DIGEST = "state.safetensors", "state.sha256"
 KEPT = 2
 _NAME = re.compile(r"step-(\d{6,})")
+# What a run that was killed left of one that it wrote or cleared away.
+_UNFINISHED = re.compile(rf"{_NAME.pattern}\.(partial|gone)")
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, mx.array]) -> None:
@@ -35,7 +37,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, mx.array]) -> None:
     """
     partial = folder / f"{_name(step)}.partial"
     try:
-        _clear(list(folder.glob("step-*.*")))
+        _clear([x for x in folder.glob("step-*.*") if _UNFINISHED.fullmatch(x.name)])
         partial.mkdir(parents=True)
         deferred = {name: Deferred.of(x) for name, x in tensors.items()}
         digest = write_shard(partial / STATE, in_order(deferred), lambda: None)
@@ -126,6 +128,7 @@ def _clear(places: Iterable[Path]) -> None:
         if place.is_dir():
             # A folder that is half gone must not be taken for a checkpoint.
             gone = place.with_suffix(".gone")
-            shutil.rmtree(gone, ignore_errors=True)
-            place.rename(gone)
+            if gone != place:
+                shutil.rmtree(gone, ignore_errors=True)
+                place.rename(gone)
             shutil.rmtree(gone)

@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -20,6 +22,7 @@ from mm1_mlx.train.budget import Training, check_training, step_seconds, trainin
 from mm1_mlx.train.config import TrainConfig
 from mm1_mlx.train.loss import next_token_loss
 from mm1_mlx.train.optimizer import make_optimizer
+from mm1_mlx.train.sample import Batch
 from mm1_mlx.train.trainer import Trainer
 from mm1_mlx.work import decoder_flops, encode_flops
 
@@ -99,6 +102,50 @@ def test_a_packed_models_step_is_read_off_it_too(make_config, batches):
     assert training.ways == ways
     held = sum(x.nbytes for x in model.tensors().values())
     assert training.bytes(packed)["weights"] == pytest.approx(held, rel=1e-3)
+
+
+def test_packed_examples_attend_to_themselves():
+    """Those of a row are counted as rows of their own, but for nothing they share."""
+    rows = Training(4, 512, 4, targets=100)
+    packed = replace(rows, rows=1, positions=2048, segments=(512,) * 4)
+    assert packed.flops(CONFIG) == rows.flops(CONFIG)
+    assert packed.activations(CONFIG) == rows.activations(CONFIG)
+    whole = replace(packed, segments=())
+    decoder = CONFIG.decoder
+    pairs = (
+        decoder.num_hidden_layers * decoder.num_attention_heads * (2048**2 - 4 * 512**2)
+    )
+    more = whole.activations(CONFIG) - packed.activations(CONFIG)
+    assert more == budget.KEPT_SCORES * pairs * 4
+
+
+def test_a_packed_batch_is_known_by_its_segments(make_model, batches):
+    batch = replace(batches(0, 0), segments=(3, 4))
+    assert training_of(make_model(), batch, "adamw").segments == (3, 4)
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+@pytest.mark.parametrize("vocabulary", [512, 16_384])
+def test_what_a_step_keeps_is_about_what_is_measured(trained, vocabulary, make_model):
+    """Of a decoder alone: within a factor of two, whatever the head's size."""
+    model = make_model(
+        decoder={"vocab_size": vocabulary, "hidden_size": 64},
+        connector={"output_size": 64},
+    ).train()
+    if not trained:
+        model.freeze()
+        attach(model, AdapterConfig(rank=4))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3, vocabulary, (8, 256)).astype(np.int32)
+    batch = Batch(tokens, np.ones(tokens.shape, bool), (), (), (256,) * 8)
+    mx.eval(model.parameters())
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(nn.value_and_grad(model, next_token_loss)(model, batch))
+    measured = mx.get_peak_memory() - before
+    needs = training_of(model, batch, "adamw").bytes(model.config)
+    said = needs["gradients"] + needs["activations"]
+    assert 0.5 * measured < said < 2 * measured
 
 
 # Refusals

@@ -96,6 +96,15 @@ def test_what_a_killed_save_left_is_cleared_away(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["step-000300", "step-000400"]
 
 
+def test_what_somebody_keeps_beside_it_stays(folder):
+    kept = folder / "step-000300.best"
+    kept.mkdir()
+    (folder / "step-000200.gone").mkdir()
+    state.save(folder, 400, tensors(400))
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == ["step-000300", "step-000300.best", "step-000400"]
+
+
 def test_a_step_that_comes_again_takes_the_place(folder):
     state.save(folder, 300, tensors(7))
     assert state.load(folder)[1]["model.weight"].max() == 7

@@ -247,6 +247,10 @@ def _messages(values: Values, find: Find, prompt: str | None) -> Draft:
         content = message.get("content")
         if isinstance(content, list):
             content = [_found(part, find) for part in content]
+        elif not isinstance(content, str):
+            raise DataError(
+                f"a message's content is {content!r:.60}, expected text or a list of parts"
+            )
         messages.append({**message, "content": content, "role": message.get("role")})
     images = _pictures(values, find)
     if not images:

@@ -353,6 +353,15 @@ BAD = {
     "no caption": ({"image": "a.png", "caption": " "}, "its caption is empty"),
     "caption of nothing": ({"caption": "x"}, "a caption has no picture; name it as ima"),
     "number for text": ({"text": 7}, "text is 7, expected text"),
+    "no content": (
+        {"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "x"}],
+         "images": ["a.png"]},
+        "content is None, expected text or a list",
+    ),
+    "content of a tool": (
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant"}]},
+        "content is None, expected text or a list",
+    ),
     "half a character": ({"text": "\ud800"}, "is not valid UTF-8"),
     "picture of no kind": ({"image": 7, "caption": "x"}, "a picture is 7, expected a path"),
     "URL": (

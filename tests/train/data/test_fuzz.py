@@ -100,6 +100,8 @@ VALUES = [
     *({"role": "user", "content": [{"type": "region", "box": [1, 2]}]}, "data:,"),
     *(
         {"user": 1},
+        [{"role": "user", "content": None}, {"role": "assistant", "content": "x"}],
+        [{"role": "user", "content": 3}, {"role": "assistant", "content": "x"}],
         {"role": [], "content": {}},
         {"type": []},
         "../x",
