@@ -47,8 +47,8 @@ def fuse(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="prompts of the adapters' task as JSON lines, or a folder of pictures "
-            "(default: drawn pictures)",
+            help="rows of the adapters' task, as they are trained on, or a folder of "
+            "pictures (default: drawn pictures)",
             show_default=False,
         ),
     ] = None,

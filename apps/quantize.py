@@ -29,7 +29,8 @@ from .progress import bars
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        help="prompts as JSON lines, or a folder of pictures (default: drawn pictures)",
+        help="prompts or rows to train on, as JSON lines, or a folder of pictures "
+        "(default: drawn pictures)",
         show_default=False,
     ),
 ]

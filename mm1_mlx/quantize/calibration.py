@@ -4,20 +4,27 @@ A file names them, one JSON object a line, pictures by their paths from the file
 
     {"prompt": "What is this?", "images": ["a.png", "b.png"]}
 
-A folder gives its pictures, each with one of our questions. Without either the pictures
+or is one to train on, in any form of ``train/data/forms.py`` that asks something: up to its
+first answer. A folder gives its pictures, each with one of our questions. Without either the pictures
 are drawn. Answers are not needed: what matters is what the unpacked model would say.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import DataError, PromptError
 from mm1_mlx.image import ImageSource
+from mm1_mlx.messages import Message, Part
 from mm1_mlx.quantize.pictures import draw_picture
+from mm1_mlx.train.data.example import Record, located
+from mm1_mlx.train.data.files import Files, find_files
+from mm1_mlx.train.data.forms import read_example
+from mm1_mlx.train.data.pictures import PictureFolder
 
 QUESTIONS = (
     "Describe this picture.",
@@ -46,9 +53,9 @@ MIN_EXAMPLES = 4
 
 @dataclass(frozen=True)
 class Example:
-    """A question, and the pictures it is about."""
+    """A question, or messages up to one, and the pictures for their places."""
 
-    prompt: str
+    prompt: str | Sequence[Message]
     pictures: tuple[ImageSource, ...] = ()
 
 
@@ -58,12 +65,14 @@ def examples(
     """What is learned on, and every fourth example held out to measure by.
 
     Args:
-        source: a JSONL file or a folder of pictures; None for what is built in.
+        source: a file of rows (JSONL, parquet or tar) or a folder of pictures; None for
+            what is built in.
         count: how many there are at most.
         sees: whether the model takes pictures.
 
     Raises:
         PromptError: there are none to be had, or too few.
+        DataError: a file or a row cannot be used.
     """
     if count < MIN_EXAMPLES:
         raise PromptError(
@@ -73,7 +82,7 @@ def examples(
     if source is None:
         found = _drawn(count) if sees else [Example(text) for text in TEXTS]
     else:
-        found = _read(source) if source.is_file() else _pictures(source)
+        found = _read(source, count) if source.is_file() else _pictures(source)
         if len(found) < MIN_EXAMPLES:
             raise PromptError(
                 f"{source} has {len(found)} example(s) to calibrate on, at least "
@@ -108,35 +117,47 @@ def _pictures(folder: Path) -> list[Example]:
     return [Example(_question(i), (path,)) for i, path in enumerate(paths)]
 
 
-def _read(path: Path) -> list[Example]:
-    try:
-        # By line feeds alone: JSON may hold other separators as they are.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise PromptError(f"{path} is no text; give JSON lines") from None
-    return [
-        _example(path, number, line)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
+def _read(path: Path, count: int) -> list[Example]:
+    rows = Files(find_files(path))
+    return [_example(rows[i]) for i in range(min(count, len(rows)))]
 
 
-def _example(path: Path, number: int, line: str) -> Example:
-    try:
-        values: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        values = None
-    fields = set(values) if isinstance(values, dict) else set()
-    images = values.get("images", []) if fields else []
-    if (
-        not fields
-        or fields - {"prompt", "images"}
-        or not isinstance(values.get("prompt"), str)
-        or not isinstance(images, list)
-        or not all(isinstance(name, str) for name in images)
-    ):
-        raise PromptError(
-            f"{path}, line {number}: {line.strip()[:60]!r} is not an object with a "
-            'prompt and images, such as {"prompt": "What is this?", "images": ["a.png"]}'
+def _example(row: Record) -> Example:
+    folder = PictureFolder(
+        row.folder,
+        way_out="put the file of prompts where all its pictures are below it",
+    )
+    with located(row.origin):
+        if row.values.keys() <= {"prompt", "images"} and "prompt" in row.values:
+            return _prompt(row.values, folder)
+        example = read_example(row, folder)
+        if example.kind == "document":
+            raise DataError(
+                "a document or caption asks nothing; give questions, or a folder of "
+                "pictures"
+            )
+        asked = list(takewhile(lambda turn: turn[0] != "assistant", example.turns))
+        parts = [part for _, turn in asked for part in turn]
+        messages = [
+            {"role": role, "content": [_message_part(part) for part in turn]}
+            for role, turn in asked
+        ]
+        return Example(messages, example.images[: parts.count(None)])
+
+
+def _prompt(values: Mapping[str, Any], folder: PictureFolder) -> Example:
+    prompt, images = values["prompt"], values.get("images", [])
+    if not isinstance(prompt, str) or not isinstance(images, list):
+        raise DataError(
+            "it is not an object with a prompt and images, such as "
+            '{"prompt": "What is this?", "images": ["a.png"]}'
         )
-    return Example(values["prompt"], tuple(path.parent / name for name in images))
+    return Example(prompt, tuple(folder.find(image) for image in images))
+
+
+def _message_part(part: Part) -> dict[str, Any]:
+    if part is None:
+        return {"type": "image"}
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    raise DataError("it asks of a region, by which nothing is measured; leave it out")

@@ -365,6 +365,21 @@ def test_the_command_says_what_it_did(mm1, packed, strong, tmp_path, caplog):
     assert out.endswith(f"{tmp_path / 'out'}\n")
 
 
+def test_it_measures_by_the_rows_that_were_trained_on(mm1, strong, tmp_path):
+    shutil.copy(PICTURE, tmp_path / "0.png")
+    row = {"image": "0.png", "question": "What colour is it?", "answer": "red"}
+    rows = tmp_path / "mine.jsonl"
+    rows.write_text((json.dumps(row) + "\n") * 4)
+    arguments = ("--adapter", strong, "--calibration", rows, "--json")
+    status, out, _ = mm1("fuse", TINY, tmp_path / "out", *arguments)
+    assert status == 0
+    measured = json.loads(out)["measured"]
+    assert measured["effect"]["kl_mean"] > 1e-5
+    assert measured["lost"] < 0.01
+    # Four times the same question, whose answer is two or three tokens.
+    assert measured["cost"]["positions"] % 4 == 0
+
+
 def test_json_holds_the_same(mm1, strong, tmp_path):
     arguments = ("--adapter", strong, "--count", 4, "--bits", 8, "--json")
     status, out, _ = mm1("fuse", TINY, tmp_path / "out", *arguments)

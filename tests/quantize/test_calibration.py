@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm1_mlx.errors import PromptError
+from mm1_mlx.checkpoint import load_config
+from mm1_mlx.errors import DataError, PromptError
+from mm1_mlx.prompt import Prompt
 from mm1_mlx.quantize.calibration import QUESTIONS, TEXTS, examples
 from mm1_mlx.quantize.pictures import draw_picture
+from mm1_mlx.runtime import TINY
+from mm1_mlx.tokenizer import load_tokenizer
 
 
 def save(folder, names):
@@ -57,6 +61,70 @@ def test_a_file_names_prompts_and_pictures(tmp_path):
     assert held_out[0].pictures == ()
 
 
+ASKED = {"image": "a.png", "question": "What?", "answer": "red"}
+SPOKEN = {
+    "image": "a.png",
+    "conversations": [
+        {"from": "human", "value": "What?\n<image>"},
+        {"from": "gpt", "value": "red"},
+        {"from": "human", "value": "And the other?"},
+        {"from": "gpt", "value": "blue"},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "texts"),
+    [(ASKED, ["What?"]), (SPOKEN, ["What?\n"]),
+     ({"prompt": "What?", "completion": "red"}, ["What?"])],
+)  # fmt: skip
+def test_rows_to_train_on_are_asked_up_to_their_first_answer(row, texts, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 4)
+    _, (example,) = examples(path, 8, sees=True)
+    (message,) = example.prompt
+    assert message["role"] == "user"
+    shown = [part for part in message["content"] if part["type"] == "image"]
+    said = [part["text"] for part in message["content"] if part["type"] == "text"]
+    assert "".join(said).strip() == "".join(texts).strip()
+    assert (
+        example.pictures
+        == (tmp_path / "a.png",) * ("image" in row)
+        == tuple(tmp_path / "a.png" for _ in shown)
+    )
+
+
+def test_they_are_asked_of_the_model(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"{json.dumps(ASKED)}\n{json.dumps(SPOKEN)}\n" * 2)
+    config = load_config(TINY)
+    tokenizer = load_tokenizer(TINY, config.prompt)
+    (one, _, _), (other,) = examples(path, 8, sees=True)
+    first, second = (
+        Prompt.build(x.prompt, x.pictures, config, tokenizer) for x in (one, other)
+    )
+    alone = Prompt.build("What?", [tmp_path / "a.png"], config, tokenizer)
+    assert first.tokens == alone.tokens
+    assert len(second.pictures) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"caption": "a star", "image": "a.png"}, "asks nothing; give questions, or a"),
+        ({"text": "of stars"}, "asks nothing; give questions, or a"),
+        (ASKED | {"image": "../a.png"}, "lies outside .*; put the file of prompts"),
+        ({"prompt": "a", "images": ["../a.png"]}, "lies outside .*; put the file of"),
+    ],
+)
+def test_rows_that_ask_nothing_or_lead_out_are_refused(row, said, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 4)
+    with pytest.raises(DataError, match=rf"mine.jsonl:1: .*{said}"):
+        examples(path, 8, sees=True)
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -74,9 +142,7 @@ def test_a_file_names_prompts_and_pictures(tmp_path):
 def test_another_line_is_refused(line, tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a"}\n' + line)
-    with pytest.raises(
-        PromptError, match=r"prompts.jsonl, line 2: .* is not an object"
-    ):
+    with pytest.raises(DataError, match=r"prompts.jsonl:2: "):
         examples(path, 8, sees=True)
 
 
@@ -90,7 +156,7 @@ def test_what_is_not_there_or_too_little_is_refused(tmp_path):
     ):
         examples(tmp_path, 8, sees=True)
     (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(PromptError, match=r"x.jsonl is no text; give JSON lines"):
+    with pytest.raises(DataError, match=r"x.jsonl:1: not UTF-8"):
         examples(tmp_path / "x.jsonl", 8, sees=True)
 
 

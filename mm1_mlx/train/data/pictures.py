@@ -22,10 +22,14 @@ class PictureFolder:
         path: the folder.
         outside: whether paths may lead out of it. Data from elsewhere must not make the
             user's other files part of what is trained on.
+        way_out: what an error says to do about paths that do.
     """
 
     path: Path
     outside: bool = False
+    way_out: str = (
+        "give a folder that holds it (--image-folder), or trust the data (--outside)"
+    )
 
     def find(self, source: Any) -> ImageSource:
         """The picture that a row names, not opened yet.
@@ -61,7 +65,6 @@ class PictureFolder:
             inside = False
         if not inside:
             raise DataError(
-                f"picture {source!r:.80} lies outside {self.path}; give a folder that "
-                "holds it (--image-folder), or trust the data (--outside)"
+                f"picture {source!r:.80} lies outside {self.path}; {self.way_out}"
             )
         return path
