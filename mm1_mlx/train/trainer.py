@@ -247,14 +247,14 @@ class Trainer(Generic[Model, Batch]):
                 self._log(self._line(seconds, tokens, self.step - since), report)
                 start, tokens, since = time.perf_counter(), 0, self.step
             saves = last or self.step % self.config.save_every == 0
+            paused = time.perf_counter()
             # Before it is saved: what is logged later would not come again.
             if self.valid and self._validates(saves):
-                paused = time.perf_counter()
                 with self._in_order():
                     self._log_held_out(report)
-                start += time.perf_counter() - paused
             if saves:
                 self.save()
+            start += time.perf_counter() - paused
             if self._stopping:
                 break
         return self.step >= self.config.steps
@@ -504,6 +504,8 @@ class Trainer(Generic[Model, Batch]):
     def _line(self, seconds: float, tokens: int, steps: int) -> dict[str, Any]:
         """The log line of a step; losses, speed and memory of those since the last."""
         means, self._tally = self._tally.means(), Tally()
+        peak = mx.get_peak_memory()
+        mx.reset_peak_memory()
         return {
             "step": self.step,
             **means,
@@ -511,7 +513,7 @@ class Trainer(Generic[Model, Batch]):
             "gradient_norm": self.norm,
             "seconds_per_step": round(seconds / steps, 4),
             "tokens_per_second": round(tokens / seconds, 1),
-            "peak_bytes": mx.get_peak_memory(),
+            "peak_bytes": peak,
         }
 
     def _log(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 
 import mlx.core as mx
@@ -367,3 +368,23 @@ def test_the_log_holds_every_step_once_after_a_stop(make_trainer):
     run(make_trainer("logged", log_every=1))
     logged = (stopped.folder / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in logged] == list(range(1, 9))
+
+
+def test_a_line_says_the_speed_and_memory_of_its_steps(make_trainer, monkeypatch):
+    """Of training alone: neither what came before nor that a checkpoint was written."""
+    mx.eval(mx.zeros((64, 1024, 1024)) + 1)
+    earlier = mx.get_peak_memory()
+    trainer = make_trainer("lines", steps=6, log_every=1, save_every=1)
+    save = trainer.save
+
+    def slow():
+        time.sleep(0.5)
+        save()
+
+    monkeypatch.setattr(trainer, "save", slow)
+    began = time.perf_counter()
+    lines = run(trainer)
+    assert time.perf_counter() - began > 3
+    # The first holds what traces and compiles.
+    assert sum(line["seconds_per_step"] for line in lines[1:]) < 2
+    assert all(0 < line["peak_bytes"] < earlier / 2 for line in lines[1:])
