@@ -15,6 +15,7 @@ import mlx.core as mx
 import pytest
 from PIL import Image
 
+import mm1_mlx.fuse as fusing
 from mm1_mlx.apps.cli import main
 from mm1_mlx.checkpoint import load_config, load_model
 from mm1_mlx.quantize import quantize
@@ -302,8 +303,16 @@ def test_adapters_without_a_connector_are_taken_together(mm1, rows, tmp_path):
 
 
 def test_an_adapter_keeps_the_resolution_that_it_learned_from(
-    mm1, rows, tmp_path, caplog
+    mm1, rows, tmp_path, caplog, monkeypatch
 ):
+    seen = []
+    for name, real in (("ask", fusing.ask), ("measure", fusing.measure)):
+
+        def told(model, *arguments, real=real):
+            seen.append(model.config.image)
+            return real(model, *arguments)
+
+        monkeypatch.setattr(fusing, name, told)
     out, fused = tmp_path / "run", tmp_path / "fused"
     flags = ("--data", rows, *QUICK, "--resolution", "2x64")
     assert mm1("train", "sft", TINY, out, *flags)[0] == 0
@@ -311,7 +320,10 @@ def test_an_adapter_keeps_the_resolution_that_it_learned_from(
     shown = json.loads(mm1("adapter", "show", adapter, "--json")[1])
     assert shown["training"]["resolution"] == "2x64"
     assert mm1("fuse", TINY, fused, "--adapter", adapter, "--count", "4")[0] == 0
-    assert load_config(fused).image == with_resolution(load_config(TINY), "2x64").image
+    image = with_resolution(load_config(TINY), "2x64").image
+    assert load_config(fused).image == image
+    # All three models that are measured: others would join the tiles as they do theirs.
+    assert seen == [image] * 3
     question = ("-v", "-p", "What colour is it?", "-i", TINY / "red-star.png")
     adapted = ("-m", TINY, "--adapter", adapter)
     for model, pictures in [
