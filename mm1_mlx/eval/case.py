@@ -12,7 +12,8 @@
 | ``text`` | of LAMBADA a passage, whose last word is the answer |
 | ``category`` | figures are also given of each category's questions |
 
-Other keys are not looked at.
+``query`` and ``label`` of ChartQA, and ``options`` of AI2D, as Hugging Face has them, are
+read as the like of these. Other keys are not looked at.
 
 Examples to show are read here too, not by ``shots.read_shots``: they are rows of the same
 data sets, whose other keys are no mistakes, and whose answers are lists or choices.
@@ -112,6 +113,7 @@ def read_case(
     """
     values = {key: value for key, value in record.values.items() if value is not None}
     with located(record.origin):
+        values = _as_ours(values)
         choices, labels = _choices(values.get("choices", []))
         answers, right = _answers(values), None
         if choices:
@@ -138,6 +140,24 @@ def read_case(
                     f"{sorted(map(str, values))[:8]}"
                 )
         return case
+
+
+def _as_ours(values: dict[str, Any]) -> dict[str, Any]:
+    """A row of ChartQA or AI2D by our keys; others as they are."""
+    if "query" in values and "question" not in values:
+        answers = {"answers": values["label"]} if "label" in values else {}
+        return {"question": values["query"], **answers} | values
+    options, answer = values.get("options"), values.get("answer")
+    if not isinstance(options, list) or "choices" in values:
+        return values
+    if isinstance(answer, str) and answer.isdecimal():
+        if answer in options and options.index(answer) != int(answer):
+            raise DataError(
+                f"answer is {answer!r:.60}, the number of one of the options "
+                f"{options!r:.80} and the text of another; give choices and a number"
+            )
+        answer = int(answer)
+    return values | {"choices": options, "answer": answer}
 
 
 def _text(values: Mapping[str, Any], key: str) -> str:

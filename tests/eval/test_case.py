@@ -41,6 +41,35 @@ def test_answers_are_found_where_data_sets_have_them(values, answers):
     assert case_of({"question": "?", **values}, {"answers"}).answers == answers
 
 
+@pytest.mark.parametrize(
+    ("values", "answers", "right"),
+    [
+        ({"query": "How many?", "label": ["3"], "human_or_machine": 0}, ("3",), None),
+        ({"question": "Which?", "options": ["x", "y"], "answer": "1"}, ("y",), 1),
+        ({"question": "Which?", "options": ["x", "y"], "answer": "A"}, ("x",), 0),
+        ({"question": "Which?", "options": ["1", "2"], "answer": "0"}, ("1",), 0),
+        ({"question": "Which?", "options": ["0", "1"], "answer": "1"}, ("1",), 1),
+        # Ours come first.
+        (
+            {"question": "Is?", "query": "x", "answer": "no", "label": "yes"},
+            ("no",),
+            None,
+        ),
+    ],
+)
+def test_hugging_faces_own_keys_are_read(values, answers, right):
+    case = case_of(values, {"question", "answers"})
+    assert (case.answers, case.right) == (answers, right)
+    assert case.question == values.get("question", "How many?")
+
+
+def test_a_number_that_is_another_options_text_is_refused():
+    with pytest.raises(
+        DataError, match="17: answer is '1', the number of one of the op"
+    ):
+        case_of({"question": "Which?", "options": ["1", "2"], "answer": "1"})
+
+
 def test_a_passage_is_asked_for_its_last_word():
     for text in ("it was a star", "it was a star \n"):
         case = case_of({"text": text}, {"answers"}, passage=True)
