@@ -78,7 +78,8 @@ def summed_cross_entropy(
             )
         elif half:
             scale = HALF_SCALE
-        sums, columns = [], []
+        sums: list[mx.array] = []
+        columns: list[mx.array] = []
         total = tree_map(lambda x: mx.zeros(x.shape), weights)
         for some in rows:
             x = states[some]
@@ -107,11 +108,11 @@ def summed_cross_entropy(
 
 
 def _leaves(tree: Any) -> list[mx.array]:
-    return [x for _, x in tree_flatten(tree)]
+    named: Any = tree_flatten(tree)
+    return [x for _, x in named]
 
 
-@mx.custom_function
-def _cross_entropy(scores: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+def _summed(scores: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     """The sum of the rows' losses, and its gradient of the scores [rows, V]."""
     largest = scores.max(axis=-1, keepdims=True)
     weights = _exponentials(scores - largest)
@@ -123,13 +124,17 @@ def _cross_entropy(scores: mx.array, targets: mx.array) -> tuple[mx.array, mx.ar
     return losses.sum(), mx.put_along_axis(softmax, at, missing, axis=-1)
 
 
-@_cross_entropy.vjp
-def _cross_entropy_vjp(
+def _summed_vjp(
     primals: tuple[mx.array, mx.array],
     cotangents: tuple[mx.array, mx.array],
     outputs: tuple[mx.array, mx.array],
 ) -> tuple[mx.array, mx.array]:
     return cotangents[0] * outputs[1], mx.zeros_like(primals[1])
+
+
+# Its second result is its own gradient, to be scaled.
+_cross_entropy: Any = mx.custom_function(_summed)
+_cross_entropy.vjp(_summed_vjp)
 
 
 def _exponentials(x: mx.array) -> mx.array:
