@@ -23,7 +23,7 @@ import typer
 
 from mm1_mlx.errors import ConfigError
 from mm1_mlx.train.config import TrainConfig
-from mm1_mlx.train.stages import DEFAULTS, DERIVED, FULL, Stage
+from mm1_mlx.train.stages import DEFAULTS, DERIVED, FULL, Stage, merged
 
 from .common import human_bytes, note, print_answer, print_json, processes
 
@@ -172,12 +172,13 @@ def _train(
 
     # Before the loop asks for it: a process that finds no others would train alone.
     processes()
-    given = _recorded(user_path(str(config)), stage) if config else {}
-    given |= {
+    given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in flags.items()
         if value is not None and value != []
     }
+    if config:
+        given = merged(_recorded(user_path(str(config)), stage), given)
     with _by_flags():
         job = Job(find_model(model), out, stage, given, full=full, say=note)
         outlook = job.outlook() if dry_run else None
@@ -187,12 +188,19 @@ def _train(
         _show(outlook, as_json)
         return
     follow: Any = None
+    made: Path | None = None
     with _by_flags(), _bar(job.config) as (report, expect):
 
         def told(line: dict[str, Any]) -> None:
+            nonlocal follow
             report(line)
             if follow:
-                follow.log(line, step=line["step"])
+                try:
+                    follow.log(line, step=line["step"])
+                except Exception as error:
+                    # The run is worth more than its being watched.
+                    note(f"Weights & Biases is told nothing more ({error})")
+                    follow = None
 
         reached = []
 
@@ -207,9 +215,11 @@ def _train(
             if wandb:
                 follow = _follower(wandb, out, job.config)
 
-        made = job.run(told, expect, begun)
-    if follow:
-        follow.finish()
+        try:
+            made = job.run(told, expect, begun)
+        finally:
+            if follow:
+                follow.finish(exit_code=0 if made else 1)
     if made is None:
         at = f"stopped at step {reached[0].step:,} of {job.config.steps:,}"
         note(f"{at}; the same command goes on from there")
@@ -294,14 +304,26 @@ def _wandb() -> Any:
 
 
 def _follower(wandb: Any, out: Path, config: TrainConfig) -> Any:
-    """A run of Weights & Biases, the same one as long as the folder stands."""
+    """A run of Weights & Biases, the same one as long as the folder stands.
+
+    Raises:
+        ConfigError: it cannot be begun, as where nobody is logged in.
+    """
     known = out / WANDB
     if not known.is_file():
         known.write_text(f"{uuid4().hex[:16]}\n")
     name = known.read_text().strip()
-    return wandb.init(
-        project=config.wandb, id=name, resume="allow", config=config.to_dict()
-    )
+    try:
+        return wandb.init(
+            project=config.wandb, id=name, resume="allow", config=config.to_dict()
+        )
+    except Exception as error:
+        # Its own, and those of whatever it connects with.
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"Weights & Biases cannot be logged to ({said}); log in with 'wandb login', "
+            "or leave out --wandb"
+        ) from None
 
 
 def _stop_on_interrupt(trainer: Any) -> None:

@@ -27,6 +27,8 @@ MAY_CHANGE = frozenset(
     }
 )
 MATRIX_LEARNING_RATE = 0.02
+# Steps and seeds are counted in 32 bits; more passes nobody lives to see.
+MOST = {"steps": 2**31 - 1, "epochs": 1_000_000, "seed": 2**32 - 1}
 
 
 def _flag(panel: str, default: Any, text: str) -> Any:
@@ -143,12 +145,16 @@ class TrainConfig(Section):
                 raise ConfigError(f"TrainConfig.{name}: {value} is not above 0")
         for name in (
             *("warmup_steps", "decay_steps", "weight_decay", "matrix_decay"),
-            *("final_fraction", "balance_weight", "z_weight", "eval_every"),
+            *("final_fraction", "balance_weight", "z_weight", "eval_every", "seed"),
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(
                     f"TrainConfig.{name}: {getattr(self, name)} is below 0"
                 )
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise ConfigError(f"TrainConfig.{name}: {value} is above {most:,}")
         for name in ("valid_share", "adapter_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(
@@ -165,6 +171,20 @@ class TrainConfig(Section):
                 "TrainConfig: matrix_learning_rate and matrix_decay are muon's, "
                 f"not {self.optimizer}'s; give learning_rate and weight_decay, or "
                 "optimizer muon"
+            )
+        for each in fields(self):
+            value = getattr(self, each.name)
+            of_adapters = each.name.startswith("adapter_") and value != each.default
+            if of_adapters and self.adapter == "none":
+                raise ConfigError(
+                    f"TrainConfig.{each.name}: {value!r} is of adapters, and none are "
+                    "trained; leave it out, or train some (adapter lora)"
+                )
+        if self.valid and self.valid_share:
+            raise ConfigError(
+                f"TrainConfig.valid_share: {self.valid_share:g} keeps rows of the data to "
+                f"measure the loss on, and valid names others, {list(self.valid)}; give "
+                "one of the two"
             )
         for pattern in self.trained:
             try:

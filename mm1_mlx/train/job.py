@@ -48,10 +48,15 @@ from mm1_mlx.train.data.preview import Preview, preview
 from mm1_mlx.train.loss import next_token_loss, sparse_loss
 from mm1_mlx.train.record import RECORD, read_log, read_settings
 from mm1_mlx.train.sample import Batch
-from mm1_mlx.train.stages import FULL, Stage, check_given, plan
+from mm1_mlx.train.stages import FULL, Stage, check_given, merged, plan
 from mm1_mlx.train.state import saved_steps
-from mm1_mlx.train.trainable import adapter_config, counts, make_trainable
-from mm1_mlx.train.trainer import Loss, Trainer, first_ones
+from mm1_mlx.train.trainable import (
+    adapter_config,
+    check_rates,
+    counts,
+    make_trainable,
+)
+from mm1_mlx.train.trainer import Loss, Trainer, among_processes, first_ones
 from mm1_mlx.writer import CheckpointWriter, check_apart, check_place, check_space
 
 ADAPTER, MODEL, CURVE = MADE_ADAPTER, MADE_MODEL, "loss.png"
@@ -93,9 +98,11 @@ class Job:
         say: told what was passed over or mended.
 
     Raises:
-        MM1Error: the model, the data or the settings cannot be used.
+        MM1Error: the model, the data or the settings cannot be used, or another process
+            of the run has ended.
     """
 
+    @among_processes()
     def __init__(
         self,
         path: Path,
@@ -126,7 +133,8 @@ class Job:
             begun=begun,
         )
         settings = self.config.to_dict()
-        named = {*given, *(FULL if full else ())}
+        # Where it is told elsewhere a run need not be again.
+        named = {*given, *(FULL if full else ())} - {"wandb"}
         self._given = {name: x for name, x in settings.items() if name in named}
         self.model_config = _trainable_config(base, self.config)
         self._mixture = mixture
@@ -167,7 +175,7 @@ class Job:
             report=lambda error: self._say(f"passed over: {error}"),
         )
 
-    @property
+    @cached_property
     def _tokenizer(self) -> Tokenizer:
         assert self.model_config.prompt is not None
         regions = self.model_config.region is not None
@@ -179,6 +187,7 @@ class Job:
         model = load_model(self.path, getattr(mx, config.precision))
         model.config = self.model_config
         make_trainable(model, config)
+        check_rates(model, self._given)
         self._restore_bits(model)
         model.decoder.recompute = config.checkpointing
         if "vision" in model:
@@ -253,6 +262,7 @@ class Job:
         examples = self.config.batch_size * self.config.micro_batches
         return self.config.steps * examples / len(self._mixture)
 
+    @among_processes()
     def outlook(self) -> Outlook:
         """What the run would do; nothing is trained or written."""
         trainer = self._trainer()
@@ -268,6 +278,7 @@ class Job:
             trainer.forecast(),
         )
 
+    @among_processes()
     def run(
         self,
         report: Callable[[dict[str, Any]], None],
@@ -282,7 +293,8 @@ class Job:
             begun: receives the trainer, whose ``stop`` ends the run.
 
         Raises:
-            MM1Error: what ``Trainer`` raises; another run is at work in the folder.
+            MM1Error: what ``Trainer`` raises; another run is at work in the folder;
+                another process of the run has ended.
         """
         maybe_set_recommended_wired_limit()
         with self._held():
@@ -381,27 +393,28 @@ def _continued(
     one looks.
 
     Raises:
-        ConfigError, CheckpointError: the folder's record cannot be used.
+        ConfigError, CheckpointError: the folder's record cannot be used, or what a run
+            has made stands there and no checkpoint to go on from.
     """
     settings: dict[str, Any] = {}
-    if mx.distributed.init().rank() == 0 and saved_steps(out):
+    first = mx.distributed.init().rank() == 0
+    if first and not saved_steps(out):
+        for made in (out / ADAPTER, out / MODEL):
+            if made.exists():
+                raise ConfigError(
+                    f"{made} stands, and no checkpoint to go on from: a new run would "
+                    f"overwrite it; choose another folder than {out}, or move it away"
+                )
+    elif first:
         then = read_settings(out / RECORD)
         if then.config:
             settings = {"given": then.given, "config": then.config.to_dict()}
     settings = json.loads(first_ones(json.dumps(settings)))
     if not settings:
         return dict(given), None
-    # One of the two says how long to train, the last that was given.
-    lengths = ("steps", "epochs")
-    longer = any(given.get(name) is not None for name in lengths)
-    then_given = {
-        name: x
-        for name, x in settings["given"].items()
-        if not (longer and name in lengths)
-    }
-    merged = {**then_given, **given}
-    check_given(merged)
-    return merged, TrainConfig.from_dict(settings["config"])
+    given = merged(settings["given"], given)
+    check_given(given)
+    return given, TrainConfig.from_dict(settings["config"])
 
 
 class HeldOut(Sequence[Batch]):

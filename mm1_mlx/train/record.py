@@ -151,13 +151,18 @@ def add_line(folder: Path, line: Mapping[str, Any]) -> None:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; the last one may have been cut off by a kill."""
+    """The lines of a run's log; the last one may have been cut off by a kill.
+
+    What is no line of a run's is passed over.
+    """
     path, lines = folder / LOG, []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
-            lines.append(json.loads(line))
+            found = json.loads(line)
         except ValueError:
             break
+        if isinstance(found, dict) and isinstance(found.get("step"), int):
+            lines.append(found)
     return lines
 
 

@@ -75,6 +75,17 @@ DERIVED = {
 }
 
 
+def merged(then: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that were given before, and those that are now, which win.
+
+    Steps and passes are one setting, how long to train: the last that was given counts.
+    """
+    lengths = ("steps", "epochs")
+    longer = any(given.get(name) is not None for name in lengths)
+    kept = {k: x for k, x in then.items() if not (longer and k in lengths)}
+    return {**kept, **given}
+
+
 def check_given(given: Mapping[str, Any]) -> None:
     """Pass only if settings can be, whatever the rest will be.
 
@@ -86,7 +97,7 @@ def check_given(given: Mapping[str, Any]) -> None:
             f"steps {given['steps']} and epochs {given['epochs']:g} both say how long to "
             "train; give one of them"
         )
-    rest = {"steps": 1, "learning_rate": 1.0, **given}
+    rest = {"steps": 1, "learning_rate": 1.0, "adapter": "lora", **given}
     # How they fit together depends on the rest.
     TrainConfig.from_dict({**rest, "warmup_steps": 0, "decay_steps": 0})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import mlx.nn as nn
@@ -21,7 +21,8 @@ def make_trainable(model: MM1, config: TrainConfig) -> None:
 
     Raises:
         ConfigError: a part is not the model's, or a pattern matches none of its tensors;
-            what is to be trained in full is packed; or nothing is to be trained.
+            what is to be trained in full is packed, or gets an adapter too; or nothing
+            is to be trained.
     """
     model.freeze()
     full = list(_named(model, config.trained))
@@ -34,16 +35,42 @@ def make_trainable(model: MM1, config: TrainConfig) -> None:
             f"{packed[:3]}; train adapters beside them (--adapter lora), or the model "
             "that was quantized"
         )
-    for module in {name.rpartition(".")[0] for name in full}:
+    modules = {name.rpartition(".")[0] for name in full}
+    for module in modules:
         keys = [name.rpartition(".")[2] for name in full if _holds(module, name)]
         _module(model, module).unfreeze(recurse=False, keys=keys)
     if config.adapter != "none":
-        attach(model, adapter_config(config), config.seed)
+        # They freeze the layers that they stand beside.
+        twice = sorted(modules & {*attach(model, adapter_config(config), config.seed)})
+        if twice:
+            raise ConfigError(
+                f"{len(twice)} of the layers to train in full would get adapters too, "
+                f"e.g. {twice[:3]}; train them in full (--adapter none), or name other "
+                "parts to train in full (--trained) or other layers for adapters "
+                "(--adapter-targets)"
+            )
     if not tree_flatten(model.trainable_parameters()):
         raise ConfigError(
             "nothing is to be trained; name parts (--trained connector) or adapters "
             "(--adapter lora)"
         )
+
+
+def check_rates(model: MM1, given: Mapping[str, Any]) -> None:
+    """Pass only if every part that is given a learning rate of its own is trained.
+
+    Raises:
+        ConfigError: nothing of one is.
+    """
+    trained = {part for part, (learned, _) in counts(model).items() if learned}
+    for part in PARTS:
+        rate = given.get(f"{part}_learning_rate")
+        if rate is not None and part not in trained:
+            raise ConfigError(
+                f"TrainConfig.{part}_learning_rate: nothing of the part {part} is "
+                f"trained, only of {sorted(trained)}; leave out its rate, or train it "
+                f"(--trained {part})"
+            )
 
 
 def adapter_config(config: TrainConfig) -> AdapterConfig:

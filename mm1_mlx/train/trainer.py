@@ -292,8 +292,8 @@ class Trainer(Generic[Model, Batch]):
             if not str(error).startswith(BACKENDS):
                 raise
             raise ConfigError(
-                f"another process of the run has ended ({error}) at step {self.step + 1}; "
-                f"{self._stands()}go on with the same command"
+                f"{_ended(error)} at step {self.step + 1}; {self._stands()}go on with the "
+                "same command"
             ) from None
 
     def _stands(self) -> str:
@@ -613,6 +613,28 @@ class Trainer(Generic[Model, Batch]):
         )
         self.model.load_weights(weights, strict=False)
         self.optimizer.state = tree_unflatten(optimizer)
+
+
+def _ended(error: RuntimeError) -> str:
+    return f"another process of the run has ended ({error})"
+
+
+@contextmanager
+def among_processes() -> Iterator[None]:
+    """Says in one line that another process is gone; what a function does, if it has it.
+
+    Raises:
+        ConfigError: it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith(BACKENDS):
+            raise
+        raise ConfigError(
+            f"{_ended(error)}, which says why; mend that, and give all of them the same "
+            "command"
+        ) from None
 
 
 def first_ones(text: str) -> str:

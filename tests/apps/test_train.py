@@ -222,6 +222,12 @@ def test_a_record_is_a_config_and_flags_win(mm1, rows, tmp_path):
         json.loads((x / "run.json").read_text())["config"] for x in (out, again)
     )
     assert second == first | {"seed": 6}
+    # Also where the record says the length in steps.
+    longer = ("--config", out / "run.json", "--epochs", "3", "--dry-run", "--json")
+    code, printed, said = mm1("train", "sft", TINY, tmp_path / "third", *longer)
+    assert code == 0, said
+    found = json.loads(printed)["config"]
+    assert (found["epochs"], found["steps"], found["seed"]) == (3.0, 9, 5)
     # The run itself goes on by its record.
     assert mm1("train", "sft", TINY, out, "--config", out / "run.json")[0] == 0
     code, _, said = mm1("train", "pretrain", TINY, out, "--config", out / "run.json")
@@ -259,6 +265,19 @@ def test_a_record_is_a_config_and_flags_win(mm1, rows, tmp_path):
         (
             ("--data", "{rows}", "--max-length", "9"),
             "allow longer examples (--max-length), or have them cut (--truncate)",
+        ),
+        (("--data", "{rows}", "--seed", "-1"), "error: --seed: -1 is below 0"),
+        (
+            ("--data", "{rows}", "--vision-learning-rate", "1e-3"),
+            "error: --vision-learning-rate: nothing of the part vision is trained, only",
+        ),
+        (
+            ("--data", "{rows}", "--full", "--adapter", "lora"),
+            "would get adapters too, e.g. ['decoder.layers.0.",
+        ),
+        (
+            ("--data", "{rows}", "--valid", "{rows}", "--valid-share", "0.5"),
+            "error: --valid-share: 0.5 keeps rows of the data to measure the loss on, and",
         ),
     ],
 )
@@ -375,6 +394,36 @@ def test_other_data_and_damage_are_said(mm1, rows, tmp_path):
     assert (
         "holds a run of another data; choose another folder, or get back what" in said
     )
+
+
+def test_what_a_run_has_made_is_not_overwritten(mm1, rows, tmp_path):
+    """Its checkpoints were removed for their room: it would begin again."""
+    out = tmp_path / "run"
+    run = ("train", "sft", TINY, out, "--data", rows, *QUICK)
+    assert mm1(*run)[0] == 0
+    for step in out.glob("step-*"):
+        shutil.rmtree(step)
+    made = (out / "adapter/adapter.safetensors").read_bytes()
+    code, _, said = mm1(*run, "--seed", "4")
+    assert (code, said.count("\n")) == (1, 1)
+    assert (
+        f"error: {out / 'adapter'} stands, and no checkpoint to go on from: a" in said
+    )
+    assert (out / "adapter/adapter.safetensors").read_bytes() == made
+    assert len(log(out)) == 3
+    (out / "adapter").rename(tmp_path / "adapter")
+    assert mm1(*run, "--seed", "4")[0] == 0
+
+
+def test_what_is_no_line_of_the_log_is_passed_over(mm1, rows, tmp_path):
+    out = tmp_path / "run"
+    run = ("train", "sft", TINY, out, "--data", rows, *QUICK)
+    assert mm1(*run)[0] == 0
+    with (out / "log.jsonl").open("a") as file:
+        file.write('{"note": "mine"}\n7\n')
+    code, _, said = mm1(*run, "--steps", "4")
+    assert code == 0, said
+    assert [x["step"] for x in log(out)] == [1, 2, 3, 4]
 
 
 def settings(out):
@@ -494,8 +543,8 @@ def test_a_run_elsewhere_begins_with_the_first_step_and_stays_one(
             assert line["step"] == step
             logged.append(step)
 
-        def finish(self):
-            logged.append("finished")
+        def finish(self, exit_code):
+            logged.append(f"finished {exit_code}")
 
     def init(**options):
         begun.append(options)
@@ -508,13 +557,44 @@ def test_a_run_elsewhere_begins_with_the_first_step_and_stays_one(
     assert mm1(*run, "--data", rows, "--trained", "eyes")[0] == 1
     assert not begun
     assert mm1(*run, "--data", rows)[0] == 0
-    assert logged == [1, 2, 3, "finished"]
+    assert logged == [1, 2, 3, "finished 0"]
     assert mm1(*run, "--data", rows, "--steps", "4")[0] == 0
-    assert logged[4:] == [4, "finished"]
+    assert logged[4:] == [4, "finished 0"]
     first, second = begun
     assert first["id"] == second["id"]
     assert first["resume"] == second["resume"] == "allow"
     assert (first["project"], first["config"]["steps"]) == ("photos", 3)
+    # What ends the run ends it there too.
+    code, _, said = mm1(*run, "--data", rows, "--steps", "3")
+    assert code == 1
+    assert "stands at step 4, beyond the 3" in said
+    assert logged[6:] == ["finished 1"]
+    # Without the flag nobody is told, nor need the package be there.
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    code, _, said = mm1("train", "sft", TINY, out, "--steps", "5")
+    assert code == 0, said
+
+
+def test_a_follower_that_fails_is_a_line(mm1, rows, tmp_path, monkeypatch):
+    class Follower:
+        def log(self, *_, **__):
+            raise ConnectionError("no route")
+
+    def init(**options):
+        if options["project"] == "theirs":
+            raise PermissionError("No API key configured.\nUse `wandb login`")
+        return Follower()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    run = ("train", "sft", TINY, tmp_path / "run", "--data", rows, *QUICK, "--wandb")
+    code, _, said = mm1(*run, "theirs")
+    assert code == 1
+    assert said.splitlines()[-1].startswith(
+        "error: Weights & Biases cannot be logged to (No API key configured. Use `wandb "
+    )
+    code, _, said = mm1(*run, "ours")
+    assert code == 0, said
+    assert said.count("Weights & Biases is told nothing more (no route)") == 1
 
 
 @pytest.mark.slow

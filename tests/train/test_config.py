@@ -35,6 +35,19 @@ def test_a_schedule_longer_than_the_run_is_refused():
         ({"matrix_decay": -0.1}, "matrix_decay: -0.1 is below 0"),
         ({"matrix_decay": 0.1}, "matrix_decay are muon's, not adamw's; give"),
         ({"trained": ("none", "connector")}, r"'connector'\] is 'none' and more; give"),
+        ({"seed": -1}, "TrainConfig.seed: -1 is below 0"),
+        ({"seed": 2**32}, "TrainConfig.seed: 4294967296 is above 4,294,967,295"),
+        ({"epochs": 1e308}, r"TrainConfig.epochs: 1e\+308 is above 1,000,000"),
+        ({"steps": 2**31}, "TrainConfig.steps: 2147483648 is above 2,147,483,647"),
+        ({"adapter_rank": 16}, "adapter_rank: 16 is of adapters, and none are trained"),
+        (
+            {"adapter_targets": ("head",)},
+            r"adapter_targets: \('head',\) is of adapters",
+        ),
+        (
+            {"valid": ("v.jsonl",), "valid_share": 0.5},
+            r"valid names others, \['v.jsonl'\]",
+        ),
         ({"decay_steps": -1}, "TrainConfig.decay_steps: -1 is below 0"),
     ],
 )

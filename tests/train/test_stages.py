@@ -16,8 +16,8 @@ from mm1_mlx.train import paper
 from mm1_mlx.train.config import PARTS, TrainConfig
 from mm1_mlx.train.curve import draw_curve
 from mm1_mlx.train.job import HeldOut, Job, law_parameters
-from mm1_mlx.train.stages import check_given, plan
-from mm1_mlx.train.trainable import counts, make_trainable
+from mm1_mlx.train.stages import check_given, merged, plan
+from mm1_mlx.train.trainable import check_rates, counts, make_trainable
 
 MOE = {"num_experts": 4, "every": 1, "offset": 0}
 
@@ -64,6 +64,20 @@ def test_the_length_may_be_said_in_passes():
     assert (run.epochs, run.steps) == (2.5, 157)
     with pytest.raises(ConfigError, match=r"steps 3 and epochs 2 both say how long"):
         check_given({"steps": 3, "epochs": 2.0})
+
+
+def test_what_is_given_now_wins():
+    then = {"steps": 10, "seed": 3}
+    assert merged(then, {"epochs": 2.0}) == {"epochs": 2.0, "seed": 3}
+    assert merged({"epochs": 2.0}, {"steps": 5}) == {"steps": 5}
+    assert merged(then, {"seed": 4}) == {"steps": 10, "seed": 4}
+
+
+def test_an_adapter_s_flag_needs_no_flag_for_the_stage_s_own():
+    check_given({"adapter_rank": 16})
+    assert planned("sft", adapter_rank=16).adapter_rank == 16
+    with pytest.raises(ConfigError, match="adapter_rank: 16 is of adapters, and none"):
+        planned("connector", adapter_rank=16)
 
 
 def test_few_rows_are_taken_several_times():
@@ -184,6 +198,30 @@ def test_what_names_nothing_is_refused(make_model):
         make_trainable(model, replace(BASE, trained=("eyes",)))
     with pytest.raises(ConfigError, match=r"nothing is to be trained; name parts"):
         make_trainable(model, replace(BASE, trained=()))
+
+
+@pytest.mark.parametrize(
+    "trained", [("connector", "decoder"), (r"decoder\.layers\.1\.self_attn\..*",)]
+)
+def test_nothing_is_trained_in_full_and_by_an_adapter(trained, make_model):
+    """The adapter would freeze it: almost nothing of it were trained in full."""
+    with pytest.raises(
+        ConfigError,
+        match=r"of the layers to train in full would get adapters too, e.g. \['decoder",
+    ):
+        make_trainable(make_model(), replace(BASE, trained=trained, adapter="lora"))
+
+
+def test_the_rate_of_what_is_frozen_is_refused(make_model):
+    model = make_model()
+    make_trainable(model, replace(BASE, trained=("connector",), adapter="lora"))
+    check_rates(model, {"decoder_learning_rate": 1e-3, "connector_learning_rate": 1e-3})
+    check_rates(model, {"vision_learning_rate": None})
+    with pytest.raises(
+        ConfigError,
+        match=r"vision_learning_rate: nothing of the part vision is trained",
+    ):
+        check_rates(model, {"vision_learning_rate": 1e-3})
 
 
 def test_experts_are_balanced_and_their_losses_logged(

@@ -371,12 +371,21 @@ def _check_inside(name: str, spec: DatasetSpec, base: Path, paths: list[Path]) -
 
 
 def _find(spec: DatasetSpec, base: Path, *, measured: bool) -> list[Path]:
-    """The files of a data set; none where nothing is of that name."""
+    """The files of a data set; none where nothing is of that name.
+
+    Raises:
+        ConfigError: a split is named of what has none.
+    """
     path = base / spec.path
-    if path.exists():
+    if path.is_dir():
         return find_files(path, spec.split, measured=measured)
-    for suffix in SUFFIXES:
-        beside = path.with_name(path.name + suffix)
-        if beside.is_file():
-            return [beside]
-    return find_files(path) if glob.has_magic(spec.path) else []
+    beside = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
+    found = [] if path.exists() else [file for file in beside if file.is_file()][:1]
+    if path.exists() or (not found and glob.has_magic(spec.path)):
+        found = find_files(path)
+    if found and spec.split:
+        raise ConfigError(
+            f"{found[0]}: the split {spec.split!r} is named of it, which is no folder of "
+            "splits; leave the split out, or name the folder"
+        )
+    return found

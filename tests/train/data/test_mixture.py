@@ -139,6 +139,17 @@ def test_a_folder_of_splits_measures_by_those_not_learned(name, write_lines, tmp
     assert len(open_mixture([str(tmp_path / "lm")], measured=True)) == 20
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a", "*.jsonl"])
+def test_a_split_of_what_has_none_is_refused(name, write_lines, tmp_path):
+    write_lines(named("a", 3), "a.jsonl")
+    path = tmp_path / "mix.json"
+    path.write_text(json.dumps({"datasets": [{"path": name, "split": "nosuch"}]}))
+    with pytest.raises(
+        ConfigError, match=r"a.jsonl: the split 'nosuch' is named of it"
+    ):
+        open_mixture([str(path)])
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
