@@ -159,21 +159,21 @@ assert first_ones(["größer, 大", ""][rank]) == "größer, 大"
     assert [process.returncode for process in processes] == [0, 0], errors
 
 
-@pytest.mark.slow
-def test_the_command_in_two_processes_equals_it_in_one(
-    tmp_path, hosts, make_model, write_folder, write_rows, tolerances
-):
+@pytest.fixture
+def start(tmp_path, make_model, write_folder, write_rows):
+    """Start the command on a batch's rows and micro-batches."""
     model = write_folder(tmp_path / "model", make_model())
     # Answers of other lengths: the shards have not as many targets.
     rows = write_rows(
         tmp_path / "rows", ["red", "a blue star", "lime", "two, or more"] * 4
     )
 
-    def start(out, environment):
+    def start(out, environment, shape, *flags):
         program = "from mm1_mlx.apps.cli import main; main()"
         command = [sys.executable, "-c", program, "train", "sft", str(model), str(out)]
         command += ["--data", str(rows), "--steps", "3", "--log-every", "1"]
-        command += ["--batch-size", "2", "--micro-batches", "2", "--warmup-steps", "0"]
+        command += ["--batch-size", str(shape[0]), "--micro-batches", str(shape[1])]
+        command += ["--warmup-steps", "0", *flags]
         return subprocess.Popen(
             command,
             env=os.environ | environment,
@@ -182,10 +182,47 @@ def test_the_command_in_two_processes_equals_it_in_one(
             text=True,
         )
 
+    return start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["0", "7"])
+def test_what_one_refuses_is_a_line_of_the_other(seed, tmp_path, hosts, start):
+    """Before the run is met with and when it is: made without, or with another seed."""
+    out = tmp_path / "run"
+    if seed == "0":
+        (out / "adapter").mkdir(parents=True)
+        reason = "error: .*adapter stands, and no checkpoint to go on from"
+    else:
+        assert start(out, {}, (2, 2), "--steps", "1").wait(timeout=120) == 0
+        reason = "error: .* holds a run with seed 0, not 7; choose another folder"
+    started = [
+        start(
+            out, {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}, (2, 2), "--seed", seed
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [1, 1], said
+    assert re.search(reason, said[0])
+    # Beside what mlx writes there of its sockets.
+    ours = [line for line in said[1].splitlines() if not line.startswith("[ring]")]
+    assert ours == [
+        "error: another process of the run has ended ([ring] connection to a peer was "
+        "lost), which says why; mend that, and give all of them the same command"
+    ]
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes_equals_it_in_one(
+    tmp_path, hosts, start, tolerances
+):
+    """In one with twice the batch, and no sum of two."""
     two, one = tmp_path / "two", tmp_path / "one"
     started = [
-        start(two, {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}) for rank in range(2)
-    ] + [start(one, {})]
+        start(two, {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}, (2, 2))
+        for rank in range(2)
+    ] + [start(one, {}, (4, 1))]
     said = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], said
     assert said[0][0] == f"{two / 'adapter'}\n"
