@@ -25,6 +25,7 @@ from mm1_mlx.regions import refer
 from mm1_mlx.resolution import with_resolution
 from mm1_mlx.tiling import choose_grid, grids_between
 from mm1_mlx.train import paper
+from mm1_mlx.train.data.mixture import SPECS, read_mixture
 from mm1_mlx.train.optimizer import schedule
 from mm1_mlx.train.stages import plan
 from mm1_mlx.video import NUM_FRAMES
@@ -55,7 +56,6 @@ def test_2_patches_per_tile():
     for side, expected in zip(sides, patches, strict=True):
         values = VIT_H_14_378.to_dict() | {"image_size": side}
         assert VisionConfig.from_dict(values).num_patches == expected
-    assert paper.MAX_PICTURES_PER_SEQUENCE * 729 == 11_664
 
 
 def test_3_image_tokens_per_picture():
@@ -66,7 +66,8 @@ def test_3_image_tokens_per_picture():
     }
     assert tokens == {"378": 144, "2x672": 720, "4-9x672": 1440}
     assert NUM_FRAMES * tokens["378"] == 3456
-    assert paper.MAX_PICTURES_PER_SEQUENCE * 144 == 2304 <= paper.SEQUENCE_LENGTH
+    # Of sixteen in one sequence of 4096, as in pre-training.
+    assert 16 * tokens["378"] == 2304
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_4_the_learning_rate_falls_with_the_size(parameters, rate):
 
 def planned(stage, parameters=3e9, **options):
     """The run of a command on as many rows as the paper's steps take."""
-    steps = {"pretrain": paper.PRETRAINING_STEPS, "sft": paper.SFT_STEPS}
+    steps = {"pretrain": 200_000, "sft": 10_000}
     return plan(
         stage,
         {"steps": steps[stage]},
@@ -100,18 +101,16 @@ def planned(stage, parameters=3e9, **options):
     )
 
 
-def test_5_pre_training_saw_400_billion_tokens():
-    tokens = paper.PRETRAINING_STEPS * paper.PRETRAINING_BATCH * paper.SEQUENCE_LENGTH
-    assert tokens == 419_430_400_000
-    assert sum(paper.PRETRAINING_MIXTURE.values()) == pytest.approx(1)
+def test_5_the_mixture_of_pre_training():
+    datasets = read_mixture(SPECS / "pretraining-45-45-10.json").datasets
+    assert [row.weight for row in datasets] == [45, 45, 10]
 
 
 def test_6_the_supervised_mixture():
-    total = sum(row.thousands for row in paper.SFT_MIXTURE)
-    assert total == 1448
-    assert len(paper.SFT_MIXTURE) == 17
-    (synthdog,) = [row for row in paper.SFT_MIXTURE if row.name == "SynthDog-EN"]
-    assert synthdog.thousands / total == pytest.approx(0.345, abs=5e-4)
+    weights = {x.name: x.weight for x in read_mixture(SPECS / "mm1-sft.json").datasets}
+    assert sum(weights.values()) == 1448
+    assert len(weights) == 17
+    assert weights["SynthDog-EN"] / 1448 == pytest.approx(0.345, abs=5e-4)
 
 
 @pytest.mark.parametrize(

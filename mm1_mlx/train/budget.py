@@ -49,8 +49,7 @@ class Training:
         tiles: of a micro-batch.
         targets: positions of a micro-batch that are learned, all of them if None.
         parts: that are trained; the others only run forward.
-        lora_rank: of adapters on the parts' linear layers, None to train every weight.
-        trained: shapes of what is trained, by path, where neither of the two says it.
+        trained: shapes of what is trained, by path, None for all of the parts.
         optimizer: "adamw", "muon" or "adafactor".
         checkpointing: whether blocks are computed again for their gradients.
         micro_batches: whose gradients are averaged.
@@ -67,7 +66,6 @@ class Training:
     tiles: int = 0
     targets: int | None = None
     parts: tuple[str, ...] = COUNTED
-    lora_rank: int | None = None
     trained: Shapes | None = None
     optimizer: str = "adamw"
     checkpointing: bool = False
@@ -118,22 +116,13 @@ class Training:
             for name, shape in _shapes(config).items()
             if name.partition(".")[0] in self.parts
         }
-        if self.lora_rank is None:
-            packed = {path.partition(".")[0] for path in self.ways} & set(self.parts)
-            if packed:
-                raise ConfigError(
-                    f"{sorted(packed)} cannot be trained, their weights are packed; train "
-                    "other parts, or the model that was quantized"
-                )
-            return shapes
-        r = self.lora_rank
-        adapters: dict[str, tuple[int, ...]] = {}
-        for name, shape in shapes.items():
-            if ".layers." in name and len(shape) >= 2:
-                *experts, rows, columns = shape
-                adapters[f"{name}.lora_b"] = (*experts, rows, r)
-                adapters[f"{name}.lora_a"] = (*experts, r, columns)
-        return adapters
+        packed = {path.partition(".")[0] for path in self.ways} & set(self.parts)
+        if packed:
+            raise ConfigError(
+                f"{sorted(packed)} cannot be trained, their weights are packed; train "
+                "other parts, or the model that was quantized"
+            )
+        return shapes
 
     def flops(self, config: MM1Config) -> int:
         """Operations of a step: of a pass forward, and twice that of one backward.
@@ -181,7 +170,7 @@ class Training:
 
     def _share(self, config: MM1Config, part: str) -> float:
         """How much of a part's own weights is trained, of 1."""
-        if part not in self.parts or self.lora_rank is not None:
+        if part not in self.parts:
             return 0.0
         if self.trained is None:
             return 1.0
@@ -343,7 +332,7 @@ def _way_out(config: MM1Config, training: Training, room: int) -> str:
     few = replace(with_rows(1), micro_batches=1, workers=1)
     ways = {"give": few}
     if config.connector and training.parts != ("connector",):
-        less = replace(few, parts=("connector",), trained=None, lora_rank=None)
+        less = replace(few, parts=("connector",), trained=None)
         ways["train the connector alone, and give"] = less
     for words, step in ways.items():
 

@@ -5,7 +5,7 @@
     sft, full   everything, as the paper
     pretrain    everything, by the paper's laws
 
-Sizes of batches are a Mac's; the paper's are in ``paper.py``.
+Sizes of batches are a Mac's, not the paper's.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from mm1_mlx.checkpoint import build_model
 from mm1_mlx.chips import CHIPS
 from mm1_mlx.config import MM1Config, QuantizationConfig
 from mm1_mlx.errors import ConfigError
+from mm1_mlx.models import MM1
 from mm1_mlx.presets import PRESETS
 from mm1_mlx.recipe import find_recipe, plan
 from mm1_mlx.train import budget
@@ -57,9 +58,22 @@ def test_an_optimizer_that_there_is_not_is_refused():
         Training(1, 8, optimizer="adam").bytes(CONFIG)
 
 
+def adapters(config, rank):
+    """Shapes of low-rank matrices beside all layers of the decoder's blocks."""
+    shapes = {}
+    for name, x in MM1(replace(config, quantization=None)).tensors().items():
+        if name.startswith("decoder.layers.") and x.ndim >= 2:
+            *experts, rows, columns = x.shape
+            shapes[f"{name}.lora_b"] = (*experts, rows, rank)
+            shapes[f"{name}.lora_a"] = (*experts, rank, columns)
+    return shapes
+
+
 def test_a_packed_base_is_counted_packed():
     ways = plan(find_recipe("4bit"), CONFIG).packed
-    training = Training(1, 128, parts=("decoder",), lora_rank=8, ways=ways)
+    training = Training(
+        1, 128, parts=("decoder",), trained=adapters(CONFIG, 8), ways=ways
+    )
     plain = replace(training, ways={}).bytes(CONFIG)
     needs = training.bytes(CONFIG)
     assert needs["weights"] < 0.35 * plain["weights"]
@@ -250,8 +264,8 @@ def test_a_step_is_one_pass_forward_and_twice_that_back():
     # Gradients pass through the frozen decoder to the connector, and end there.
     alone = replace(whole, parts=("connector",)).flops(config)
     assert alone == vision + 3 * connector + 2 * decoder
-    adapters = replace(whole, parts=("decoder",), lora_rank=8).flops(config)
-    assert adapters == vision + connector + 2 * decoder
+    beside = replace(whole, parts=("decoder",), trained=adapters(config, 8))
+    assert beside.flops(config) == vision + connector + 2 * decoder
 
 
 def test_adapters_spare_the_gradients_of_what_is_frozen(make_model, batches):

@@ -6,7 +6,6 @@ import re
 import pytest
 
 from mm1_mlx.errors import ConfigError, DataError
-from mm1_mlx.train import paper
 from mm1_mlx.train.data.mixture import (
     SPECS,
     DatasetSpec,
@@ -15,6 +14,7 @@ from mm1_mlx.train.data.mixture import (
     read_mixture,
     shipped_mixtures,
 )
+from mm1_mlx.train.paper import CAPTION, LETTER, SHORT_ANSWER
 
 
 def texts(mixture, positions):
@@ -289,14 +289,45 @@ def slug(name):
     return re.sub(r"[^a-z0-9]+", "-", name.lower())
 
 
+TRANSCRIBE = "Please transcribe all the text in the picture."
+# MM1's table 5: thousands of examples, and what is added to every question.
+TABLE_5 = {
+    "Text-only SFT": (13, None),
+    "LLaVA-Conv": (57, None),
+    "LLaVA-Complex": (77, None),
+    "ShareGPT-4V": (102, None),
+    "VQAv2": (83, SHORT_ANSWER),
+    "GQA": (72, SHORT_ANSWER),
+    "OKVQA": (9, SHORT_ANSWER),
+    "OCRVQA": (80, SHORT_ANSWER),
+    "DVQA": (200, SHORT_ANSWER),
+    "ChartQA": (18, SHORT_ANSWER),
+    "AI2D": (3, SHORT_ANSWER),
+    "DocVQA": (39, SHORT_ANSWER),
+    "InfoVQA": (24, SHORT_ANSWER),
+    "A-OKVQA": (66, LETTER),
+    "COCO Captions": (83, CAPTION),
+    "TextCaps": (22, CAPTION),
+    "SynthDog-EN": (500, TRANSCRIBE),
+}
 PAPERS = {
-    "pretraining-45-45-10": {
-        k: round(100 * v, 6) for k, v in paper.PRETRAINING_MIXTURE.items()
+    "pretraining-45-45-10": {"caption": 45, "interleaved": 45, "text": 10},
+    "mm1-sft": {name: thousands for name, (thousands, _) in TABLE_5.items()},
+    # MM1.5 (arXiv 2409.20566), in percent.
+    "mm1.5-pretraining": {"caption": 50.0, "interleaved": 10.0, "text": 40.0},
+    "mm1.5-continual": dict.fromkeys(
+        ("PDFA", "IDL", "RenderedText", "DocStruct-4M"), 25.0
+    ),
+    "mm1.5-sft": {
+        "text-rich": 37.2,
+        "refer-and-ground": 22.5,
+        "general": 11.3,
+        "math": 5.6,
+        "code": 2.3,
+        "science": 1.1,
+        "multi-image": 10.0,
+        "text": 10.0,
     },
-    "mm1-sft": {d.name: d.thousands for d in paper.SFT_MIXTURE},
-    "mm1.5-pretraining": paper.PRETRAINING_MIXTURE_1_5,
-    "mm1.5-continual": paper.CONTINUAL_MIXTURE_1_5,
-    "mm1.5-sft": paper.SFT_MIXTURE_1_5,
 }
 
 
@@ -315,21 +346,23 @@ def test_a_shipped_mixture_is_the_papers(name):
 
 def test_the_prompts_of_table_5_are_the_papers_and_ours():
     datasets = read_mixture(SPECS / "mm1-sft.json").datasets
-    for spec, dataset in zip(datasets, paper.SFT_MIXTURE, strict=True):
-        assert spec.prompts[:1] == ((dataset.prompt,) if dataset.prompt else ())
+    for spec, (_, prompt) in zip(datasets, TABLE_5.values(), strict=True):
+        assert spec.prompts[:1] == ((prompt,) if prompt else ())
         # Only captions and transcriptions are asked for in several ways.
-        sampled = dataset.prompt in (paper.CAPTION, paper.TRANSCRIBE)
+        sampled = prompt in (CAPTION, TRANSCRIBE)
         assert (len(set(spec.prompts)) == 5) if sampled else len(spec.prompts) <= 1
 
 
 def test_table_5_is_mixed_from_a_root(open_data, write_lines):
-    for dataset in paper.SFT_MIXTURE:
-        rows = [{"question": dataset.name, "answer": str(i)} for i in range(3)]
-        write_lines(rows, f"{slug(dataset.name)}.jsonl")
+    for name in TABLE_5:
+        rows = [{"question": name, "answer": str(i)} for i in range(3)]
+        write_lines(rows, f"{slug(name)}.jsonl")
     mixture = open_data("mm1-sft")
     counts = mixture.count(1448)
-    assert counts == pytest.approx([d.thousands for d in paper.SFT_MIXTURE], abs=3)
+    assert counts == pytest.approx(
+        [thousands for thousands, _ in TABLE_5.values()], abs=3
+    )
     asked = {text.partition("\n")[0]: text for text in texts(mixture, range(1448))}
-    assert asked["VQAv2"] == f"VQAv2\n{paper.SHORT_ANSWER}"
-    assert asked["A-OKVQA"] == f"A-OKVQA\n{paper.LETTER}"
+    assert asked["VQAv2"] == f"VQAv2\n{SHORT_ANSWER}"
+    assert asked["A-OKVQA"] == f"A-OKVQA\n{LETTER}"
     assert asked["LLaVA-Conv"] == "LLaVA-Conv"
