@@ -171,7 +171,6 @@ class Job:
             self.model_config,
             self._tokenizer,
             config,
-            truncate=config.truncate,
             report=lambda error: self._say(f"passed over: {error}"),
         )
 

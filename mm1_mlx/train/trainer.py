@@ -145,6 +145,7 @@ class Trainer(Generic[Model, Batch]):
         parallel = 1
         if mx.default_device() == mx.cpu:
             parallel = min(self._share, os.cpu_count() or 1)
+        self._loading: dict[tuple[int, int], Future[Batch]] = {}
         self._training = self._training_step(parallel)
         if self._training and isinstance(model, MM1):
             check_training(model.config, self._training)
@@ -157,14 +158,17 @@ class Trainer(Generic[Model, Batch]):
         self._workers = [Worker() for _ in range(parallel)]
         self._tracing = threading.Lock()
         self._loader = Worker()
-        self._loading: dict[tuple[int, int], Future[Batch]] = {}
         self._differentiate = mx.value_and_grad(self._weighted_loss)
 
     def _training_step(self, workers: int) -> Training | None:
         """What this process does in a step; of a module that is no MM1 nobody knows."""
         if not isinstance(self.model, MM1):
             return None
-        batch = self.batches(0, self.group.rank() * self._share)
+        place = (0, self.group.rank() * self._share)
+        batch = self.batches(*place)
+        # It need not be made once more for the first step.
+        self._loading[place] = Future()
+        self._loading[place].set_result(batch)
         if not isinstance(batch, Rows):
             return None
         return training_of(

@@ -296,8 +296,13 @@ def test_a_step_takes_the_clipped_mean_gradient_of_its_micro_batches(
 
 def test_every_micro_batch_is_a_shard_of_its_own(make_trainer, batches):
     asked = []
-    trainer = make_trainer("shards", micro_batches=3)
-    trainer.batches = lambda *place: asked.append(place) or batches(*place)
+    trainer = make_trainer(
+        "shards",
+        batches=lambda *place: asked.append(place) or batches(*place),
+        micro_batches=3,
+    )
+    # The first one says what a step will take, and is not made again.
+    assert asked == [(0, 0)]
     trainer.train_step()
     trainer.train_step()
     # The next step's are made while a step computes.

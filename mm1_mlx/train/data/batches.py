@@ -58,6 +58,14 @@ class Run(Protocol):
         ...
 
     @property
+    def truncate(self) -> bool:
+        """Whether what is too long is cut, never within or before a picture.
+
+        Else it is a bad row.
+        """
+        ...
+
+    @property
     def packing(self) -> bool:
         """Whether a micro-batch's examples stand behind one another in one row."""
         ...
@@ -116,8 +124,6 @@ class Batches:
         config: the model's.
         tokenizer: the model's.
         run: how many examples, how long, and what becomes of bad ones.
-        truncate: whether what is too long is cut, never within or before a picture;
-            else it is a bad row.
         threads: that decode pictures side by side; None for as many as the processor
             has, up to ``image.DECODERS``.
         report: is told of every row that is passed over.
@@ -134,7 +140,6 @@ class Batches:
         tokenizer: Tokenizer,
         run: Run,
         *,
-        truncate: bool = False,
         threads: int | None = None,
         report: Callable[[DataError], None] | None = None,
     ) -> None:
@@ -143,7 +148,6 @@ class Batches:
         self._config = config
         self._tokenizer = tokenizer
         self._run = run
-        self._truncate = truncate
         # More characters than these are too many tokens, whatever they are.
         self._most_text = run.max_length * max(map(len, tokenizer.vocabulary))
         threads = threads or min(DECODERS, os.cpu_count() or 1)
@@ -223,7 +227,7 @@ class Batches:
         length = sum(map(len, texts))
         if length <= self._most_text:
             return turns
-        if not self._truncate:
+        if not self._run.truncate:
             raise DataError(
                 f"{example.origin}: it has {length} characters, more than "
                 f"{self._run.max_length} tokens can be; allow longer examples "
@@ -238,7 +242,7 @@ class Batches:
         """The row, no longer than allowed, if something of it is learned."""
         length, most = len(row.tokens), self._run.max_length
         if length > most:
-            if not self._truncate:
+            if not self._run.truncate:
                 seen = sum(span.length for span in row.spans)
                 raise PromptError(
                     f"it has {length} tokens, {seen} of them of pictures, expected at "

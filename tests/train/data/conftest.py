@@ -20,6 +20,7 @@ class Run:
     batch_size: int = 2
     micro_batches: int = 1
     max_length: int = 200
+    truncate: bool = False
     packing: bool = False
     skip_bad: bool = False
 

@@ -303,9 +303,7 @@ def test_what_is_too_long_is_cut_if_that_is_asked(make_batches, write_lines, pic
     rows = [{"image": pictures[0], "caption": "a long caption " * 30}]
     path = write_lines(rows)
     whole = make_batches(path, batch_size=1, max_length=1000)(0, 0)
-    batch = make_batches(path, batch_size=1, max_length=50, more={"truncate": True})(
-        0, 0
-    )
+    batch = make_batches(path, batch_size=1, max_length=50, truncate=True)(0, 0)
     assert batch.lengths == (50,)
     assert batch.tokens.tolist() == whole.tokens[:, :50].tolist()
     assert batch.learned.tolist() == whole.learned[:, :50].tolist()
@@ -339,7 +337,7 @@ def test_a_book_is_not_written_out_in_tokens(
     assert not seen
     for row, expected in zip((rows[0], rows[2]), whole, strict=True):
         batch = make_batches(
-            write_lines([row]), batch_size=1, max_length=60, more={"truncate": True}
+            write_lines([row]), batch_size=1, max_length=60, truncate=True
         )(0, 0)
         # The very tokens that the whole begins with.
         assert batch.tokens.tolist() == expected.tokens[:, :60].tolist()
@@ -352,7 +350,7 @@ def test_a_picture_is_never_cut(length, make_batches, write_lines, pictures):
     text = "a " * 5
     rows = [{"parts": [text, {"type": "image"}, text], "images": pictures[:1]}]
     batches = make_batches(
-        write_lines(rows), batch_size=1, max_length=length, more={"truncate": True}
+        write_lines(rows), batch_size=1, max_length=length, truncate=True
     )
     prepared = make_batches(write_lines(rows), batch_size=1).prepare([0])[0]
     span = prepared.row.spans[0]
@@ -368,7 +366,7 @@ def test_a_picture_is_never_cut(length, make_batches, write_lines, pictures):
 def test_an_answer_that_is_cut_away_teaches_nothing(make_batches, write_lines):
     rows = [{"question": "x" * 100, "answer": "red"}]
     batches = make_batches(
-        write_lines(rows), batch_size=1, max_length=50, more={"truncate": True}
+        write_lines(rows), batch_size=1, max_length=50, truncate=True
     )
     with pytest.raises(DataError, match="nothing of its first 50 tokens is learned"):
         batches(0, 0)
