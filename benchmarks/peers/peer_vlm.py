@@ -110,8 +110,8 @@ def train(
 ) -> list[float]:
     """Seconds of every step of LoRA on all linear layers of the language model."""
     import mlx.optimizers as optimizers
-    from mlx_vlm.trainer.common.model import prepare_model_for_training
     from mlx_vlm.trainer.api import Trainer
+    from mlx_vlm.trainer.common.model import prepare_model_for_training
     from mlx_vlm.trainer.vlm.config import VLMTrainingArgs
 
     mx.random.seed(0)
