@@ -4,9 +4,10 @@ A file names them, one JSON object a line, pictures by their paths from the file
 
     {"prompt": "What is this?", "images": ["a.png", "b.png"]}
 
-or is one to train on, in any form of ``train/data/forms.py`` that asks something: up to its
-first answer. A folder gives its pictures, each with one of our questions. Without either the pictures
-are drawn. Answers are not needed: what matters is what the unpacked model would say.
+or is one to train on, in any form of ``train/data/forms.py`` that asks something: up to
+its first answer. A folder gives its pictures, each with one of our questions. Without
+either the pictures are drawn. Answers are not needed: what matters is what the unpacked
+model would say.
 """
 
 from __future__ import annotations
