@@ -70,9 +70,10 @@ def make_optimizer(config: TrainConfig) -> optim.Optimizer:
 
 
 class DecoupledMuon(optim.Muon):
-    """Muon whose decay is a share of the weight.
+    """Muon whose decay is a share of the weight, and to which every expert is a matrix.
 
-    mlx adds it to the gradient, where orthogonalisation takes its size away.
+    mlx adds the decay to the gradient, where orthogonalisation takes its size away, and
+    makes one matrix of stacked ones, [E, out, in], of which each then moves by less.
     """
 
     def __init__(
@@ -85,10 +86,24 @@ class DecoupledMuon(optim.Muon):
         self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]
     ) -> mx.array:
         """The weight behind a step; what is decayed is the weight before it."""
-        stepped = super().apply_single(gradient, parameter, state)
+        if parameter.ndim == 3:
+            stepped = self._step_each(gradient, parameter, state)
+        else:
+            stepped = super().apply_single(gradient, parameter, state)
         if not self.decay:
             return stepped
         return stepped - self.learning_rate * self.decay * parameter
+
+    def _step_each(
+        self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]
+    ) -> mx.array:
+        stepped, kept = [], []
+        for i in range(len(parameter)):
+            own = {"v": state["v"][i]}
+            stepped.append(super().apply_single(gradient[i], parameter[i], own))
+            kept.append(own["v"])
+        state["v"] = mx.stack(kept)
+        return mx.stack(stepped)
 
 
 def _muon(config: TrainConfig, share: float) -> optim.Optimizer:

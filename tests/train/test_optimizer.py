@@ -172,6 +172,28 @@ def test_muons_matrices_have_their_parts_rates_and_a_decay_of_their_own():
         np.testing.assert_allclose(lost, -rate * 0.5 * np.array(weight), atol=1e-6)
 
 
+def test_to_muon_every_expert_is_a_matrix_of_its_own():
+    config = replace(CONFIG, optimizer="muon", warmup_steps=0, matrix_decay=0.1)
+    rng = np.random.default_rng(2)
+    shape = (3, 6, 4)
+    experts = mx.array(rng.standard_normal(shape).astype(np.float32))
+    steps = [mx.array(rng.standard_normal(shape).astype(np.float32)) for _ in range(2)]
+
+    def moved(weights, gradients):
+        optimizer = make_optimizer(config)
+        for gradient in gradients:
+            weights = optimizer.apply_gradients(gradient, weights)
+        return weights
+
+    together = moved({"stack": experts}, [{"stack": step} for step in steps])
+    apart = moved(
+        {name: experts[i] for i, name in enumerate("abc")},
+        [{name: step[i] for i, name in enumerate("abc")} for step in steps],
+    )
+    for i, name in enumerate("abc"):
+        np.testing.assert_array_equal(together["stack"][i], apart[name])
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
 def test_each_part_has_a_rate_of_its_own(optimizer):
     config = replace(
