@@ -15,6 +15,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mm1_mlx.errors import ConfigError
 
@@ -23,6 +25,8 @@ from mm1_mlx.errors import ConfigError
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 # The results of a few operations on a long prompt, not the weights of a model.
 KEPT = 128 * 2**20
+# As much as mallopt can be told.
+KEPT_OF_STEPS = 2**31 - 1
 HEAP_VARIABLE = "MM1_HEAP"
 LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
 # Of the process, as what it is about.
@@ -51,6 +55,25 @@ def preload_blas() -> str | None:
 def heap_keeps() -> bool:
     """Whether this process's heap was told to keep freed memory."""
     return _heap_keeps
+
+
+@contextmanager
+def steps_kept() -> Iterator[None]:
+    """The heap keeps all that is freed meanwhile: a training step takes it again.
+
+    What it keeps else is given back at the end. A heap that was not set up here is left
+    alone.
+    """
+    if not _heap_keeps:
+        yield
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(_TRIM_THRESHOLD, KEPT_OF_STEPS)
+    try:
+        yield
+    finally:
+        library.mallopt(_TRIM_THRESHOLD, KEPT)
+        give_back()
 
 
 def give_back() -> None:

@@ -72,6 +72,24 @@ def test_a_model_that_is_let_go_gives_its_memory_back():
     assert int(held) - int(left) > 350_000  # kB of 400 MB
 
 
+def test_what_a_training_step_frees_is_kept_for_the_next():
+    held, kept, left = ask(
+        "from mm1_mlx.blas import preload_blas, steps_kept; preload_blas()\n"
+        "import mlx.core as mx, gc\n"
+        "from mm1_mlx.room import PROC\n"
+        "def resident():\n"
+        "    lines = (PROC / 'self/status').read_text().splitlines()\n"
+        "    return next(int(x.split()[1]) for x in lines if x.startswith('RssAnon'))\n"
+        "with steps_kept():\n"
+        "    arrays = [mx.ones((2**20,)) * i for i in range(100)]\n"
+        "    mx.eval(arrays); held = resident()\n"
+        "    arrays.clear(); gc.collect(); kept = resident()\n"
+        "print(held, kept, resident())"
+    )
+    assert int(held) - int(kept) < 50_000  # kB of 400 MB
+    assert int(kept) - int(left) > 350_000
+
+
 # What the C library is told, beside what mlx is.
 WATCHED = (
     "import ctypes\n"

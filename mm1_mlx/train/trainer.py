@@ -22,6 +22,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from mm1_mlx.blas import steps_kept
 from mm1_mlx.device import this_chip
 from mm1_mlx.errors import CheckpointError, ConfigError, DataError
 from mm1_mlx.models import MM1
@@ -219,6 +220,14 @@ class Trainer(Generic[Model, Batch]):
             DataError: a row cannot be used.
             CheckpointError: the checkpoints are damaged, or the disk is full.
         """
+        with steps_kept():
+            return self._run(report, expect)
+
+    def _run(
+        self,
+        report: Callable[[dict[str, Any]], None],
+        expect: Callable[[dict[str, Any]], None] | None,
+    ) -> bool:
         first = self.group.rank() == 0
         if first:
             self.folder.mkdir(parents=True, exist_ok=True)
