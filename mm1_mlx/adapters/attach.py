@@ -68,8 +68,9 @@ def wrap(
         made = wrappers[form].from_base(layer, r=rank, dropout=dropout, scale=scale)
     elif form != "linear":
         raise ConfigError(
-            f"DoRA is for linear layers, not for {form}; leave them out of where, or "
-            "take kind 'lora'"
+            f"DoRA is for linear layers, not for {form}; name places without them, such "
+            "as decoder.attention (where, --adapter-targets decoder.attention), or take "
+            "LoRA (kind 'lora', --adapter lora)"
         )
     else:
         # Its own from_base miscounts the columns of weights packed in 3, 5 or 6 bits.
