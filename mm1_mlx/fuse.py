@@ -143,7 +143,8 @@ def fuse(
         count: how many of them; at least 4.
         measured: whether the cost is measured, if there is memory to run the model.
         allow_loss: whether more than ``MAX_LOST`` of the adapters' effect may be lost,
-            or a share that is not known: packed, and not measured.
+            or a share that is not known: packed, and not measured, or only on prompts
+            on which they do nothing.
         overwrite: whether an existing ``out`` is replaced.
         progress: told what is under way.
 
@@ -195,10 +196,18 @@ def _check_loss(job: _Job, measured: Measured) -> None:
     """Pass only if packing rounds little of the adapters' effect away.
 
     Raises:
-        CheckpointError: too much is.
+        CheckpointError: too much is, or the prompts show no effect to lose.
     """
     lost = measured.lost
-    if not job.coarser or lost is None or lost <= MAX_LOST:
+    if lost is None:
+        _check_known(
+            job,
+            "on the prompts asked they move predictions by but "
+            f"{measured.effect.kl_mean:.2g} nats",
+            "measure by prompts of the adapters' task (--calibration), ",
+        )
+        return
+    if not job.coarser or lost <= MAX_LOST:
         return
     # Rounded twice, weights lose more than twice as much.
     more = "fuse the model that this was quantized from, " if job.packed else ""
@@ -211,7 +220,7 @@ def _check_loss(job: _Job, measured: Measured) -> None:
     )
 
 
-def _check_known(job: _Job, why: str) -> None:
+def _check_known(job: _Job, why: str, better: str = "") -> None:
     """Pass without a measurement only if packing rounds nothing of the adapters' away.
 
     Raises:
@@ -220,8 +229,8 @@ def _check_known(job: _Job, why: str) -> None:
     if job.coarser:
         raise CheckpointError(
             f"how much of what the adapters change would be lost by packing "
-            f"{len(job.coarser)} of their weights is not known: {why}; leave out the "
-            "bits, for 16, or pass --allow-loss"
+            f"{len(job.coarser)} of their weights is not known: {why}; {better}leave "
+            "out the bits, for 16, or pass --allow-loss"
         )
 
 

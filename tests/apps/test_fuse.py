@@ -311,6 +311,24 @@ def test_rounding_to_16_bits_is_no_reason_to_refuse(strength, dtype, tmp_path):
         assert report.measured.lost == min(1, cost / effect) > 0.1
 
 
+@pytest.mark.parametrize("base", ["plain", "packed"])
+def test_bits_are_refused_where_the_prompts_show_no_effect(base, packed, tmp_path):
+    """What does nothing on the prompts asked may do all on its own."""
+    path = packed if base == "packed" else TINY
+    given = Adapters.load([make(tmp_path / "adapter", 1e-3, rank=8)])
+    out, recipe = tmp_path / "out", find_recipe("4bit")
+    with pytest.raises(
+        CheckpointError,
+        match=r"by packing 28 of their weights is not known: on the prompts asked they "
+        r"move predictions by but [\d.]+e-0[67] nats; measure by prompts of .*"
+        r"\(--calibration\), leave out the bits, for 16, or pass --allow-loss$",
+    ):
+        fuse(path, out, given, recipe=recipe, count=4)
+    assert not out.exists()
+    report = fuse(path, out, given, recipe=recipe, count=4, allow_loss=True)
+    assert report.measured.lost is None
+
+
 def test_an_adapter_of_another_model_is_told(packed, weak, tmp_path, caplog):
     """Once, whether it is measured or not."""
     for i, measured in enumerate((False, True)):
