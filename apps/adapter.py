@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,6 +63,23 @@ def show(
         + f", {human_bytes(found.nbytes)}, for {found.base.name!r:.120} "
         f"({found.base.digest[:12]})"
     )
+    for name, value in _told(found.training).items():
+        print(f"{name}: {value:.200}")
+
+
+def _told(training: Mapping[str, Any]) -> dict[str, str]:
+    """What an adapter says of its training, in words that a terminal may show."""
+    from mm1_mlx.adapters.folder import RESOLUTION
+
+    # Written by somebody else, so as JSON, whose control codes are spelled out.
+    told = {
+        ascii(name)[1:-1].replace("_", " "): json.dumps(value).strip('"')
+        for name, value in training.items()
+        if name != "names"
+    }
+    if not told:
+        return {"training": "it says nothing of it"}
+    return {RESOLUTION: "the model's own"} | told
 
 
 @adapter.command(name="import")

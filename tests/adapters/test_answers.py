@@ -138,6 +138,36 @@ def test_a_missing_adapter_is_one_line(monkeypatch, capsys, tmp_path):
     assert err.count("\n") == 1
 
 
+def test_it_is_shown_how_one_was_made(keep, rewrite, monkeypatch, capsys):
+    out, _ = keep(TINY)
+
+    def shown(**training):
+        rewrite(out, training=training)
+        status, lines, err = mm1(monkeypatch, capsys, "adapter", "show", out)
+        assert (status, err) == (0, "")
+        head, *rest = lines.splitlines()
+        assert re.match(
+            r"LoRA, rank 4, scale 2: 28 layers, .*, for 'mm1-tiny' \(", head
+        )
+        return rest
+
+    made = {"stage": "sft", "steps": 100, "learning_rate": 1e-4, "data": ["a.jsonl"]}
+    assert shown(**made) == [
+        "resolution: the model's own",
+        "stage: sft",
+        "steps: 100",
+        "learning rate: 0.0001",
+        'data: ["a.jsonl"]',
+    ]
+    assert shown(**made, resolution="2x64")[0] == "resolution: 2x64"
+    assert shown() == ["training: it says nothing of it"]
+    # Somebody else may have written it: a terminal would act on what is said so.
+    assert shown(stage="\x1b[2J") == [
+        "resolution: the model's own",
+        r"stage: \u001b[2J",
+    ]
+
+
 def test_an_adapter_is_small(keep):
     out, _ = keep(TINY, rank=8)
     sizes = {path.name: path.stat().st_size for path in out.iterdir()}
