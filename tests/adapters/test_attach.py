@@ -203,7 +203,7 @@ def test_what_cannot_have_matrices_is_refused(make_model, model):
         attach(model, AdapterConfig(where=(r"decoder\.layers\.7\..*",)))
     sparse = make_model(decoder={"moe": MOE})
     with pytest.raises(
-        ConfigError, match="not for experts; .*--adapter-targets decoder.attention"
+        ConfigError, match=r"not for experts; .*--adapter-targets decoder\.attention"
     ):
         attach(sparse, AdapterConfig(kind="dora"))
 
