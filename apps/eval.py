@@ -118,7 +118,8 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Ask a model questions with known answers, greedily, and count by published metrics.
 
-    Every figure comes with its 95% interval, and with what guessing would give.
+    Figures come with their 95% intervals; the accuracy of choices, and of yes or no, also
+    with what guessing would give.
     """
     if (list_tasks or compare) and (task is not None or data is not None):
         raise typer.BadParameter(
@@ -227,12 +228,16 @@ def _show(found: list[tuple[str, Any]]) -> None:
     rows = []
     for name, results in found:
         parts = {"": results["figures"], **results["categories"]}
+        settings = results.get("settings")
+        known = settings.get("resolution") if isinstance(settings, dict) else None
         for category, figures in parts.items():
             for figure, held in figures.items():
                 label = f"{name}: {category}" if category else name
-                rows.append((label, figure, *_written(figure, held)))
+                said = _written(figure, held)
+                rows.append((label, str(known or ""), figure, *said))
     heads = (
         "task" if len(found) == 1 else "results",
+        "pictures",
         "figure",
         "",
         "95%",

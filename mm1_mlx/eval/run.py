@@ -25,6 +25,7 @@ from mm1_mlx.eval.prompts import Asker, check_prompt, is_base
 from mm1_mlx.eval.tasks import TASKS, Task
 from mm1_mlx.grounding import load_upright, parse_boxes
 from mm1_mlx.likelihood import Candidates, Likelihood, loglikelihoods
+from mm1_mlx.resolution import name_mode
 from mm1_mlx.runtime import Runtime
 from mm1_mlx.train.data.example import located
 from mm1_mlx.train.data.files import Files, find_files
@@ -263,6 +264,7 @@ def _files(path: Path) -> Files:
 def _settings(run: _Run, data: Path) -> dict[str, Any]:
     """What was asked, of which data, and by which model."""
     runtime, options = run.runtime, run.options
+    image = runtime.config.image
     dtype = runtime.model.decoder.norm.weight.dtype
     return {
         "task": {
@@ -282,6 +284,7 @@ def _settings(run: _Run, data: Path) -> dict[str, Any]:
         and {"path": legible(options.shots_from), "digest": run.solved.identity()},
         "fresh_shots": options.fresh_shots,
         "shots_seed": options.seed,
+        "resolution": image and name_mode(image),
         "tiled": options.tiled,
         "model": {
             "path": legible(runtime.path),

@@ -75,6 +75,10 @@ def test_every_kind_of_task_runs_from_the_command_line(mm1, data, metric):
     results = json.loads(out)
     assert results["task"] == name
     assert results["n"] == COUNT
+    guessed = {k for k, x in results["figures"].items() if x["chance"] is not None}
+    # As the help says: the accuracy of choices, and of yes or no.
+    named = {"letter": {"accuracy"}, "yes-no": {"accuracy"}, "blank": {"acc"}}
+    assert guessed == (named | {"likelihood": {"acc", "acc_norm"}}).get(metric, set())
     for figure in results["figures"].values():
         if figure["low"] is not None:
             assert figure["low"] - 1e-9 <= figure["value"] <= figure["high"] + 1e-9
@@ -85,14 +89,21 @@ def test_figures_are_a_table(mm1, data, tmp_path):
     code, out, err = mm1("vqa", data, "--prompt", "{question}", "--out", tmp_path / "a")
     assert (code, err) == (0, "")
     head, row = out.splitlines()
-    assert head.split() == ["task", "figure", "95%", "chance", "n"]
-    assert row.split()[:2] == ["vqa", "accuracy"]
+    assert head.split() == ["task", "pictures", "figure", "95%", "chance", "n"]
+    assert row.split()[:3] == ["vqa", "96", "accuracy"]
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     value = results["figures"]["accuracy"]["value"]
-    assert row.split()[2] == f"{100 * value:.1f}"
-    code, out, _ = mm1("--compare", tmp_path / "a", "--compare", tmp_path / "a")
+    assert row.split()[3] == f"{100 * value:.1f}"
+    other = ("--resolution", "2x96", "--out", tmp_path / "b", "--limit", "1")
+    assert mm1("vqa", data, *other)[0] == 0
+    code, out, _ = mm1("--compare", tmp_path / "a", "--compare", tmp_path / "b")
     assert code == 0
-    assert len(out.splitlines()) == 3
+    # By what two runs of the same model differ.
+    rows = [line.split() for line in out.splitlines()[1:]]
+    assert [row[:3] for row in rows] == [
+        [str(tmp_path / "a"), "96", "accuracy"],
+        [str(tmp_path / "b"), "2x96", "accuracy"],
+    ]
 
 
 def test_answers_that_had_no_room_are_told(mm1, data):
