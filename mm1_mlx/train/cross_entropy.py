@@ -41,14 +41,17 @@ def summed_cross_entropy(
     """The sum (nats) over all rows of how unlikely their targets are, in float32.
 
     Gradients reach the states and the head's trainable weights, not the adjustment. A
-    model that is ``training`` has them computed beside the loss, to be taken once; else
-    they are mlx's own, of all scores.
+    model that is ``training`` has them computed beside the loss; else they are mlx's
+    own, of all scores. They have no gradients of their own.
 
     Args:
         model: whose decoder's head scores.
         states: the decoder's last [N, D].
         targets: ids [N].
         adjustment: [N, V], added to the scores.
+
+    Raises:
+        NotImplementedError: a gradient of a gradient is asked for.
     """
     head = model.decoder.head
     size = block_rows(cast(DecoderConfig, model.config.decoder).vocab_size)
@@ -66,7 +69,14 @@ def summed_cross_entropy(
 
     weights = head.trainable_parameters()
     if not head.training:
-        return mx.stack([loss(states[some], weights, some) for some in rows]).sum()
+        measured: list[mx.array] = []
+        for some in rows:
+            x = states[some]
+            if measured:
+                # As below: else mlx would compute all scores before it frees any.
+                (x,) = mx.depends([x], [measured[-1]])
+            measured.append(loss(x, weights, some))
+        return mx.stack(measured).sum()
     gradients: list[Any] = []
 
     def forward(states: mx.array, weights: Any) -> mx.array:
@@ -97,7 +107,7 @@ def summed_cross_entropy(
 
     def backward(primals: list[Any], cotangent: mx.array, _: mx.array) -> Any:
         return tree_map(
-            lambda x, gradient: (cotangent * gradient).astype(x.dtype),
+            lambda x, gradient: (cotangent * _last(gradient)).astype(x.dtype),
             list(primals),
             gradients,
         )
@@ -124,12 +134,25 @@ def _summed(scores: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     return losses.sum(), mx.put_along_axis(softmax, at, missing, axis=-1)
 
 
+def _refuse(*_: Any) -> Any:
+    raise NotImplementedError(
+        "the head's loss has no second derivatives; differentiate mlx's own "
+        "nn.losses.cross_entropy of the decoder's scores"
+    )
+
+
+# A gradient that is none of a function's that could be differentiated again: mlx would
+# take it for a constant.
+_last: Any = mx.custom_function(lambda x: x)
+_last.vjp(_refuse)
+
+
 def _summed_vjp(
     primals: tuple[mx.array, mx.array],
     cotangents: tuple[mx.array, mx.array],
     outputs: tuple[mx.array, mx.array],
 ) -> tuple[mx.array, mx.array]:
-    return cotangents[0] * outputs[1], mx.zeros_like(primals[1])
+    return cotangents[0] * _last(outputs[1]), mx.zeros_like(primals[1])
 
 
 # Its second result is its own gradient, to be scaled.

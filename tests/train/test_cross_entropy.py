@@ -175,6 +175,35 @@ def test_scores_of_one_block_are_held_at_a_time(make, monkeypatch):
     assert peak(whole) > 2 * scores
 
 
+def test_what_only_measures_holds_scores_of_one_block_too(make, monkeypatch):
+    rows, vocabulary = 8192, 1024
+    model = make(decoder={"vocab_size": vocabulary})
+    states, targets = drawn(rows, D), mx.arange(rows) % vocabulary
+    monkeypatch.setattr(cross_entropy, "SCORES", 1)
+    mx.eval(model.parameters(), states, targets)
+    model.eval()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(summed_cross_entropy(model, states, targets))
+    assert mx.get_peak_memory() - before < rows * vocabulary * 4 / 4
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_second_derivative_is_refused(training, frozen, make, targets):
+    model = make().train(training)
+    if frozen:
+        model.freeze()
+
+    def slope(x):
+        return mx.grad(lambda x: summed_cross_entropy(model, x, targets))(x).sum()
+
+    states = drawn(N, D)
+    assert slope(states).item() != 0
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        mx.grad(slope)(states)
+
+
 def test_a_block_has_enough_rows_for_a_product():
     assert block_rows(256_000) == 128
     assert block_rows(32_000) == 131
