@@ -28,7 +28,10 @@ def evaluate(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Argument(help="questions: JSONL, parquet or tar", show_default=False),
+        typer.Argument(
+            help="questions, or rows as trained on: JSONL, parquet or tar",
+            show_default=False,
+        ),
     ] = None,
     model: Model = None,
     adapter: AdapterNames = None,
@@ -118,6 +121,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Ask a model questions with known answers, greedily, and count by published metrics.
 
+    Of a conversation the last answer is asked for, behind the turns before it.
     Figures come with their 95% intervals; the accuracy of choices, and of yes or no, also
     with what guessing would give.
     """

@@ -13,7 +13,9 @@
 | ``category`` | figures are also given of each category's questions |
 
 ``query`` and ``label`` of ChartQA, and ``options`` of AI2D, as Hugging Face has them, are
-read as the like of these. Other keys are not looked at.
+read as the like of these. A row of a conversation (``messages``, ``conversations``,
+``texts``, ``prompt`` and ``completion``) is read as for training: its last answer that is
+learned is asked for, behind the turns before it. Other keys are not looked at.
 
 Examples to show are read here too, not by ``shots.read_shots``: they are rows of the same
 data sets, whose other keys are no mistakes, and whose answers are lists or choices.
@@ -24,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +36,16 @@ from PIL import Image
 from mm1_mlx.errors import DataError
 from mm1_mlx.eval.letters import LETTERS
 from mm1_mlx.image import ImageSource
-from mm1_mlx.train.data.example import Record, located
+from mm1_mlx.messages import Part, Turn
+from mm1_mlx.train.data.example import Example, Record, located
+from mm1_mlx.train.data.forms import read_example
 from mm1_mlx.train.data.pictures import PictureFolder
 
 Box = tuple[float, float, float, float]
 _CONTROLS = ("Cc", "Zl", "Zp")
+# The keys of conversations in rows without a question.
+_SPOKEN = ({"messages"}, {"conversations"}, {"texts"}, {"prompt", "completion"})
+_ANSWERS = ("answer", "answers", "caption", "captions")
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Case:
         right: which of the choices is right, counted from 0.
         box: where the object is, in pixels.
         category: figures are given of each one's cases.
+        turns: of a conversation those before the answer, the question's last, and None
+            where a picture stands.
     """
 
     origin: str
@@ -66,11 +75,13 @@ class Case:
     right: int | None = None
     box: Box | None = None
     category: str = ""
+    turns: tuple[Turn, ...] = ()
 
     def digest(self) -> bytes:
         """32 bytes that tell it from others, its pictures by their bytes, not names."""
         said = (self.question, self.hint, self.answers, self.choices, self.right)
-        written = json.dumps([*said, self.box, self.category])
+        turns = [self.turns] if self.turns else []
+        written = json.dumps([*said, self.box, self.category, *turns])
         found = hashlib.sha256(written.encode())
         for image in self.images:
             found.update(digest_of(image))
@@ -114,6 +125,13 @@ def read_case(
     values = {key: value for key, value in record.values.items() if value is not None}
     with located(record.origin):
         values = _as_ours(values)
+        turns: tuple[Turn, ...] = ()
+        if "question" not in values and any(x <= values.keys() for x in _SPOKEN):
+            turns, images, said = _conversation(read_example(record, folder))
+            own = any(key in values for key in _ANSWERS)
+            values |= {"question": _question(turns)} | ({} if own else {"answer": said})
+        else:
+            images = _pictures(values, folder)
         choices, labels = _choices(values.get("choices", []))
         answers, right = _answers(values), None
         if choices:
@@ -124,7 +142,7 @@ def read_case(
             question, answers = _last_word(_text(values, "text"))
         case = Case(
             origin=record.origin,
-            images=_pictures(values, folder),
+            images=images,
             question=question,
             hint=_text(values, "hint"),
             answers=answers,
@@ -132,6 +150,7 @@ def read_case(
             right=right,
             box=_box(values["box"]) if "box" in values else None,
             category=_line(values, "category"),
+            turns=turns,
         )
         for name in sorted(needs):
             if not getattr(case, name):
@@ -158,6 +177,49 @@ def _as_ours(values: dict[str, Any]) -> dict[str, Any]:
             )
         answer = int(answer)
     return values | {"choices": options, "answer": answer}
+
+
+def _conversation(
+    example: Example,
+) -> tuple[tuple[Turn, ...], tuple[ImageSource, ...], str]:
+    """The turns before the last answer that is learned, their pictures, and that.
+
+    Raises:
+        DataError: it has none, or one that follows no question.
+    """
+    if example.kind == "document":
+        raise DataError("a document or caption asks nothing; give questions")
+    learned = [
+        number
+        for number, (role, _) in enumerate(example.turns)
+        if role == "assistant" and number not in example.unlearned
+    ]
+    turns = example.turns[: learned[-1]]
+    if not turns or turns[-1][0] != "user":
+        raise DataError("its last answer follows no turn of the user's")
+    seen = sum(part is None for _, parts in turns for part in parts)
+    return turns, example.images[:seen], _said(example.turns[learned[-1]][1])
+
+
+def _question(turns: Sequence[Turn]) -> str:
+    """The text of the last turn, every one held against what can be asked."""
+    texts = [_said([p for p in parts if p is not None]) for _, parts in turns]
+    return texts[-1]
+
+
+def _said(parts: Sequence[Part]) -> str:
+    """A turn's text, which is all that there is.
+
+    Raises:
+        DataError: it holds a picture or a region.
+    """
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) < len(parts):
+        raise DataError(
+            "a turn refers to a region, or an answer to a picture, by which nothing is "
+            "counted; leave it out"
+        )
+    return "".join(texts)
 
 
 def _text(values: Mapping[str, Any], key: str) -> str:
@@ -196,7 +258,7 @@ def _pictures(
 
 def _answers(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The texts of ``answer``, ``answers``, ``caption`` or ``captions``."""
-    keys = [k for k in ("answer", "answers", "caption", "captions") if k in values]
+    keys = [key for key in _ANSWERS if key in values]
     if len(keys) > 1:
         raise DataError(f"it has both {keys[0]} and {keys[1]}, expected one of them")
     if not keys:

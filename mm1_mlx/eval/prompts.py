@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mm1_mlx.answer import Settings
 from mm1_mlx.batch import Ask
@@ -19,6 +20,7 @@ from mm1_mlx.eval.letters import LETTERS, list_options
 from mm1_mlx.eval.metrics import BLANK, METRICS
 from mm1_mlx.eval.tasks import Task
 from mm1_mlx.likelihood import Candidates
+from mm1_mlx.messages import Message, Part
 from mm1_mlx.shots import Shot, with_shots
 
 # What an OpenFlamingo answer is cut before: a base model goes on with the next example.
@@ -63,7 +65,8 @@ class Asker:
         ]
         if given or style == "chat":
             settings = self._settings(given, style)
-            return Ask(self._text(case), case.images, settings)
+            asked = self._turns(case) if style == "chat" else self._text(case)
+            return Ask(asked, case.images, settings)
         # Without examples a base model is shown the form all the same.
         messages = with_shots((), self._text(case), case.images, style)
         return Ask(messages, (), self._settings((), "auto"))
@@ -94,7 +97,34 @@ class Asker:
         """What ends an answer."""
         return self.task.stop if self.base or self.task.style == "text" else ()
 
+    def _turns(self, case: Case) -> str | list[Message]:
+        """The question as it is trained on: in its conversation, pictures in place."""
+        if not case.turns:
+            return self._text(case)
+        *before, (role, parts) = case.turns
+        ahead, field, behind = self.template.partition("{question}")
+        # Those before its text stand before what is asked beside it, too.
+        first = next((i for i, x in enumerate(parts) if x is not None), len(parts))
+        if not field:
+            parts = [part for part in parts if part is None]
+            first = len(parts)
+        last: list[Part] = [
+            *parts[:first], self._filled(ahead, case),
+            *parts[first:], self._filled(behind, case),
+        ]  # fmt: skip
+        return [_message(*turn) for turn in (*before, (role, last))]
+
     def _text(self, case: Case) -> str:
+        if len(case.turns) > 1:
+            raise DataError(
+                f"{case.origin}: its answer stands behind {len(case.turns)} turns, which "
+                "only a chat model is asked in, and no example shows; give the question "
+                "alone"
+            )
+        return self._filled(self.template, case)
+
+    def _filled(self, template: str, case: Case) -> str:
+        """A template, or a piece of it, with what the row has in its fields."""
         hint = f"{case.hint.rstrip()}\n" if case.hint else ""
         if hint and case.choices and self.task.metric == "letter":
             hint = f"Context: {hint}"  # As LLaVA asks ScienceQA.
@@ -104,7 +134,7 @@ class Asker:
             "{options}": list_options(case.choices),
         }
         # At once: a question may hold what looks like a field.
-        return re.sub(r"\{\w+\}", lambda m: fields.get(m[0], m[0]), self.template)
+        return re.sub(r"\{\w+\}", lambda m: fields.get(m[0], m[0]), template)
 
     def _solved(self, case: Case) -> str:
         """A solved case as text."""
@@ -160,11 +190,20 @@ def check_prompt(task: Task, prompt: str) -> None:
             )
 
 
+def _message(role: str, parts: Sequence[Part]) -> Message:
+    """A turn as a message, its pictures taken from those that are given beside it."""
+    content: list[dict[str, Any]] = [
+        {"type": "image"} if part is None else {"type": "text", "text": part}
+        for part in parts
+    ]
+    return {"role": role, "content": content}
+
+
 def _fillings(case: Case) -> list[tuple[Case, str]]:
     """For each choice the sentence up to it and with it, and what stands behind."""
     before, _, behind = case.question.partition(BLANK)
     return [
-        (Case(case.origin, case.images, before + choice), f" {behind.strip()}")
+        (replace(case, question=before + choice), f" {behind.strip()}")
         for choice in case.choices
     ]
 

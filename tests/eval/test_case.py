@@ -63,6 +63,49 @@ def test_hugging_faces_own_keys_are_read(values, answers, right):
     assert case.question == values.get("question", "How many?")
 
 
+ASKED = {"role": "user", "content": "<image>\nWhose is it?"}
+SAID = {"role": "assistant", "content": "Ada's."}
+MORE = [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."}]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"messages": [ASKED, SAID], "images": ["red-star.png"]},
+        {"conversations": [{"from": "human", "value": "<image>\nWhose is it?"},
+                           {"from": "gpt", "value": "Ada's."}], "image": "red-star.png"},
+        {"texts": [{"user": "Whose is it?", "assistant": "Ada's."}],
+         "images": ["red-star.png"]},
+        {"prompt": "Whose is it?", "completion": "Ada's.", "image": "red-star.png"},
+        # Named in its part, an answer that is only read, and a question left open.
+        {"messages": [{"role": "user", "content": [
+            {"type": "image", "image": "red-star.png"},
+            {"type": "text", "text": "Whose is it?"}]}, SAID,
+            MORE[0], MORE[1] | {"weight": 0}, MORE[0]]},
+    ],
+)  # fmt: skip
+def test_rows_of_training_are_asked_as_they_are(values):
+    case = case_of(values, NEEDS)
+    assert (case.question, case.answers) == ("Whose is it?", ("Ada's.",))
+    assert case.images == (TINY / "red-star.png",)
+    assert case.turns == (("user", [None, "Whose is it?"]),)
+
+
+def test_of_a_conversation_the_last_answer_is_asked():
+    values = {"messages": [ASKED, SAID, *MORE], "image": "red-star.png"}
+    case = case_of(values, NEEDS)
+    assert (case.question, case.answers) == ("Sure?", ("Yes.",))
+    turns = [("user", [None, "Whose is it?"]), ("assistant", ["Ada's."])]
+    assert case.turns == (*turns, ("user", ["Sure?"]))
+    # What was said before tells it from another; its own keys win.
+    other = values["messages"][1] | {"content": "Bob's."}
+    changed = values | {"messages": [ASKED, other, *MORE]}
+    assert case_of(changed, NEEDS).digest() != case.digest()
+    assert case_of(values | {"answers": ["a", "b"]}, NEEDS).answers == ("a", "b")
+    own = case_of(values | {"question": "What?", "answer": "red"}, NEEDS)
+    assert (own.question, own.answers, own.turns) == ("What?", ("red",), ())
+
+
 def test_a_number_that_is_another_options_text_is_refused():
     with pytest.raises(
         DataError, match="17: answer is '1', the number of one of the op"
@@ -158,6 +201,11 @@ def test_pictures_lie_in_the_folder():
         ({"box": [1, 2, 3]}, "expected [left, top, right, bottom]"),
         ({"box": [5, 0, 1, 9]}, "expected [left, top, right, bottom]"),
         ({"box": [0, 0, float("inf"), 9]}, "expected [left, top, right, bottom]"),
+        ({"messages": [SAID]}, "its last answer follows no turn of the user's"),
+        ({"messages": [MORE[0]]}, "no assistant turn"),
+        ({"texts": ["a", None], "images": [None, "red-star.png"]}, "asks nothing"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "region",
+          "box": [1, 2, 3, 4]}]}, SAID], "image": "red-star.png"}, "refers to a region"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_row_is_said_in_a_line(values, message):

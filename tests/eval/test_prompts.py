@@ -1,5 +1,7 @@
 """What a model is asked: MM1's few-shot forms, table 5's instructions, texts."""
 
+from dataclasses import replace
+
 import pytest
 
 from mm1_mlx.errors import DataError, PromptError
@@ -73,6 +75,49 @@ def test_a_chat_model_is_given_table_5s_instructions():
         )
     ]
     assert ask("vqav2", ASKED).settings.stop == ()
+
+
+# As train/data/forms reads a row whose question has a picture before and one within it.
+TOLD = Case(
+    *("x:3", (STAR, FOUR), "Beside which is it?"), answers=("the circle",),
+    turns=(("user", [None, "What is it?"]), ("assistant", ["A star."]),
+           ("user", [None, "Beside which", None, " is it?"])),
+)  # fmt: skip
+ALONE = Case("x:4", (STAR,), "Which?", turns=(("user", [None, "Which?"]),))
+
+
+def test_a_conversation_is_asked_as_it_is_trained_on():
+    before = [("user", "<i>What is it?"), ("assistant", "A star.")]
+    images = (STAR, FOUR, STAR)
+    case = replace(TOLD, images=images)
+    asked = ask("exact", case)
+    assert shown(asked) == [*before, ("user", "<i>Beside which<i> is it?")]
+    turns, sources = collect(asked.prompt, asked.images)
+    assert (tuple(turns), tuple(sources)) == (TOLD.turns, images)
+    # What a task adds stands where it does beside a question.
+    assert shown(ask("vqav2", case))[-1] == (
+        "user", f"<i>Beside which<i> is it?\n{SHORT_ANSWER}",
+    )  # fmt: skip
+    assert shown(ask("nocaps", case))[-1] == ("user", f"<i><i>{CAPTION}")
+    assert shown(ask("exact", case, [SOLVED]))[:3] == [
+        ("user", "<i>How many?"), ("assistant", "4"), before[0],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "case", "shots", "base"),
+    [("exact", TOLD, (), True), ("vqa", ASKED, [TOLD], False), ("piqa", TOLD, (), False)],
+)  # fmt: skip
+def test_several_turns_are_shown_to_a_chat_model_alone(task, case, shots, base):
+    with pytest.raises(
+        DataError, match=r"^x:3: its answer stands behind 3 turns, which"
+    ):
+        ask(task, case, shots, base)
+    one = {"case": ALONE} if case is TOLD else {"case": case, "shots": [ALONE_SOLVED]}
+    assert shown(ask(task, **one, base=base))
+
+
+ALONE_SOLVED = replace(ALONE, answers=("that",))
 
 
 def test_a_chat_models_examples_are_turns_asked_alike():

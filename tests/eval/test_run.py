@@ -76,6 +76,22 @@ def test_answers_are_counted_as_one_by_one(runtime, drawn):
     assert figures(runtime, PLAIN, path) == {"accuracy": mean(scores)}
 
 
+def test_the_file_that_was_trained_on_is_asked_alike(runtime, drawn):
+    """README's mine.jsonl: the same questions, in the forms that training reads."""
+    plain = rows_of(drawn / "ask.jsonl")[:4]
+    spoken = [
+        {"messages": [{"role": "user", "content": f"<image>\n{row['question']}"},
+                      {"role": "assistant", "content": row["answer"]}],
+         "images": [row["image"]]} if i % 2 else row
+        for i, row in enumerate(plain)
+    ]  # fmt: skip
+    path = write(drawn / "mine.jsonl", spoken)
+    results = evaluate(runtime, TASKS["exact"], path, Options())
+    assert (results["n"], results["skipped"], results["without_picture"]) == (4, 0, 0)
+    expected = figures(runtime, "exact", drawn / "ask.jsonl", limit=4)
+    assert results["figures"]["exact_match"]["value"] == expected["exact_match"] > 0
+
+
 def test_captions_are_counted_over_all_pictures(runtime, drawn):
     path = drawn / "caption.jsonl"
     rows = rows_of(path)
