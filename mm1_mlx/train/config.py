@@ -200,6 +200,18 @@ class TrainConfig(Section):
         own: float | None = getattr(self, f"{part}_learning_rate")
         return self.learning_rate if own is None else own
 
+    def measures(self, step: int) -> bool:
+        """Whether the held-out loss is measured behind a step, where rows are held out."""
+        if self.eval_every:
+            return step % self.eval_every == 0
+        return step % self.save_every == 0 or step == self.steps
+
+    def measurements_after(self, step: int) -> int:
+        """How many of them come behind those of a step."""
+        every = self.eval_every or self.save_every
+        last = not self.eval_every and step < self.steps and self.steps % every > 0
+        return self.steps // every - step // every + last
+
     def differences(self, then: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
         """What another run has differently that may not change: name, its, ours."""
         for each in fields(self):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -27,20 +28,25 @@ from mm1_mlx.device import this_chip
 from mm1_mlx.errors import CheckpointError, ConfigError, DataError
 from mm1_mlx.models import MM1
 from mm1_mlx.room import allowed
+from mm1_mlx.sizes import human_bytes
 from mm1_mlx.train import state
 from mm1_mlx.train.budget import Training, check_training, step_seconds, training_of
 from mm1_mlx.train.config import TrainConfig
 from mm1_mlx.train.optimizer import make_optimizer, schedule
+from mm1_mlx.train.pace import Moment, Pace
 from mm1_mlx.train.record import (
+    LOG,
     RECORD,
     Tally,
     add_line,
     check_record,
+    read_log,
     trim_log,
     write_record,
 )
 from mm1_mlx.train.sample import Batch as Rows
 from mm1_mlx.worker import Worker
+from mm1_mlx.writer import FULL
 
 Model = TypeVar("Model", bound=nn.Module)
 Batch = TypeVar("Batch")
@@ -56,6 +62,10 @@ HALF_SCALE, DOUBLE_EVERY = 1024.0, 200
 SCALE = "scale"
 # How what mlx says of its connections begins.
 BACKENDS = ("[ring]", "[jaccl]", "[mpi]", "[nccl]")
+# And of memory that it does not get: in an allocator's name, or behind a GPU's.
+_NO_MEMORY = re.compile(
+    r"^\[(metal::)?malloc(_or_wait)?\]|^\[METAL\].*Insufficient Memory", re.DOTALL
+)
 
 
 class Taught(NamedTuple):
@@ -95,6 +105,7 @@ class Trainer(Generic[Model, Batch]):
             not continued.
         given: fields of ``config`` that are not left to a default, for the record.
         warn: told in a line what went wrong and was mended.
+        saved: called behind every checkpoint, in the process that writes them.
 
     Raises:
         ConfigError: the micro-batches cannot be shared out; nothing is to be trained; or
@@ -114,6 +125,7 @@ class Trainer(Generic[Model, Batch]):
         record: Mapping[str, Mapping[str, Any]] | None = None,
         given: Mapping[str, Any] | None = None,
         warn: Callable[[str], None] = lambda _: None,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -124,6 +136,7 @@ class Trainer(Generic[Model, Batch]):
         self.record = dict(record or {})
         self.given = config.to_dict() if given is None else dict(given)
         self.warn = warn
+        self.saved = saved
         self.step = self._saved = 0
         self._tally = Tally()
         self._scale = HALF_SCALE
@@ -133,6 +146,9 @@ class Trainer(Generic[Model, Batch]):
         self.tokens = 0
         # Asked for here, and what all processes agreed on.
         self._stop_wanted = self._stopping = False
+        # Whether the weights are those of ``step``: not while they take one.
+        self._whole = True
+        self._watch: Callable[[Moment], None] = lambda _: None
         self._schedule = schedule(config, config.learning_rate)
         self.group = mx.distributed.init()
         self._share, rest = divmod(config.micro_batches, self.group.size())
@@ -160,6 +176,12 @@ class Trainer(Generic[Model, Batch]):
         self._tracing = threading.Lock()
         self._loader = Worker()
         self._differentiate = mx.value_and_grad(self._weighted_loss)
+        self._pace = Pace(config, len(self._held_out))
+
+    @property
+    def _held_out(self) -> range:
+        """Which of ``valid``'s batches this process measures."""
+        return range(self.group.rank(), len(self.valid), self.group.size())
 
     def _training_step(self, workers: int) -> Training | None:
         """What this process does in a step; of a module that is no MM1 nobody knows."""
@@ -170,7 +192,11 @@ class Trainer(Generic[Model, Batch]):
         # It need not be made once more for the first step.
         self._loading[place] = Future()
         self._loading[place].set_result(batch)
-        if not isinstance(batch, Rows):
+        return self._training_on(batch, workers)
+
+    def _training_on(self, batch: Batch, workers: int) -> Training | None:
+        """What this process does in a step on batches like this one."""
+        if not isinstance(self.model, MM1) or not isinstance(batch, Rows):
             return None
         return training_of(
             self.model,
@@ -181,6 +207,19 @@ class Trainer(Generic[Model, Batch]):
             itemsize=getattr(mx, self.config.precision).size,
             checkpointing=self.config.checkpointing,
         )
+
+    def judge(self, batch: Batch) -> None:
+        """Have what a step takes judged by this batch, where it is larger than the first.
+
+        Raises:
+            ConfigError: the device has no room for a step on batches like it.
+        """
+        training, model = self._training_on(batch, len(self._workers)), self.model
+        if training is None or self._training is None or not isinstance(model, MM1):
+            return
+        if training.tokens > self._training.tokens:
+            self._training = training
+            check_training(model.config, training)
 
     def forecast(self) -> dict[str, Any]:
         """What a step takes of each process, on batches like the first; of an MM1.
@@ -207,19 +246,22 @@ class Trainer(Generic[Model, Batch]):
         self,
         report: Callable[[dict[str, Any]], None],
         expect: Callable[[dict[str, Any]], None] | None = None,
+        watch: Callable[[Moment], None] = lambda _: None,
     ) -> bool:
         """Train to the last step, or until ``stop``; whether the last one was reached.
 
-        ``report`` receives every log line. Before the first step ``expect`` receives
-        the ``forecast``, where there is one, and the loss on ``valid`` is measured. What
+        ``report`` receives every log line, ``watch`` where the run is, behind every step
+        and every held-out batch. Before the first step ``expect`` receives the
+        ``forecast``, where there is one, and the loss on ``valid`` is measured. What
         ends the run early leaves a checkpoint of the steps that are done.
 
         Raises:
             ConfigError: the folder is of another run, or one of more steps; or the loss
-                is no number.
+                is no number; or memory has run out.
             DataError: a row cannot be used.
             CheckpointError: the checkpoints are damaged, or the disk is full.
         """
+        self._watch = watch
         with steps_kept():
             return self._run(report, expect)
 
@@ -230,7 +272,8 @@ class Trainer(Generic[Model, Batch]):
     ) -> bool:
         first = self.group.rank() == 0
         if first:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._on_disk(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
         if self.step > self.config.steps:
             raise ConfigError(
@@ -239,8 +282,10 @@ class Trainer(Generic[Model, Batch]):
                 "more, or choose another folder"
             )
         if first:
-            self._write_record()
-            trim_log(self.folder, self.step)
+            with self._on_disk(self.folder / RECORD):
+                self._write_record()
+            with self._on_disk(self.folder / LOG):
+                trim_log(self.folder, self.step)
         # Weights that the caller has just made: workers could not evaluate them.
         mx.eval(self.model.state)
         begins = first and self.step < self.config.steps
@@ -250,45 +295,82 @@ class Trainer(Generic[Model, Batch]):
             with self._in_order():
                 self._begin_to_validate(report)
         start, tokens, since = time.perf_counter(), 0, self.step
-        while self.step < self.config.steps:
+        while self.step < self.config.steps and not self._stopping:
+            begun = time.perf_counter()
             with self._in_order():
                 self.train_step()
             tokens += self.tokens
-            last = self.step == self.config.steps or self._stopping
-            if self.step % self.config.log_every == 0 or self.step == self.config.steps:
-                seconds = time.perf_counter() - start
-                self._log(self._line(seconds, tokens, self.step - since), report)
-                start, tokens, since = time.perf_counter(), 0, self.step
-            saves = last or self.step % self.config.save_every == 0
             paused = time.perf_counter()
-            # Before it is saved: what is logged later would not come again.
-            if self.valid and self._validates(saves):
+            self._pace.stepped(paused - begun)
+            coming = len(self._held_out) * self.config.measures(self.step)
+            left = self._pace.left(self.step, coming)
+            self._watch(Moment(self.step, seconds_left=left))
+            if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                line = self._line(paused - start, tokens, self.step - since)
+                self._log(line, report)
+                start, tokens, since = time.perf_counter(), 0, self.step
+                paused = start
+            # Before it is saved: what is logged later would not come again. Whoever
+            # stops the run does not wait for it.
+            if self.valid and self.config.measures(self.step) and not self._stopping:
                 with self._in_order():
                     self._log_held_out(report)
-            if saves:
+            last = self.step == self.config.steps or self._stopping
+            if last or self.step % self.config.save_every == 0:
                 self.save()
             start += time.perf_counter() - paused
-            if self._stopping:
-                break
         return self.step >= self.config.steps
 
     def _begin_to_validate(self, report: Callable[[dict[str, Any]], None]) -> None:
         """Measure before the first step; later only see that the rows can be used.
 
         Now, and not when hours have gone into the steps before the first measurement.
+        Where the run was stopped before it measured, it does now.
         """
-        if self.step == 0:
+        if self.step == 0 or self._is_unmeasured():
             self._log_held_out(report)
             return
-        for i in range(self.group.rank(), len(self.valid), self.group.size()):
+        for number, i in enumerate(self._held_out, start=1):
+            if self._stop_wanted:
+                return
             self.valid[i]
+            self._watch(Moment(self.step, number, len(self._held_out)))
+
+    def _is_unmeasured(self) -> bool:
+        """Whether the log lacks the measurement behind the step that the run stands at."""
+        lacks = self.group.rank() == 0 and self.config.measures(self.step)
+        if lacks:
+            lacks = not any(
+                line["step"] == self.step and "valid_loss" in line
+                for line in read_log(self.folder)
+            )
+        (told,) = self._told([mx.array(int(lacks))])
+        return bool(told.item())
 
     def _log_held_out(self, report: Callable[[dict[str, Any]], None]) -> None:
-        self._log({"step": self.step, "valid_loss": self.validate()}, report)
+        loss = self.validate()
+        if loss is not None:
+            self._log({"step": self.step, "valid_loss": loss}, report)
+
+    @contextmanager
+    def _on_disk(self, path: Path) -> Iterator[None]:
+        """Says in one line that a file of the run's cannot be written.
+
+        Raises:
+            CheckpointError: it cannot.
+        """
+        try:
+            yield
+        except OSError as error:
+            way_out = "free some room" if error.errno in FULL else "check the disk"
+            raise CheckpointError(
+                f"{str(path)!r} cannot be written ({error.strerror or error}); "
+                f"{self._stands()}{way_out} and go on with the same command"
+            ) from None
 
     @contextmanager
     def _in_order(self) -> Iterator[None]:
-        """Says in one line that a row cannot be used, or another process is gone.
+        """Says in one line that a row cannot be used, another process or memory is gone.
 
         The steps that are done are saved.
         """
@@ -301,7 +383,16 @@ class Trainer(Generic[Model, Batch]):
                 f"{error}; {stands}put back what is missing, or leave such rows out "
                 "(--skip-bad), and go on with the same command"
             ) from None
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError) or _NO_MEMORY.match(str(error)):
+                used = human_bytes(mx.get_peak_memory())
+                said = " ".join(str(error).split()) or "no memory"
+                # Before it is saved, which takes some.
+                mx.clear_cache()
+                raise ConfigError(
+                    f"step {self.step + 1} finds no memory beyond the {used} that it had "
+                    f"({said}); {self._stands()}{self._less_memory()}"
+                ) from None
             if not str(error).startswith(BACKENDS):
                 raise
             raise ConfigError(
@@ -309,11 +400,21 @@ class Trainer(Generic[Model, Batch]):
                 "same command"
             ) from None
 
+    def _less_memory(self) -> str:
+        """The ways out where memory is too small."""
+        again = "" if self.config.checkpointing else ", or add --checkpointing,"
+        return (
+            f"close other programs{again} and go on with the same command; else begin in "
+            "another folder with smaller batches (--batch-size) or shorter rows "
+            "(--max-length)"
+        )
+
     def _stands(self) -> str:
         """Which checkpoint the run goes on from, if there is one; one is made first."""
-        if self.step > self._saved:
-            # What ends the run is said before what comes of it.
-            with suppress(CheckpointError):
+        if self.step > self._saved and self._whole:
+            # What ends the run is said before what comes of it; where memory is gone
+            # mlx may say so once more.
+            with suppress(CheckpointError, OSError, RuntimeError, MemoryError):
                 self.save()
         steps = state.saved_steps(self.folder)
         return f"the checkpoint of step {steps[-1]} stands; " if steps else ""
@@ -324,10 +425,6 @@ class Trainer(Generic[Model, Batch]):
         Of several processes all end when one is told to.
         """
         self._stop_wanted = True
-
-    def _validates(self, saves: bool) -> bool:
-        every = self.config.eval_every
-        return saves if every == 0 else self.step % every == 0
 
     def train_step(self) -> float:
         """One optimizer step; the loss before it, in nats per token.
@@ -351,11 +448,13 @@ class Trainer(Generic[Model, Batch]):
             if math.isfinite(loss) and math.isfinite(self.norm):
                 break
             self._halve_scale(loss)
+        self._whole = False
         self.optimizer.update(self.model, gradients)
         # Each is freed when it has been used.
         del gradients
         mx.eval(self.model.trainable_parameters(), self.optimizer.state)
         self.step += 1
+        self._whole = True
         self.tokens = int(totals.tokens)
         self.parts = {name: part / count for name, part in totals.parts.items()}
         self._tally.add(totals.learned, {"loss": totals.loss, **totals.parts})
@@ -496,12 +595,18 @@ class Trainer(Generic[Model, Batch]):
         parts: Parts = rest[0] if rest else {}
         return loss * (self._scale if self._half else count), loss, count, parts
 
-    def validate(self) -> float:
-        """The mean loss of ``valid``'s learned tokens, without the gates' losses."""
+    def validate(self) -> float | None:
+        """The mean loss of ``valid``'s learned tokens, without the gates' losses.
+
+        None where the run is stopped meanwhile.
+        """
         self.model.eval()
         weights = self.model.trainable_parameters()
         total, learned = 0.0, 0.0
-        for i in range(self.group.rank(), len(self.valid), self.group.size()):
+        for number, i in enumerate(self._held_out, start=1):
+            if self._stop_wanted:
+                break
+            begun = time.perf_counter()
             with self._tracing:
                 _, loss, count, parts = self._weighted_loss(weights, self.valid[i])
                 self.model.update(weights)
@@ -509,10 +614,17 @@ class Trainer(Generic[Model, Batch]):
             mx.eval(loss, count)
             total += cast(float, loss.item()) * cast(int, count.item())
             learned += cast(int, count.item())
+            self._pace.measured(time.perf_counter() - begun)
+            rest = len(self._held_out) - number
+            left = self._pace.left(self.step, rest)
+            self._watch(Moment(self.step, number, number + rest, left))
         self.model.train()
-        sums = mx.distributed.all_sum(mx.array([total, learned]), stream=mx.cpu)
-        total, learned = cast(list[float], sums.tolist())
-        return total / max(learned, 1.0)
+        sums = mx.distributed.all_sum(
+            mx.array([total, learned, float(self._stop_wanted)]), stream=mx.cpu
+        )
+        total, learned, stop = cast(list[float], sums.tolist())
+        self._stopping = stop > 0
+        return None if self._stopping else total / max(learned, 1.0)
 
     def _line(self, seconds: float, tokens: int, steps: int) -> dict[str, Any]:
         """The log line of a step; losses, speed and memory of those since the last."""
@@ -534,7 +646,8 @@ class Trainer(Generic[Model, Batch]):
     ) -> None:
         if self.group.rank() != 0:
             return
-        add_line(self.folder, line)
+        with self._on_disk(self.folder / LOG):
+            add_line(self.folder, line)
         report(line)
 
     def save(self) -> None:
@@ -551,10 +664,16 @@ class Trainer(Generic[Model, Batch]):
                 tensors = self._tensors()
             scale = {SCALE: mx.array([self._scale])} if self._half else {}
             state.save(self.folder, self.step, tensors | scale | self._tally.tensors())
+            self.saved()
         self._saved = self.step
 
     def _write_record(self) -> None:
         write_record(self.folder, self.config, self.given, self.record)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """How large a checkpoint is."""
+        return sum(x.nbytes for x in self._tensors().values())
 
     def _tensors(self) -> dict[str, mx.array]:
         """What a checkpoint holds."""

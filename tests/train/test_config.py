@@ -73,3 +73,19 @@ def test_every_field_has_help_for_its_flag():
 
     for field in fields(TrainConfig):
         assert field.name == "stage" or field.metadata["help"], field.name
+
+
+@pytest.mark.parametrize("eval_every", [0, 1, 4, 7, 99])
+@pytest.mark.parametrize("save_every", [1, 3, 10, 99])
+def test_measurements_to_come_are_those_that_are_made(eval_every, save_every):
+    config = TrainConfig(
+        steps=10,
+        learning_rate=1.0,
+        warmup_steps=0,
+        decay_steps=0,
+        eval_every=eval_every,
+        save_every=save_every,
+    )
+    for step in range(11):
+        made = [x for x in range(step + 1, 11) if config.measures(x)]
+        assert config.measurements_after(step) == len(made)

@@ -1,5 +1,6 @@
 """A run learns, averages its micro-batches, and goes on where it was killed."""
 
+import errno
 import json
 import shutil
 import time
@@ -13,8 +14,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from mm1_mlx.chips import Chip
-from mm1_mlx.errors import ConfigError, DataError
-from mm1_mlx.train import trainer
+from mm1_mlx.errors import CheckpointError, ConfigError, DataError
+from mm1_mlx.train import trainer as trainer_module
 from mm1_mlx.train.budget import step_seconds, training_of
 from mm1_mlx.train.config import TrainConfig
 from mm1_mlx.train.loss import next_token_loss
@@ -196,6 +197,153 @@ class Unusable(list):
         raise DataError("held.jsonl:2: it has no answer")
 
 
+def steps_of(lines, what="valid_loss"):
+    return [line["step"] for line in lines if what in line]
+
+
+def test_who_stops_a_run_waits_for_no_measurement(make_trainer, batches):
+    held = [batches(90, 0), batches(91, 0)]
+    settings = {"valid": held, "eval_every": 2, "save_every": 4, "log_every": 1}
+    whole = run(make_trainer("whole", **settings))
+    trainer = make_trainer("stopped", **settings)
+    told = []
+    # It is told to stop in the step behind which it would measure.
+    assert not trainer.run(
+        lambda line: told.append(line) or (line["step"] == 1 and trainer.stop())
+    )
+    assert (trainer.step, steps_of(told)) == (2, [0])
+    assert [x.name for x in trainer.folder.glob("step-*")] == ["step-000002"]
+    # What was left out then comes when it goes on; here it is left out once more.
+    again = make_trainer("stopped", **settings)
+    moments = []
+
+    def watch(moment):
+        moments.append(moment)
+        again.stop()
+
+    assert not again.run(told.append, watch=watch)
+    assert [moment[:3] for moment in moments] == [(2, 1, 2)]
+    assert steps_of(told) == [0]
+    resumed = run(make_trainer("stopped", **settings))
+    assert machine_free(*told, *resumed) == machine_free(*whole)
+
+
+def test_where_a_run_is_is_told_at_every_step_and_held_out_batch(
+    make_trainer, batches, monkeypatch
+):
+    # Each look at the clock is a second: a step, and a held-out batch, takes one.
+    clock = iter(range(10**6))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    held = [batches(90, 0), batches(91, 0)]
+    trainer = make_trainer("told", valid=held, steps=6, log_every=5, save_every=4)
+    moments = []
+    trainer.run(lambda _: None, watch=moments.append)
+    measured = [(step, n, 2) for step in (0, 4, 6) for n in (1, 2)]
+    done = [(step, 0, 0) for step in range(1, 7)]
+    assert [moment[:3] for moment in moments] == sorted(
+        measured + done, key=lambda x: x[::2]
+    )
+    left = {moment[:3]: moment.seconds_left for moment in moments}
+    assert left[0, 1, 2] is None
+    # Steps, and two measurements of two batches each.
+    assert left[1, 0, 0] == 5 + 4
+    assert left[4, 0, 0] == 2 + 4
+    assert left[4, 1, 2] == 2 + 1 + 2
+    assert left[5, 0, 0] == 1 + 2
+    assert left[6, 2, 2] == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[malloc] Unable to allocate 68719476736 bytes."),
+        RuntimeError(
+            "[metal::malloc] Attempting to allocate 9 bytes which is greater than the "
+            "maximum allowed buffer size of 8 bytes."
+        ),
+        RuntimeError(
+            "[METAL] Command buffer execution failed: Insufficient Memory (00000008:"
+            "kIOGPUCommandBufferCallbackErrorOutOfMemory)"
+        ),
+        MemoryError(),
+    ],
+    ids=["cpu", "size", "gpu", "python"],
+)
+def test_memory_that_ends_costs_no_step(error, make_trainer, monkeypatch):
+    trainer = make_trainer("memory", save_every=100)
+    teach = trainer._teach
+
+    def ends(shard):
+        if trainer.step == 3 and shard:
+            raise error
+        return teach(shard)
+
+    monkeypatch.setattr(trainer, "_teach", ends)
+    with pytest.raises(
+        ConfigError,
+        match=r"^step 4 finds no memory beyond the [\d.]+ .B that it had \(.+\); the "
+        r"checkpoint of step 3 stands; close other programs, or add --checkpointing, and "
+        r"go on with the same command; else begin in another folder with smaller",
+    ):
+        run(trainer)
+    whole = make_trainer("whole")
+    run(whole)
+    # The way out that is named.
+    resumed = make_trainer("memory", save_every=100)
+    run(resumed)
+    assert_equal(resumed, whole)
+
+
+def test_memory_that_ends_while_weights_change_leaves_the_step_before(
+    make_trainer, monkeypatch
+):
+    trainer = make_trainer("torn")
+    update = trainer.optimizer.update
+
+    def ends(*arguments):
+        update(*arguments)
+        if trainer.step == 4:
+            raise RuntimeError("[malloc] Unable to allocate 8 bytes.")
+
+    monkeypatch.setattr(trainer.optimizer, "update", ends)
+    # Step 4 is done, but its weights are gone.
+    with pytest.raises(
+        ConfigError, match=r"step 5 .*; the checkpoint of step 3 stands"
+    ):
+        run(trainer)
+
+
+def test_other_faults_are_no_lack_of_memory(make_trainer, monkeypatch):
+    trainer = make_trainer("fault")
+    fault = RuntimeError("a fault of ours, in malloc")
+    monkeypatch.setattr(trainer, "train_step", lambda: (_ for _ in ()).throw(fault))
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run(trainer)
+
+
+def test_a_log_that_cannot_be_written_is_one_line(make_trainer, monkeypatch):
+    settings = {"save_every": 100, "log_every": 1}
+    whole = run(make_trainer("whole", **settings))
+    trainer = make_trainer("full", **settings)
+    add_line = trainer_module.add_line
+
+    def full(folder, line):
+        if line["step"] == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add_line(folder, line)
+
+    monkeypatch.setattr(trainer_module, "add_line", full)
+    with pytest.raises(
+        CheckpointError,
+        match=r"^'.*log.jsonl' cannot be written \(No space left on device\); the "
+        r"checkpoint of step 3 stands; free some room and go on with the same command$",
+    ):
+        run(trainer)
+    monkeypatch.setattr(trainer_module, "add_line", add_line)
+    resumed = run(make_trainer("full", **settings))
+    assert machine_free(*resumed) == machine_free(*whole[3:])
+
+
 def test_a_held_out_row_that_cannot_be_used_is_met_before_a_step(make_trainer):
     with pytest.raises(DataError, match=r"^held.jsonl:2: it has no answer$"):
         run(make_trainer("bad", valid=Unusable([1])))
@@ -326,8 +474,8 @@ def test_a_run_keeps_its_record(make_trainer):
 
 def test_what_a_step_takes_is_said_before_the_first(make_trainer, batches, monkeypatch):
     chip = Chip("slow", 0, 1e9, 1e6, ())
-    monkeypatch.setattr(trainer, "this_chip", lambda _: chip)
-    monkeypatch.setattr(trainer, "allowed", lambda: 7_000_000)
+    monkeypatch.setattr(trainer_module, "this_chip", lambda _: chip)
+    monkeypatch.setattr(trainer_module, "allowed", lambda: 7_000_000)
     monkeypatch.setattr(mx, "get_active_memory", lambda: 500)
     begun = make_trainer("said", micro_batches=2)
     told = []
@@ -351,8 +499,8 @@ def test_what_a_step_takes_is_said_before_the_first(make_trainer, batches, monke
         "least_seconds": pytest.approx(seconds, rel=5e-3),
     }
     # Where nobody knows the machine, what is known is said.
-    monkeypatch.setattr(trainer, "this_chip", lambda _: None)
-    monkeypatch.setattr(trainer, "allowed", lambda: None)
+    monkeypatch.setattr(trainer_module, "this_chip", lambda _: None)
+    monkeypatch.setattr(trainer_module, "allowed", lambda: None)
     assert begun.forecast().keys() == {"tokens", "bytes"}
 
 
