@@ -33,37 +33,74 @@ class Sample:
     regions: tuple[int, ...] = ()
 
 
+def build_samples(
+    turns: Sequence[Turn],
+    config: MM1Config,
+    tokenizer: Tokenizer,
+    unlearned: Collection[int] = (),
+) -> list[Sample]:
+    """The samples of a conversation, whose regions ``regions.refer`` has written.
+
+    A turn's targets are the tokens by which the conversation with the turn exceeds the
+    one that stops where the assistant is about to answer. The assistant's turns that are
+    ``unlearned``, counted from 0, are only read. One sample holds all turns, unless the
+    template writes them differently when later ones follow, as Qwen3's does, which leaves
+    out what was thought: then each answer is learned behind the prompt that it would be
+    asked with, and ends a sample of its own.
+
+    Source: https://huggingface.co/Qwen/Qwen3-4B/blob/main/tokenizer_config.json, the chat
+    template.
+
+    Raises:
+        PromptError: the template or tokenizer rewrites the prompt as its answer follows.
+    """
+    prompt = _prompt_of(config)
+    whole = encode_turns(turns, prompt, tokenizer, answer=False)
+    answers: dict[int, tuple[int, list[int]]] = {}
+    for i, (role, _) in enumerate(turns):
+        if role != "assistant" or i in unlearned:
+            continue
+        before = encode_turns(turns[:i], prompt, tokenizer)
+        after = encode_turns(turns[: i + 1], prompt, tokenizer, answer=False)
+        if after[: len(before)] != before:
+            raise PromptError(
+                f"turn {i + 1} cannot be told apart: the chat template or tokenizer "
+                "writes earlier turns differently when it follows"
+            )
+        answers[i] = len(before), after
+    if all(whole[: len(after)] == after for _, after in answers.values()):
+        learned = [False] * len(whole)
+        for start, after in answers.values():
+            learned[start : len(after)] = [True] * (len(after) - start)
+        return [Sample(tuple(whole), tuple(learned), _regions_of(turns))]
+    return [
+        Sample(
+            tuple(after),
+            (*[False] * start, *[True] * (len(after) - start)),
+            _regions_of(turns[: i + 1]),
+        )
+        for i, (start, after) in answers.items()
+    ]
+
+
 def build_sample(
     turns: Sequence[Turn],
     config: MM1Config,
     tokenizer: Tokenizer,
     unlearned: Collection[int] = (),
 ) -> Sample:
-    """The sample of a conversation, whose regions ``regions.refer`` has written.
-
-    A turn's targets are the tokens by which the conversation with the turn exceeds the
-    one that stops where the assistant is about to answer. The assistant's turns that are
-    ``unlearned``, counted from 0, are only read.
+    """The only sample of a conversation; arguments and errors as of ``build_samples``.
 
     Raises:
-        PromptError: the template or tokenizer rewrites earlier tokens as turns follow.
+        PromptError: its answers need a sample each.
     """
-    prompt = _prompt_of(config)
-    regions = _region_pictures(part for _, parts in turns for part in parts)
-    tokens = encode_turns(turns, prompt, tokenizer, answer=False)
-    learned = [False] * len(tokens)
-    for i, (role, _) in enumerate(turns):
-        if role != "assistant" or i in unlearned:
-            continue
-        before = encode_turns(turns[:i], prompt, tokenizer)
-        after = encode_turns(turns[: i + 1], prompt, tokenizer, answer=False)
-        if tokens[: len(after)] != after or after[: len(before)] != before:
-            raise PromptError(
-                f"turn {i + 1} cannot be told apart: the chat template or tokenizer "
-                "writes earlier turns differently when later ones follow"
-            )
-        learned[len(before) : len(after)] = [True] * (len(after) - len(before))
-    return Sample(tuple(tokens), tuple(learned), regions)
+    samples = build_samples(turns, config, tokenizer, unlearned)
+    if len(samples) > 1:
+        raise PromptError(
+            f"the chat template writes the conversation's {len(samples)} answers "
+            "differently when later turns follow, so they make no single sample"
+        )
+    return samples[0]
 
 
 def build_document(
@@ -98,6 +135,10 @@ def _prompt_of(config: MM1Config) -> PromptConfig:
     if config.prompt is None:
         raise ConfigError("the model has no prompt format, so it cannot be trained")
     return config.prompt
+
+
+def _regions_of(turns: Sequence[Turn]) -> tuple[int, ...]:
+    return _region_pictures(part for _, parts in turns for part in parts)
 
 
 def _region_pictures(parts: Sequence[Part] | Iterator[Part]) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from mm1_mlx.train.sample import (
     Sample,
     build_document,
     build_sample,
+    build_samples,
     collate,
     pack,
     widen_sample,
@@ -94,6 +95,60 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(
         PromptError, match=r"turn \d cannot be told apart: the chat temp"
     ):
         build_sample(TURNS, config, tokenizer)
+
+
+# Of Qwen3's template what it does with thoughts: those before the last question are left
+# out, and the last answer has some, be they empty.
+THINKING = (
+    "{% set ns = namespace(asked=0) %}{% for m in messages %}"
+    "{% if m.role == 'user' %}{% set ns.asked = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{{ '[' + m.role + ']' }}"
+    "{% set thought = m.content.split('</think>')[0].split('<think>')[-1].strip() "
+    "if '</think>' in m.content else '' %}"
+    "{% set content = m.content.split('</think>')[-1].strip() %}"
+    "{% if m.role == 'assistant' and loop.index0 > ns.asked "
+    "and (loop.last or thought) %}"
+    "{{ '<think>\n' + thought + '\n</think>\n\n' + content }}{% else %}{{ content }}"
+    "{% endif %}{{ '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+NOTHING_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+@pytest.fixture
+def thinking(make_config, byte_folder):
+    config = make_config(prompt={"template": "checkpoint"})
+    tokenizer = load_tokenizer(byte_folder, config.prompt)
+    tokenizer.hf.chat_template = THINKING
+    return config, tokenizer
+
+
+def test_answers_that_a_template_rewrites_are_learned_as_they_are_asked(thinking):
+    config, tokenizer = thinking
+    samples = build_samples(TALK, config, tokenizer)
+    asked = [TALK[:2], TALK[:4]]
+    for sample, turns, answer in zip(
+        samples, asked, ("the first.", "a circle, a star."), strict=True
+    ):
+        prompt = encode_turns(turns, config.prompt, tokenizer)
+        assert sample.learned.index(True) == len(prompt)
+        assert list(sample.tokens[: len(prompt)]) == prompt
+        assert all(sample.learned[len(prompt) :])
+        said = tokenizer.hf.decode(sample.tokens[len(prompt) :])
+        assert said == f"{NOTHING_THOUGHT}{answer}</s>"
+    # The answer before is read as it is written then, and what is unlearned only read.
+    assert "[assistant]the first.</s>" in tokenizer.hf.decode(samples[1].tokens)
+    assert build_samples(TALK, config, tokenizer, {2}) == samples[1:]
+    assert build_samples(TALK[:3], config, tokenizer) == samples[:1]
+    with pytest.raises(PromptError, match="2 answers differently when later turns"):
+        build_sample(TALK, config, tokenizer)
+
+
+def test_a_template_that_keeps_what_stands_makes_one_sample(thinking):
+    config, tokenizer = thinking
+    tokenizer.hf.chat_template = CHATML
+    (sample,) = build_samples(TURNS, config, tokenizer)
+    assert sample == build_sample(TURNS, config, tokenizer)
 
 
 def test_a_model_without_prompt_format_cannot_be_trained(make_config, tokenizer):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,8 +27,9 @@ from mm1_mlx.train.data.mixture import Mixture
 from mm1_mlx.train.sample import (
     Batch,
     Row,
+    Sample,
     build_document,
-    build_sample,
+    build_samples,
     pack,
     stack,
     widen_sample,
@@ -78,10 +80,10 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Prepared:
-    """An example as the model will see it."""
+    """An example as the model will see it: rows, which may share pictures."""
 
     example: Example
-    row: Row
+    rows: tuple[Row, ...]
     pictures: tuple[Picture, ...]
 
 
@@ -148,8 +150,12 @@ class Batches:
         self._config = config
         self._tokenizer = tokenizer
         self._run = run
+        # Of a row: where the decoder's positions end it would learn what it never reads.
+        self._most = run.max_length
+        if config.decoder is not None:
+            self._most = min(self._most, config.decoder.max_position_embeddings)
         # More characters than these are too many tokens, whatever they are.
-        self._most_text = run.max_length * max(map(len, tokenizer.vocabulary))
+        self._most_text = self._most * max(map(len, tokenizer.vocabulary))
         threads = threads or min(DECODERS, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mm1-data")
 
@@ -163,10 +169,14 @@ class Batches:
         first = (step * self._run.micro_batches + shard) * size
         prepared = self.prepare(range(first, first + size))
         numbers = itertools.count()
-        places = [[next(numbers) for _ in each.pictures] for each in prepared]
+        rows, places = [], []
+        for each in prepared:
+            own = [next(numbers) for _ in each.pictures]
+            rows += each.rows
+            places += [own] * len(each.rows)
         pictures = [picture for each in prepared for picture in each.pictures]
         join = pack if self._run.packing else stack
-        return join([each.row for each in prepared], places, pictures)
+        return join(rows, places, pictures)
 
     def prepare(self, positions: Sequence[int]) -> list[Prepared]:
         """The examples at the mixture's positions, or those that come instead.
@@ -215,11 +225,23 @@ class Batches:
         # A typed special token joins the tokenizer's vocabulary: one thread at a time.
         with located(example.origin), _TOKENIZING:
             if example.kind == "document":
-                sample = build_document(turns[0][1], config, self._tokenizer)
+                samples = [build_document(turns[0][1], config, self._tokenizer)]
             else:
-                sample = build_sample(turns, config, self._tokenizer, example.unlearned)
-            row = widen_sample(sample, read.pictures, config, self._tokenizer)
-            return Prepared(example, self._fit(row), tuple(read.pictures))
+                samples = build_samples(
+                    turns, config, self._tokenizer, example.unlearned
+                )
+            rows = self._fit([self._widened(x, read.pictures) for x in samples])
+            return Prepared(example, rows, _seen(read.pictures, rows))
+
+    def _widened(self, sample: Sample, pictures: Sequence[Picture]) -> Row:
+        """The row of a sample, which shows the first pictures of its example or all."""
+        shown = sample.tokens.count(self._tokenizer.image_id)
+        if sample.regions and max(sample.regions) >= shown:
+            raise PromptError(
+                f"it refers to picture {max(sample.regions) + 1} before that is shown; "
+                "put the picture first"
+            )
+        return widen_sample(sample, pictures[:shown], self._config, self._tokenizer)
 
     def _shorten(self, turns: list[Turn], example: Example) -> list[Turn]:
         """The turns, a book not written out in tokens only to be refused or cut."""
@@ -230,30 +252,55 @@ class Batches:
         if not self._run.truncate:
             raise DataError(
                 f"{example.origin}: it has {length} characters, more than "
-                f"{self._run.max_length} tokens can be; allow longer examples "
-                "(--max-length), or have them cut (--truncate)"
+                f"{self._most} tokens can be; {self._way_out}"
             )
         if example.kind == "document" and isinstance(turns[0][1][-1], str):
             role, parts = turns[0]
             return [(role, [*parts[:-1], texts[-1][: self._most_text]])]
         return turns
 
-    def _fit(self, row: Row) -> Row:
-        """The row, no longer than allowed, if something of it is learned."""
-        length, most = len(row.tokens), self._run.max_length
-        if length > most:
-            if not self._run.truncate:
-                seen = sum(span.length for span in row.spans)
-                raise PromptError(
-                    f"it has {length} tokens, {seen} of them of pictures, expected at "
-                    f"most {most}; allow longer examples (--max-length), or have them "
-                    "cut (--truncate)"
-                )
-            row = row.until(most)
-        # The first token is a target of nothing.
-        if not any(row.learned[1:]):
-            raise PromptError(f"nothing of its first {most} tokens is learned")
-        return row
+    @property
+    def _way_out(self) -> str:
+        """What can be done about a row that is too long."""
+        if self._most < self._run.max_length:
+            return (
+                "the decoder's context holds no more; have such rows cut (--truncate), "
+                "or leave them out (--skip-bad)"
+            )
+        return "allow longer examples (--max-length), or have them cut (--truncate)"
+
+    def _fit(self, rows: Sequence[Row]) -> tuple[Row, ...]:
+        """The rows, none longer than allowed, of which something is learned."""
+        kept = []
+        for row in rows:
+            length, most = len(row.tokens), self._most
+            if length > most:
+                if not self._run.truncate:
+                    seen = sum(span.length for span in row.spans)
+                    raise PromptError(
+                        f"it has {length} tokens, {seen} of them of pictures, expected "
+                        f"at most {most}; {self._way_out}"
+                    )
+                row = row.until(most)
+            # The first token is a target of nothing.
+            if any(row.learned[1:]):
+                kept.append(row)
+        if not kept:
+            raise PromptError(f"nothing of its first {self._most} tokens is learned")
+        return tuple(kept)
+
+
+def _seen(pictures: Sequence[Picture], rows: Sequence[Row]) -> tuple[Picture, ...]:
+    """The pictures that rows show, each with the regions that are referred to there."""
+    spans = [[s for s in row.spans if s.kind != "region"] for row in rows]
+    count = max((s.picture + 1 for held in spans for s in held), default=0)
+    referred = [
+        Counter(s.picture for s in row.spans if s.kind == "region") for row in rows
+    ]
+    return tuple(
+        replace(picture, regions=picture.regions[: max(row[i] for row in referred)])
+        for i, picture in enumerate(pictures[:count])
+    )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from statistics import median
 
 from mm1_mlx.tokenizer import Tokenizer
 from mm1_mlx.train.data.batches import Batches, Prepared
+from mm1_mlx.train.sample import Row
 
 # How many examples are prepared for it.
 SAMPLED = 64
@@ -41,6 +42,7 @@ class Preview:
         bad: the first few of them, and why.
         shown: the first example in stretches: whether it is learned, and its text.
         origin: its file and row.
+        longest: position in the mixture of the example with the most tokens.
     """
 
     rows: dict[str, int]
@@ -54,6 +56,7 @@ class Preview:
     bad: tuple[str, ...]
     shown: tuple[tuple[bool, str], ...]
     origin: str
+    longest: int
 
     def __str__(self) -> str:
         width = max(map(len, self.rows))
@@ -93,25 +96,33 @@ def preview(batches: Batches, tokenizer: Tokenizer, count: int = SAMPLED) -> Pre
             prepared.append(each if not prepared else _without_tiles(each))
     names = [dataset.spec.title for dataset in mixture.datasets]
     total = sum(mixture.weights)
-    learned = sum(sum(each.row.learned) for each in prepared)
+    tokens = [sum(len(row.tokens) for row in each.rows) for each in prepared]
+    learned = sum(sum(row.learned) for each in prepared for row in each.rows)
     return Preview(
         rows=dict(zip(names, map(len, mixture.datasets), strict=True)),
         shares={n: w / total for n, w in zip(names, mixture.weights, strict=True)},
         sampled=count,
-        tokens=_spread([len(each.row.tokens) for each in prepared]),
+        tokens=_spread(tokens),
         image_tokens=_spread([_image_tokens(each) for each in prepared]),
         pictures=_spread([len(each.example.images) for each in prepared]),
-        learned=learned / sum(len(each.row.tokens) for each in prepared),
+        learned=learned / sum(tokens),
         skipped=batches.skipped.count,
         bad=tuple(batches.skipped.first),
         shown=show(prepared[0], tokenizer),
         origin=prepared[0].example.origin,
+        longest=max(range(count), key=tokens.__getitem__),
     )
 
 
 def show(prepared: Prepared, tokenizer: Tokenizer) -> tuple[tuple[bool, str], ...]:
-    """A row in stretches: whether it is learned, and its text; pictures as their length."""
-    row = prepared.row
+    """Rows in stretches: whether it is learned, and its text; pictures as their length."""
+    stretches = _stretches(prepared.rows[0], tokenizer)
+    for row in prepared.rows[1:]:
+        stretches += [(False, "\n"), *_stretches(row, tokenizer)]
+    return tuple(stretches)
+
+
+def _stretches(row: Row, tokenizer: Tokenizer) -> list[tuple[bool, str]]:
     spans = {
         position: span
         for span in row.spans
@@ -126,15 +137,15 @@ def show(prepared: Prepared, tokenizer: Tokenizer) -> tuple[tuple[bool, str], ..
         else:
             text = f"<{span.kind} {span.picture + 1}: {len(held)} tokens>"
         stretches.append((learned, text))
-    return tuple(stretches)
+    return stretches
 
 
 def _image_tokens(prepared: Prepared) -> int:
-    return sum(span.length for span in prepared.row.spans)
+    return sum(span.length for row in prepared.rows for span in row.spans)
 
 
 def _without_tiles(prepared: Prepared) -> Prepared:
-    return Prepared(prepared.example, prepared.row, ())
+    return Prepared(prepared.example, prepared.rows, ())
 
 
 def _spread(numbers: list[int]) -> Spread:

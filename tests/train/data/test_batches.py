@@ -174,7 +174,7 @@ def test_one_row_at_a_time_goes_through_the_tokenizer(
 ):
     """Also of several batches, as of learning and of validation."""
     path = write_lines(asked(4, pictures))
-    inside, most, build = [], [], module.build_sample
+    inside, most, build = [], [], module.build_samples
 
     def slow(*arguments):
         inside.append(1)
@@ -183,7 +183,7 @@ def test_one_row_at_a_time_goes_through_the_tokenizer(
         inside.pop()
         return build(*arguments)
 
-    monkeypatch.setattr(module, "build_sample", slow)
+    monkeypatch.setattr(module, "build_samples", slow)
     both = [make_batches(path, batch_size=4) for _ in range(2)]
     threads = [threading.Thread(target=each, args=(0, 0)) for each in both]
     for thread in threads:
@@ -270,10 +270,10 @@ def test_answers_of_no_weight_are_not_learned(make_batches, write_lines):
     path = write_lines([row(0), row(1)])
     batches = make_batches(path, batch_size=1)
     some, all_ = sorted(batches.prepare([0, 1]), key=lambda x: x.example.origin)
-    assert some.row.tokens == all_.row.tokens
-    learned = [i for i, x in enumerate(some.row.learned) if x]
+    assert some.rows[0].tokens == all_.rows[0].tokens
+    learned = [i for i, x in enumerate(some.rows[0].learned) if x]
     # Of two equal answers the last.
-    both = [i for i, x in enumerate(all_.row.learned) if x]
+    both = [i for i, x in enumerate(all_.rows[0].learned) if x]
     assert learned == both[len(both) // 2 :]
 
 
@@ -299,10 +299,92 @@ def test_a_model_without_eyes_is_shown_no_pictures(
 # Length
 
 
-def test_what_is_too_long_is_cut_if_that_is_asked(make_batches, write_lines, pictures):
+def test_a_row_beyond_the_decoders_context_is_refused(
+    make_batches, make_config, write_lines
+):
+    config = make_config(decoder={"max_position_embeddings": 60})
+    path = write_lines([{"text": "qz" * 90}])
+    with pytest.raises(
+        DataError,
+        match=r"jsonl:1: it has \d+ tokens, 0 of them of pictures, expected at most 60; "
+        r"the decoder's context holds no more; have such rows cut \(--truncate\), or l",
+    ):
+        make_batches(path, config=config, batch_size=1)(0, 0)
+    cut = make_batches(path, config=config, batch_size=1, truncate=True)(0, 0)
+    assert cut.lengths == (60,)
+    # Where the run allows less, that is what can be changed.
+    with pytest.raises(
+        DataError, match=r"at most 50; allow longer examples \(--max-len"
+    ):
+        make_batches(path, config=config, batch_size=1, max_length=50)(0, 0)
+
+
+# What a template with thoughts does: the last answer is written otherwise than the others.
+LAST_OTHERWISE = (
+    "{% for m in messages %}{{ '[' + m['role'] + ']' }}"
+    "{% if loop.last and m['role'] == 'assistant' %}{{ '(hm)' }}{% endif %}"
+    "{{ m['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("sampler", [False, True])
+def test_answers_written_otherwise_later_are_rows_that_share_pictures(
+    sampler, make_config, byte_folder, make_run, open_data, write_lines, pictures,
+    monkeypatch, same_batch, assert_close,
+):  # fmt: skip
+    config = make_config(
+        prompt={"template": "checkpoint"},
+        **({"region": TINY_REGION} if sampler else {}),
+    )
+    tokenizer = load_tokenizer(byte_folder, config.prompt, regions=sampler)
+    tokenizer.hf.chat_template = LAST_OTHERWISE
+    place = {"type": "region", "box": [2, 3, 15, 12]}
+    shown = [{"type": "image", "image": name} for name in pictures[:2]]
+    questions = [[shown[0], "What is ", place], [shown[1], "And ", place], ["Why?"]]
+    row = {"messages": []}
+    for question, answer in zip(questions, ("red", "blue", "so"), strict=True):
+        parts = [
+            {"type": "text", "text": x} if isinstance(x, str) else x for x in question
+        ]
+        row["messages"] += [
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": answer},
+        ]
+    mixture = open_data(write_lines([row, {"question": "Who?", "answer": "I"}]))
+    loaded = []
+    monkeypatch.setattr(
+        module, "load_pictures", lambda *x: loaded.append(x) or load_pictures(*x)
+    )
+    padded, packed = (
+        Batches(mixture, config, tokenizer, make_run(max_length=250, packing=packing))
+        for packing in (False, True)
+    )
+    batch = padded(0, 0)
+    assert len(loaded) == 1
+    same_batch(batch, padded(0, 0))
+    assert (batch.tokens.shape[0], len(batch.pictures)) == (4, 2)
+    # Each picture once among the pictures, and in every row that shows it.
+    assert sorted({s.picture for s in batch.spans}) == [0, 1]
+    learned = [
+        tokenizer.hf.decode(tokens[own].tolist())
+        for tokens, own in zip(batch.tokens, batch.learned, strict=True)
+    ]
+    assert sorted(learned) == sorted(f"(hm){x}</s>" for x in ("red", "blue", "so", "I"))
+    model = MM1(config)
+    loss, count = next_token_loss(model, batch)
+    other, same = next_token_loss(model, packed(0, 0))
+    assert count.item() == same.item() == batch.learned.sum()
+    assert_close(loss, other)
+
+
+def test_what_is_too_long_is_cut_if_that_is_asked(
+    make_batches, make_config, write_lines, pictures
+):
+    config = make_config(decoder={"max_position_embeddings": 1000})
     rows = [{"image": pictures[0], "caption": "a long caption " * 30}]
     path = write_lines(rows)
-    whole = make_batches(path, batch_size=1, max_length=1000)(0, 0)
+    whole = make_batches(path, config=config, batch_size=1, max_length=1000)(0, 0)
     batch = make_batches(path, batch_size=1, max_length=50, truncate=True)(0, 0)
     assert batch.lengths == (50,)
     assert batch.tokens.tolist() == whole.tokens[:, :50].tolist()
@@ -311,8 +393,9 @@ def test_what_is_too_long_is_cut_if_that_is_asked(make_batches, write_lines, pic
 
 
 def test_a_book_is_not_written_out_in_tokens(
-    make_batches, write_lines, pictures, train_tokenizer, monkeypatch
+    make_batches, make_config, write_lines, pictures, train_tokenizer, monkeypatch
 ):
+    endless = make_config(decoder={"max_position_embeddings": 10**5})
     longest = max(map(len, train_tokenizer.vocabulary))
     text = "a book of many words, " * 2000
     rows = [{"text": text}, {"question": text, "answer": "x"}]
@@ -324,7 +407,9 @@ def test_a_book_is_not_written_out_in_tokens(
         return encode(self, text, **options)
 
     whole = [
-        make_batches(write_lines([row]), batch_size=1, max_length=10**5)(0, 0)
+        make_batches(
+            write_lines([row]), config=endless, batch_size=1, max_length=10**5
+        )(0, 0)
         for row in (rows[0], rows[2])
     ]
     monkeypatch.setattr(type(train_tokenizer), "encode", watched)
@@ -353,7 +438,7 @@ def test_a_picture_is_never_cut(length, make_batches, write_lines, pictures):
         write_lines(rows), batch_size=1, max_length=length, truncate=True
     )
     prepared = make_batches(write_lines(rows), batch_size=1).prepare([0])[0]
-    span = prepared.row.spans[0]
+    span = prepared.rows[0].spans[0]
     if span.stop <= length:
         assert batches(0, 0).lengths == (length,)
         return

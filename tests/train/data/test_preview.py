@@ -20,12 +20,12 @@ def test_a_preview_counts_what_batches_hold(batches, train_tokenizer):
     assert made.rows == {"texts.jsonl": 3, "asked.jsonl": 6}
     assert made.shares == {"texts.jsonl": 0.25, "asked.jsonl": 0.75}
     prepared = batches.prepare(range(9))
-    lengths = sorted(len(each.row.tokens) for each in prepared)
+    lengths = sorted(len(each.rows[0].tokens) for each in prepared)
     assert (made.tokens.least, made.tokens.most) == (lengths[0], lengths[-1])
     assert made.tokens.middle == lengths[4]
     assert (made.pictures.least, made.pictures.most) == (0, 1)
     assert (made.image_tokens.least, made.image_tokens.most) == (0, 4)
-    learned = sum(sum(each.row.learned) for each in prepared)
+    learned = sum(sum(each.rows[0].learned) for each in prepared)
     assert made.learned == pytest.approx(learned / sum(lengths))
     assert made.skipped == 1
     assert "asked.jsonl:6" in made.bad[0]
