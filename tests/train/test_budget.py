@@ -230,7 +230,6 @@ def test_what_a_run_is_said_to_take_is_about_what_it_takes(
         trainer.train_step()
     measured = mx.get_peak_memory() - before
     said = trainer.forecast()["bytes"]
-    print(way, said / measured)
     assert 0.8 * measured < said < 2 * measured
 
 
