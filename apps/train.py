@@ -16,7 +16,16 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 from uuid import uuid4
 
 import typer
@@ -26,6 +35,9 @@ from mm1_mlx.train.config import TrainConfig
 from mm1_mlx.train.stages import DEFAULTS, DERIVED, FULL, Stage, merged
 
 from .common import human_bytes, note, print_answer, print_json, processes
+
+if TYPE_CHECKING:
+    from mm1_mlx.train.pace import Moment
 
 # What Weights & Biases calls the run of a folder.
 WANDB = "wandb-id"
@@ -189,11 +201,11 @@ def _train(
         return
     follow: Any = None
     made: Path | None = None
-    with _by_flags(), _bar(job.config) as (report, expect):
+    with _by_flags(), _bar(job.config) as bar:
 
         def told(line: dict[str, Any]) -> None:
             nonlocal follow
-            report(line)
+            bar.report(line)
             if follow:
                 try:
                     follow.log(line, step=line["step"])
@@ -216,7 +228,7 @@ def _train(
                 follow = _follower(wandb, out, job.config)
 
         try:
-            made = job.run(told, expect, begun)
+            made = job.run(told, bar.expect, begun, bar.watch)
         finally:
             if follow:
                 follow.finish(exit_code=0 if made else 1)
@@ -337,13 +349,17 @@ def _stop_on_interrupt(trainer: Any) -> None:
     signal.signal(signal.SIGINT, stop)
 
 
+class _Bar(NamedTuple):
+    """What is told of a run: its log lines, its forecast, and where it is."""
+
+    report: Callable[[dict[str, Any]], None]
+    expect: Callable[[dict[str, Any]], None]
+    watch: Callable[[Moment], None]
+
+
 @contextmanager
-def _bar(
-    config: TrainConfig,
-) -> Iterator[
-    tuple[Callable[[dict[str, Any]], None], Callable[[dict[str, Any]], None]]
-]:
-    """A function for log lines and one for the forecast; a bar, or lines, on stderr."""
+def _bar(config: TrainConfig) -> Iterator[_Bar]:
+    """A bar that moves with every step and held-out batch, or log lines, on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -357,10 +373,23 @@ def _bar(
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not terminal) as progress:
         task = progress.add_task("", total=config.steps, said="")
+        learned, left = "", ""
+
+        def watch(moment: Moment) -> None:
+            nonlocal left
+            if moment.seconds_left is not None:
+                left = f"  {_duration(moment.seconds_left)} left"
+            said = learned
+            if moment.of:
+                said = f"held-out batch {moment.measured:,} of {moment.of:,}"
+            progress.update(task, completed=moment.step, said=said + left)
 
         def report(line: dict[str, Any]) -> None:
-            said = _said(line, config.steps)
+            nonlocal learned
+            said = _said(line)
             if "loss" in line:
+                learned = said
+                said += left
                 progress.update(task, completed=line["step"], said=said)
             if not terminal or "loss" not in line:
                 note(f"step {line['step']:,}  {said}")
@@ -368,17 +397,16 @@ def _bar(
         def expect(forecast: dict[str, Any]) -> None:
             note(_forecast(forecast))
 
-        yield report, expect
+        yield _Bar(report, expect, watch)
 
 
-def _said(line: Mapping[str, Any], steps: int) -> str:
+def _said(line: Mapping[str, Any]) -> str:
     """A log line for people."""
     if "loss" not in line:
         return f"held out loss {line['valid_loss']:.4f}"
-    left = (steps - line["step"]) * line["seconds_per_step"]
     return (
         f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s  "
-        f"{human_bytes(line['peak_bytes'])}  {_duration(left)} left"
+        f"{human_bytes(line['peak_bytes'])}"
     )
 
 

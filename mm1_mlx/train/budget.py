@@ -293,7 +293,8 @@ def training_of(
 def check_training(config: MM1Config, training: Training) -> None:
     """Pass only if the device has room for a training step.
 
-    Of the weights, what is in memory already is not counted again.
+    Of the weights, and of what the optimizer keeps, what is in memory already is not
+    counted again.
 
     Raises:
         ConfigError: it has not; or ``Training.bytes`` says what cannot be trained.
@@ -301,7 +302,7 @@ def check_training(config: MM1Config, training: Training) -> None:
     needs, room = training.bytes(config), allowed()
     if room is None:
         return
-    room += min(mx.get_active_memory(), needs["weights"])
+    room += min(mx.get_active_memory(), needs["weights"] + needs["optimizer"])
     need = sum(needs.values())
     if need > room:
         raise ConfigError(

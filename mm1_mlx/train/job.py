@@ -4,7 +4,7 @@ What a run leaves in its folder:
 
     run.json        what it is made of
     log.jsonl       a line every few steps
-    loss.png        the log, drawn
+    loss.png        the log, drawn at each checkpoint
     step-000200/    where it stands, the last two
     adapter/        in the end what was trained, if adapters were; else
     model/          the whole model
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -46,10 +46,11 @@ from mm1_mlx.train.data.batches import Batches
 from mm1_mlx.train.data.mixture import Mixture, open_mixture
 from mm1_mlx.train.data.preview import Preview, preview
 from mm1_mlx.train.loss import next_token_loss, sparse_loss
+from mm1_mlx.train.pace import Moment
 from mm1_mlx.train.record import RECORD, read_log, read_settings
 from mm1_mlx.train.sample import Batch
 from mm1_mlx.train.stages import FULL, Stage, check_given, merged, plan
-from mm1_mlx.train.state import saved_steps
+from mm1_mlx.train.state import check_room, saved_steps
 from mm1_mlx.train.trainable import (
     adapter_config,
     check_rates,
@@ -57,7 +58,7 @@ from mm1_mlx.train.trainable import (
     make_trainable,
 )
 from mm1_mlx.train.trainer import Loss, Trainer, among_processes, first_ones
-from mm1_mlx.writer import CheckpointWriter, check_apart, check_place, check_space
+from mm1_mlx.writer import CheckpointWriter, check_apart, check_place
 
 ADAPTER, MODEL, CURVE = MADE_ADAPTER, MADE_MODEL, "loss.png"
 # Told in a line what was passed over or mended.
@@ -74,7 +75,8 @@ class Outlook:
         held_out: rows that the loss is measured on, or the first of them.
         parts: by part how many numbers are trained, and how many there are.
         preview: of the data.
-        forecast: of a step: ``tokens``, ``bytes``, ``least_seconds``.
+        forecast: of a step on the batch with the longest row that was looked at:
+            ``tokens``, ``bytes``, ``least_seconds``.
     """
 
     config: TrainConfig
@@ -205,6 +207,7 @@ class Job:
             record=record,
             given=self._given,
             warn=self._say,
+            saved=self._draw,
         )
 
     def _restore_bits(self, model: MM1) -> None:
@@ -268,12 +271,15 @@ class Job:
         for _ in trainer.valid:
             # Made, so that a row that cannot be used is met now.
             pass
+        shown = preview(self._made, self._tokenizer)
+        batch = shown.longest // self.config.batch_size
+        trainer.judge(self._made(*divmod(batch, self.config.micro_batches)))
         return Outlook(
             self.config,
             self.passes,
             self.held_out,
             counts(trainer.model),
-            preview(self._made, self._tokenizer),
+            shown,
             trainer.forecast(),
         )
 
@@ -283,6 +289,7 @@ class Job:
         report: Callable[[dict[str, Any]], None],
         expect: Callable[[dict[str, Any]], None] | None = None,
         begun: Callable[[Trainer[MM1, Batch]], None] = lambda _: None,
+        watch: Callable[[Moment], None] = lambda _: None,
     ) -> Path | None:
         """Train, and write what was made; None where the run was stopped before its end.
 
@@ -290,6 +297,7 @@ class Job:
             report: receives every log line.
             expect: receives the forecast before the first step.
             begun: receives the trainer, whose ``stop`` ends the run.
+            watch: receives where the run is, at every step and held-out batch.
 
         Raises:
             MM1Error: what ``Trainer`` raises; another run is at work in the folder;
@@ -300,11 +308,13 @@ class Job:
             trainer = self._trainer()
             first = trainer.group.rank() == 0
             if first:
-                self._check_room()
+                self._check_room(trainer)
             begun(trainer)
-            whole = trainer.run(report, expect)
-            if first:
-                draw_curve(read_log(self.out), self.out / CURVE)
+            try:
+                whole = trainer.run(report, expect, watch)
+            finally:
+                if first:
+                    self._draw()
             made = self.out / (MODEL if self.config.adapter == "none" else ADAPTER)
             if whole and first:
                 self._write(trainer.model, made)
@@ -322,12 +332,31 @@ class Job:
         finally:
             hold.release()
 
-    def _check_room(self) -> None:
-        """Pass only if what the run leaves can be written, before it takes hours."""
-        if self.config.adapter == "none":
+    def _draw(self) -> None:
+        """Draw the log as it is, where the disk takes it: a run has no need of it."""
+        with suppress(OSError):
+            draw_curve(read_log(self.out), self.out / CURVE)
+
+    def _check_room(self, trainer: Trainer[MM1, Batch]) -> None:
+        """Pass only if what the run leaves can be written, before it takes hours.
+
+        Raises:
+            CheckpointError: it cannot, or something else stands in the model's place.
+        """
+        whole = self.config.adapter == "none"
+        if whole:
             check_place(self.out / MODEL, overwrite=True)
             tensors = self._original.tensors().values()
-            check_space(self.out / MODEL, sum(x.nbytes for x in tensors))
+            made = sum(x.nbytes for x in tensors)
+        else:
+            weights: Any = tree_flatten(trainer.model.trainable_parameters())
+            made = sum(x.nbytes for _, x in weights)
+        check_room(
+            self.out,
+            trainer.checkpoint_bytes,
+            made,
+            f"the {'model' if whole else 'adapter'} itself",
+        )
 
     def _write(self, model: MM1, made: Path) -> None:
         """Write what was trained: the adapter, or the model with it."""

@@ -11,6 +11,7 @@ Sizes of batches are a Mac's, not the paper's.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from math import ceil
 from typing import Any, Literal
 
@@ -27,6 +28,11 @@ ADAPTER_LEARNING_RATE = 10 * paper.SFT_LEARNING_RATE
 WARMUP_SHARE = 0.05
 # A dozen steps, once through 200 pictures, teach nothing at these rates.
 LEAST_STEPS = 100
+# What measuring the held-out loss takes at most of a run, and on how many rows at most
+# and at least: on fewer it says little.
+MEASURED_SHARE, MOST_MEASURED, LEAST_MEASURED = 0.1, 256, 16
+# A step on a row takes at least so many times what measuring it does.
+STEP_COST = 2
 # At most so many steps from one to the next; of a short run a twentieth and a tenth.
 LOG_EVERY, SAVE_EVERY = 10, 200
 
@@ -67,6 +73,8 @@ DERIVED = {
     "learning_rate": "by the paper's law",
     "warmup_steps": f"{WARMUP_SHARE:.0%} of the steps, at most {paper.WARMUP_STEPS:,}",
     "decay_steps": "all behind the warmup",
+    "valid_examples": f"what takes {MEASURED_SHARE:.0%} of the run, {LEAST_MEASURED} to "
+    f"{MOST_MEASURED}",
     "precision": "what the device computes best",
     "adapter_layers": "all",
     **{f"{part}_learning_rate": "--learning-rate" for part in PARTS},
@@ -155,4 +163,17 @@ def plan(
     values.setdefault("decay_steps", max(0, steps - warmup))
     values.setdefault("log_every", min(LOG_EVERY, max(1, steps // 20)))
     values.setdefault("save_every", min(SAVE_EVERY, max(1, steps // 10)))
-    return TrainConfig.from_dict(values)
+    if begun:
+        # Else its curve would be of other rows from here on.
+        values.setdefault("valid_examples", begun.valid_examples)
+    config = TrainConfig.from_dict(values)
+    if "valid_examples" in values:
+        return config
+    return replace(config, valid_examples=_measured(config))
+
+
+def _measured(config: TrainConfig) -> int:
+    """How many rows to measure the held-out loss on."""
+    examples = config.steps * config.batch_size * config.micro_batches
+    rows = MEASURED_SHARE * STEP_COST * examples / (1 + config.measurements_after(0))
+    return min(MOST_MEASURED, max(LEAST_MEASURED, int(rows)))

@@ -20,6 +20,7 @@ import mlx.core as mx
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.files import fsync, read_shard, sha256
 from mm1_mlx.shard import Deferred, in_order, write_shard
+from mm1_mlx.sizes import human_bytes
 from mm1_mlx.writer import FULL
 
 STATE, DIGEST = "state.safetensors", "state.sha256"
@@ -62,6 +63,34 @@ def save(folder: Path, step: int, tensors: Mapping[str, mx.array]) -> None:
             "command"
         ) from None
     _clear(folder / _name(old) for old in saved_steps(folder)[:-KEPT])
+
+
+def check_room(folder: Path, size: int, made: int, what: str) -> None:
+    """Pass only where the disk has room for what a run leaves.
+
+    That are checkpoints, of which a third is written before the first of two goes; what
+    stands of them is room.
+
+    Args:
+        folder: the run's.
+        size: bytes of a checkpoint.
+        made: bytes of what the run makes.
+        what: that is.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    held = [path for path in folder.glob("step-*/*") if path.is_file()]
+    above = next(x for x in (folder.absolute() / "_").parents if x.exists())
+    free = shutil.disk_usage(above).free + sum(path.stat().st_size for path in held)
+    need = (KEPT + 1) * size + made
+    if need > free:
+        raise CheckpointError(
+            f"{str(folder)!r} needs {human_bytes(need)} ({KEPT + 1} checkpoints of "
+            f"{human_bytes(size)}, and {human_bytes(made)} of {what}), but its disk has "
+            f"{human_bytes(free)} free; free some room, name a folder on another disk, "
+            "or train less (--trained, --adapter)"
+        )
 
 
 def load(

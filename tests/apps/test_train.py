@@ -17,11 +17,15 @@ from PIL import Image
 
 import mm1_mlx.fuse as fusing
 from mm1_mlx.apps.cli import main
+from mm1_mlx.apps.train import _bar
 from mm1_mlx.checkpoint import load_config, load_model
 from mm1_mlx.quantize import quantize
 from mm1_mlx.recipe import find_recipe
 from mm1_mlx.resolution import with_resolution
 from mm1_mlx.runtime import TINY
+from mm1_mlx.train.config import TrainConfig
+from mm1_mlx.train.pace import Moment
+from mm1_mlx.train.trainer import Trainer
 
 COLOURS = ("red", "blue", "lime", "white")
 QUICK = (
@@ -595,6 +599,98 @@ def test_a_follower_that_fails_is_a_line(mm1, rows, tmp_path, monkeypatch):
     code, _, said = mm1(*run, "ours")
     assert code == 0, said
     assert said.count("Weights & Biases is told nothing more (no route)") == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_moves_between_log_lines_and_while_it_measures(monkeypatch):
+    config = TrainConfig(steps=1000, learning_rate=1.0, warmup_steps=0, decay_steps=0)
+    line = {"step": 20, "loss": 2.5, "tokens_per_second": 99.0, "peak_bytes": 10**9}
+
+    def shown(tell):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        monkeypatch.setenv("COLUMNS", "120")
+        with _bar(config) as bar:
+            tell(bar)
+        return re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", sys.stderr.getvalue())
+
+    assert "held-out batch 12 of 64" in shown(lambda bar: bar.watch(Moment(0, 12, 64)))
+
+    def tell(bar):
+        bar.report(line)
+        bar.watch(Moment(37, seconds_left=7200))
+
+    said = shown(tell)
+    assert "37/1000" in said
+    assert "loss 2.5000  99 tokens/s  1.0 GB  2.0 h left" in said
+
+
+def test_the_curve_is_there_while_a_run_goes_on_and_where_it_fails(
+    mm1, rows, tmp_path, monkeypatch
+):
+    drawn = []
+
+    def step(self, real=Trainer.train_step):
+        drawn.append((self.folder / "loss.png").is_file())
+        if self.step == 3:
+            (self.folder / "loss.png").unlink()
+            raise RuntimeError("[malloc] Unable to allocate 68719476736 bytes.")
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    out = tmp_path / "run"
+    flags = ("--data", rows, *QUICK, "--steps", "4", "--save-every", "2")
+    code, _, said = mm1("train", "sft", TINY, out, *flags)
+    assert code == 1
+    assert "error: step 4 finds no memory beyond the " in said
+    assert "; the checkpoint of step 3 stands; close other programs, or add" in said
+    # Behind the checkpoint of step 2; and in the end.
+    assert drawn == [False, False, True, True]
+    assert (out / "loss.png").is_file()
+
+
+def test_a_disk_without_room_for_checkpoints_is_said_before_the_run(
+    mm1, rows, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    run = ("train", "sft", TINY, out, "--data", rows, *QUICK)
+    room = types.SimpleNamespace(free=4_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    code, _, said = mm1(*run)
+    assert code == 1
+    assert re.search(
+        r"error: '.*run' needs ([\d.]+) MB \(3 checkpoints of ([\d.]+) MB, and [\d.]+ .B of "
+        r"the adapter itself\), but its disk has 4.0 MB free; free some room, name a",
+        said,
+    )
+    assert not list(out.glob("step-*"))
+    room.free = 10**8
+    assert mm1(*run)[0] == 0
+    # What stands of them is room.
+    held = sum(path.stat().st_size for path in out.glob("step-*/*"))
+    need = float(re.search(r"needs ([\d.]+) MB", said)[1]) * 1e6
+    room.free = int(need) + 60_000 - held
+    assert mm1(*run, "--steps", "4")[0] == 0
+
+
+def test_a_dry_run_is_judged_by_the_longest_row_that_it_looks_at(mm1, rows, tmp_path):
+    lines = rows.read_text().splitlines()
+    turns = [{"from": "human", "value": "hm " * 90}, {"from": "gpt", "value": "so"}]
+    data = tmp_path / "rows.jsonl"
+    flags = ("--data", data, "--image-folder", rows.parent, "--batch-size", "1")
+    run = ("train", "sft", TINY, tmp_path / "run", *flags, "--dry-run", "--json")
+
+    def tokens(extra):
+        data.write_text("\n".join([*lines, *extra]) + "\n")
+        code, printed, said = mm1(*run)
+        assert code == 0, said
+        return json.loads(printed)["step"]["tokens"]
+
+    short = tokens([])
+    assert tokens([json.dumps({"conversations": turns})]) > 2 * short
 
 
 @pytest.mark.slow

@@ -101,6 +101,19 @@ def test_a_short_run_has_a_curve_and_checkpoints(steps, log_every, save_every):
     assert (given.log_every, given.save_every) == (3, 4)
 
 
+@pytest.mark.parametrize("steps", [100, 1000, 20_000])
+def test_what_is_measured_is_little_beside_what_is_learned(steps):
+    run = planned("sft", steps=steps, valid_share=0.1)
+    rows = run.valid_examples * (1 + run.measurements_after(0))
+    # A step on a row is at least twice a pass.
+    assert rows <= 0.1 * 2 * 16 * steps
+    assert 16 <= run.valid_examples <= 256
+    assert planned("sft", steps=steps, valid_examples=999).valid_examples == 999
+    # A run that is made longer is measured on the same rows.
+    longer = planned("sft", steps=9 * steps, begun=run)
+    assert longer.valid_examples == run.valid_examples
+
+
 def test_what_is_left_to_a_default_stays_where_a_run_goes_on():
     begun = planned("sft", steps=40, seed=5)
     assert begun.warmup_steps == 2
