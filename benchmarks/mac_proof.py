@@ -2,15 +2,18 @@
 
 The kernels' tests on Metal, ``mm1 bench`` on the embedded model and on the largest preset
 that fits, which attention runs and what it gains behind up to 32,768 positions
-(``depths.py``), and what ``mm1 doctor`` finds: ``benchmarks/results/<chip>.json``. A step
-that fails is written down, and the exit status is 1.
+(``depths.py``), what ``mm1 doctor`` finds, and whether ``mm1 train`` learns on the GPU:
+``benchmarks/results/<chip>.json``. A step that fails is written down, and the exit status
+is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +28,16 @@ RESULTS = Path(__file__).parent / "results"
 PRESETS = ("mm1-7b", "mm1-3b", "mm1-1.2b")
 # Of the presets the one whose tokens wait longest for keys, as against weights.
 SWEPT = "mm1-1.2b"
+# How the embedded model is trained: its adapters, those of its 4-bit copy, and all of it.
+TRAINED: dict[str, tuple[str, ...]] = {
+    "lora": (),
+    "qlora": (),
+    "float16": ("--full", "--precision", "float16"),
+}
+# Steps of each, and how many of them at either end are compared.
+STEPS, ENDS = 24, 4
+# Drawn pictures to learn from, each answered as the model does not answer.
+ROWS = 16
 # What the file does not say.
 NOT_BUILT = (
     "the comparison with Core ML is not built yet: nothing here was measured of it"
@@ -82,6 +95,65 @@ def asked(run: Run, *command: str) -> Any:
     return json.loads(out) if status == 0 else {"error": err}
 
 
+def draw_rows(folder: Path) -> Path:
+    """A file of questions about drawn pictures, which lie beside it."""
+    from mm1_mlx.quantize.shapes import case
+
+    rows = []
+    for seed in range(ROWS):
+        drawn, name = case(seed), f"{seed}.png"
+        drawn.picture.save(folder / name)
+        answer = f"the answer is {drawn.answer}"
+        rows.append({"image": name, "question": drawn.question, "answer": answer})
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def trained(run: Run, mm1: str) -> dict[str, Any]:
+    """What the embedded model learns, in a few steps of each way."""
+    from mm1_mlx.runtime import TINY
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows, packed = draw_rows(folder), folder / "packed"
+        status, _, err = run(
+            [mm1, "quantize", str(TINY), str(packed), "--bits", "4", "--no-measure"]
+        )
+        found: dict[str, Any] = {"qlora": {"error": err}} if status else {}
+        for way, flags in TRAINED.items():
+            if way in found:
+                continue
+            model, out = packed if way == "qlora" else TINY, folder / way
+            status, _, err = run([
+                *(mm1, "train", "sft", str(model), str(out), "--data", str(rows)),
+                *("--steps", str(STEPS), "--log-every", "1", "--warmup-steps", "0"),
+                *("--learning-rate", "1e-3", *flags),
+            ])  # fmt: skip
+            found[way] = {"error": err} if status else learned(out)
+    return found
+
+
+def learned(out: Path) -> dict[str, Any]:
+    """What the log of a run says: its losses must be numbers, and fall."""
+    from mm1_mlx.train.record import read_log
+
+    lines = read_log(out)
+    losses = [line["loss"] for line in lines]
+    begin, end = statistics.fmean(losses[:ENDS]), statistics.fmean(losses[-ENDS:])
+    config = json.loads((out / "run.json").read_text())["config"]
+    found: dict[str, Any] = {
+        "precision": config["precision"],
+        "steps": len(lines),
+        "loss": [begin, end],
+        "tokens_per_second": statistics.median(x["tokens_per_second"] for x in lines),
+        "peak_bytes": max(line["peak_bytes"] for line in lines),
+    }
+    if not (all(map(math.isfinite, losses)) and end < begin):
+        found["error"] = f"the loss went from {begin:.4g} to {end:.4g}"
+    return found
+
+
 def largest_preset(room: float) -> str | None:
     """The largest preset whose 4-bit weights have room in so many bytes."""
     from mm1_mlx import presets
@@ -114,6 +186,7 @@ def assemble(
         "bench": {"mm1-tiny": asked(run, mm1, "bench", "--json")},
         "kernels": asked(run, mm1, "bench", "--kernels", "--json"),
         "doctor": asked(run, mm1, "doctor", "--json"),
+        "train": trained(run, mm1),
         "core_ml": {"left_out": NOT_BUILT},
     }
     if preset:

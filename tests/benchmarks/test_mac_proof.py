@@ -16,6 +16,7 @@ from benchmarks.mac_proof import (
     file_name,
     largest_preset,
     metal_tests,
+    trained,
 )
 from mm1_mlx import bench
 from mm1_mlx.apps.cli import app
@@ -23,6 +24,8 @@ from mm1_mlx.bench.synthetic import synthetic_model
 from mm1_mlx.chips import Chip
 from mm1_mlx.kernels.choice import switch
 from mm1_mlx.presets import PRESETS
+from mm1_mlx.runtime import TINY
+from mm1_mlx.train.record import add_line
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {"chip": "Apple M4 Max", "gpu_cores": 40, "commit": "0123456789ab"}
@@ -64,15 +67,33 @@ def run(monkeypatch, make_config, capsys):
                 depths.main()
             return 0, capsys.readouterr().out, ""
         assert Path(program).name == "mm1"
+        if options[0] == "quantize" and not run.trains:
+            return 0, "", ""
+        if options[0] == "train" and not run.trains:
+            return write_run(Path(options[3]), run.losses)
         # As often as needed here, not as a measurement needs it.
-        quick = ["-r", "1", "-p", "8", "-n", "2"] if "--kernels" not in options else []
-        options += quick if options[0] == "bench" else []
+        benched = options[0] == "bench" and "--kernels" not in options
+        quick = ["-r", "1", "-p", "8", "-n", "2"] if benched else []
+        quick += ["--batch-size", "1"] if options[0] == "train" else []
+        options += quick
         result = CliRunner().invoke(app, options)
         return result.exit_code, result.stdout, str(result.exception)
 
     run.commands = []
     run.report = REPORT.format("")
+    # Whether models are trained here, and else what the logs say.
+    run.trains, run.losses = False, [3.0] * 4 + [1.0] * 4
     return run
+
+
+def write_run(out, losses):
+    """Leave what is read of a run's folder."""
+    out.mkdir()
+    (out / "run.json").write_text(json.dumps({"config": {"precision": "bfloat16"}}))
+    for step, loss in enumerate(losses, 1):
+        speed = {"tokens_per_second": 100.0 * step, "peak_bytes": 5000 - step}
+        add_line(out, {"step": step, "loss": loss, **speed})
+    return 0, "", ""
 
 
 def test_one_object_holds_all_of_it(run):
@@ -87,6 +108,11 @@ def test_one_object_holds_all_of_it(run):
     assert {row["why"] for row in proof["kernels"]} == {"no Metal here"}
     assert "mm1-tiny" in proof["doctor"]
     assert "not built yet" in proof["core_ml"]["left_out"]
+    assert proof["train"].keys() == {"lora", "qlora", "float16"}
+    assert proof["train"]["qlora"] == {
+        "precision": "bfloat16", "steps": 8, "loss": [3.0, 1.0],
+        "tokens_per_second": 450.0, "peak_bytes": 4999,
+    }  # fmt: skip
     rows = proof["depths"]["rows"]
     assert [(row["kv_bits"], row["depth"]) for row in rows] == [
         (bits, depth) for bits in (None, 8, 4) for depth in (8, 16, 24)
@@ -126,6 +152,47 @@ def test_a_command_that_fails_leaves_its_error(run):
     # Nor has anything room in nothing.
     assert proof["bench"].keys() == {"mm1-tiny"}
     assert failures(proof) == ["error: no room"]
+
+
+def test_the_embedded_model_is_trained_in_every_way(run, monkeypatch):
+    """Once of each, of one row: on this CPU half precision is slow."""
+    monkeypatch.setattr(mac_proof, "STEPS", 2)
+    monkeypatch.setattr(mac_proof, "ENDS", 1)
+    monkeypatch.setattr(mac_proof, "ROWS", 1)
+    run.trains = True
+    found = trained(run, "mm1")
+    assert failures(found) == []
+    assert [x["precision"] for x in found.values()] == ["float32"] * 2 + ["float16"]
+    packed = run.commands[0]
+    assert packed[0] == "quantize"
+    models = [command[2] for command in run.commands[1:]]
+    assert models == [str(TINY), packed[2], str(TINY)]
+    for way in found.values():
+        assert way["steps"] == 2
+        assert way["loss"][1] < way["loss"][0]
+        assert way["tokens_per_second"] > 0
+        assert way["peak_bytes"] > 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("losses", "error"),
+    [
+        ([2.0, 1.0] * 4, "the loss went from 1.5 to 1.5"),
+        ([float("nan"), *[1.0] * 7], "the loss went from nan to 1"),
+    ],
+)
+def test_what_does_not_learn_is_an_error(run, losses, error):
+    run.losses = losses
+    assert failures(trained(run, "mm1")) == [error] * 3
+
+
+def test_a_copy_that_cannot_be_made_leaves_its_error(run):
+    def broken(command):
+        return (1, "", "error: no room") if command[1] == "quantize" else run(command)
+
+    found = trained(broken, "mm1")
+    assert found["qlora"] == {"error": "error: no room"}
+    assert failures(found) == ["error: no room"]
 
 
 def test_commands_are_run_in_the_checkout(capfd):
