@@ -34,18 +34,17 @@ from typing import Any
 from PIL import Image
 
 from mm1_mlx.errors import DataError
-from mm1_mlx.eval.letters import LETTERS
 from mm1_mlx.image import ImageSource
 from mm1_mlx.messages import Part, Turn
 from mm1_mlx.train.data.example import Example, Record, located
 from mm1_mlx.train.data.forms import read_example
 from mm1_mlx.train.data.pictures import PictureFolder
+from mm1_mlx.train.data.questions import ANSWERS, as_ours, read_question, text_of
 
 Box = tuple[float, float, float, float]
 _CONTROLS = ("Cc", "Zl", "Zp")
 # The keys of conversations in rows without a question.
 _SPOKEN = ({"messages"}, {"conversations"}, {"texts"}, {"prompt", "completion"})
-_ANSWERS = ("answer", "answers", "caption", "captions")
 
 
 @dataclass(frozen=True)
@@ -124,30 +123,26 @@ def read_case(
     """
     values = {key: value for key, value in record.values.items() if value is not None}
     with located(record.origin):
-        values = _as_ours(values)
+        values = as_ours(values)
         turns: tuple[Turn, ...] = ()
         if "question" not in values and any(x <= values.keys() for x in _SPOKEN):
             turns, images, said = _conversation(read_example(record, folder))
-            own = any(key in values for key in _ANSWERS)
+            own = any(key in values for key in ANSWERS)
             values |= {"question": _question(turns)} | ({} if own else {"answer": said})
         else:
             images = _pictures(values, folder)
-        choices, labels = _choices(values.get("choices", []))
-        answers, right = _answers(values), None
-        if choices:
-            right = _chosen(values.get("answer"), choices, labels)
-            answers = (choices[right],)
-        question = _text(values, "question")
+        asked = read_question(values)
+        question, answers = asked.text, asked.answers
         if passage and "text" in values and not answers:
-            question, answers = _last_word(_text(values, "text"))
+            question, answers = _last_word(text_of(values, "text"))
         case = Case(
             origin=record.origin,
             images=images,
             question=question,
-            hint=_text(values, "hint"),
+            hint=asked.hint,
             answers=answers,
-            choices=choices,
-            right=right,
+            choices=asked.choices,
+            right=asked.right,
             box=_box(values["box"]) if "box" in values else None,
             category=_line(values, "category"),
             turns=turns,
@@ -159,24 +154,6 @@ def read_case(
                     f"{sorted(map(str, values))[:8]}"
                 )
         return case
-
-
-def _as_ours(values: dict[str, Any]) -> dict[str, Any]:
-    """A row of ChartQA or AI2D by our keys; others as they are."""
-    if "query" in values and "question" not in values:
-        answers = {"answers": values["label"]} if "label" in values else {}
-        return {"question": values["query"], **answers} | values
-    options, answer = values.get("options"), values.get("answer")
-    if not isinstance(options, list) or "choices" in values:
-        return values
-    if isinstance(answer, str) and answer.isdecimal():
-        if answer in options and options.index(answer) != int(answer):
-            raise DataError(
-                f"answer is {answer!r:.60}, the number of one of the options "
-                f"{options!r:.80} and the text of another; give choices and a number"
-            )
-        answer = int(answer)
-    return values | {"choices": options, "answer": answer}
 
 
 def _conversation(
@@ -222,26 +199,11 @@ def _said(parts: Sequence[Part]) -> str:
     return "".join(texts)
 
 
-def _text(values: Mapping[str, Any], key: str) -> str:
-    value = values.get(key, "")
-    if not isinstance(value, str):
-        raise DataError(f"{key} is {value!r:.60}, expected text")
-    return _checked(value, key)
-
-
 def _line(values: Mapping[str, Any], key: str) -> str:
     """A text that may stand in a table: on a terminal a control character acts."""
-    text = _text(values, key)
+    text = text_of(values, key)
     if any(unicodedata.category(letter) in _CONTROLS for letter in text):
         raise DataError(f"{key} is {text!r:.60}, expected a line without control codes")
-    return text
-
-
-def _checked(text: str, key: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{key} is {text!r:.60}, which is not valid Unicode") from None
     return text
 
 
@@ -253,74 +215,6 @@ def _pictures(
     given = values.get("images") or values.get("image") or []
     return tuple(
         folder.find(x) for x in (given if isinstance(given, list) else [given])
-    )
-
-
-def _answers(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The texts of ``answer``, ``answers``, ``caption`` or ``captions``."""
-    keys = [key for key in _ANSWERS if key in values]
-    if len(keys) > 1:
-        raise DataError(f"it has both {keys[0]} and {keys[1]}, expected one of them")
-    if not keys:
-        return ()
-    given = values[keys[0]]
-    found = given if isinstance(given, list) else [given]
-    return tuple(_answer(answer, keys[0]) for answer in found)
-
-
-def _answer(answer: Any, key: str) -> str:
-    found = answer.get("answer") if isinstance(answer, Mapping) else answer
-    if isinstance(found, int | float) and not isinstance(found, bool):
-        found = str(found)
-    if not isinstance(found, str):
-        raise DataError(f"{key} holds {answer!r:.60}, expected text")
-    return _checked(found, key)
-
-
-def _choices(given: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What is to be chosen from, and what each is called."""
-    if isinstance(given, Mapping):
-        texts, labels = given.get("text"), given.get("label")
-    else:
-        texts, labels = given, list(LETTERS)
-    for value in (texts, labels):
-        if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
-            raise DataError(f"choices is {given!r:.60}, expected a list of texts")
-    assert isinstance(texts, list)
-    assert isinstance(labels, list)
-    if len(texts) == 1 or len(texts) > len(LETTERS) or len(texts) > len(labels):
-        raise DataError(
-            f"choices has {len(texts)} texts, expected 2 to {len(LETTERS)}, and a label "
-            "for each"
-        )
-    if any(not _checked(text, "choices").strip() for text in texts):
-        raise DataError("choices holds an empty text")
-    return tuple(texts), tuple(labels[: len(texts)])
-
-
-def _chosen(answer: Any, choices: tuple[str, ...], labels: tuple[str, ...]) -> int:
-    """Which choice the row says is right."""
-    named: set[int] = set()
-    if type(answer) is int:
-        # Not by texts: where numbers are to be chosen from, a number counts them.
-        named = {i for i, label in enumerate(labels) if label == str(answer)}
-        named |= {answer} & set(range(len(choices)))
-    elif isinstance(answer, str):
-        pairs = enumerate(zip(labels, choices, strict=True))
-        named = {i for i, names in pairs if answer in names}
-    if len(named) == 1:
-        return named.pop()
-    if named:
-        way_out = (
-            "its label or its text" if type(answer) is int else "its number from 0"
-        )
-        raise DataError(
-            f"answer is {answer!r:.60}, which names {len(named)} of the choices "
-            f"{list(choices)!r:.80} called {list(labels)!r:.60}; give {way_out}"
-        )
-    raise DataError(
-        f"answer is {answer!r:.60}, expected the number of a choice from 0 to "
-        f"{len(choices) - 1}, one of {list(labels)}, or a choice's text"
     )
 
 

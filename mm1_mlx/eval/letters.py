@@ -9,10 +9,10 @@ and https://github.com/haotian-liu/LLaVA/blob/c121f0432da27facab705978f83c4ada46
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 
-LETTERS = string.ascii_uppercase
+from mm1_mlx.train.data.questions import LETTERS
+
 # What may stand around a letter, tried one after another.
 _MARKS = (
     ("", ""), ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"),
@@ -20,13 +20,6 @@ _MARKS = (
 )  # fmt: skip
 # In a longer answer a lone "A" is an article.
 _SHORT = 3
-
-
-def list_options(choices: Sequence[str]) -> str:
-    """The options, each on a line behind its letter."""
-    return "\n".join(
-        f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)
-    )
 
 
 def find_option(answer: str, choices: Sequence[str]) -> int | None:

@@ -6,7 +6,6 @@ MM1 (arXiv 2403.09611), section 4 and appendix; table 5 for instructions.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,12 +15,12 @@ from mm1_mlx.batch import Ask
 from mm1_mlx.config import PromptConfig
 from mm1_mlx.errors import DataError, PromptError
 from mm1_mlx.eval.case import Case
-from mm1_mlx.eval.letters import LETTERS, list_options
 from mm1_mlx.eval.metrics import BLANK, METRICS
 from mm1_mlx.eval.tasks import Task
 from mm1_mlx.likelihood import Candidates
 from mm1_mlx.messages import Message, Part
 from mm1_mlx.shots import Shot, with_shots
+from mm1_mlx.train.data.questions import LETTERS, list_options, most_said, with_hint
 
 # What an OpenFlamingo answer is cut before: a base model goes on with the next example.
 # https://github.com/mlfoundations/open_flamingo/blob/655f693fbfa04cd6e9a987d960654624d48917cf/open_flamingo/eval/vqa_metric.py
@@ -125,12 +124,10 @@ class Asker:
 
     def _filled(self, template: str, case: Case) -> str:
         """A template, or a piece of it, with what the row has in its fields."""
-        hint = f"{case.hint.rstrip()}\n" if case.hint else ""
-        if hint and case.choices and self.task.metric == "letter":
-            hint = f"Context: {hint}"  # As LLaVA asks ScienceQA.
+        named = bool(case.choices) and self.task.metric == "letter"
         fields = {
             "{question}": case.question,
-            "{hint}": hint,
+            "{hint}": with_hint(case.hint, context=named),
             "{options}": list_options(case.choices),
         }
         # At once: a question may hold what looks like a field.
@@ -153,8 +150,7 @@ class Asker:
             raise DataError(
                 f"{case.origin}: it has no answer in text, so it is no example to show"
             )
-        # Of ten people's answers the one that most of them gave, of captions the first.
-        return f" {Counter(case.answers).most_common(1)[0][0]}"
+        return f" {most_said(case.answers)}"
 
     def _settings(self, shots: Sequence[Shot], style: str) -> Settings:
         return Settings(

@@ -18,12 +18,13 @@ from mm1_mlx.eval.cider import cider
 from mm1_mlx.eval.exact import exact_match
 from mm1_mlx.eval.existence import pope, says_yes
 from mm1_mlx.eval.intervals import bootstrap, mean, share, wilson
-from mm1_mlx.eval.letters import find_option, list_options
+from mm1_mlx.eval.letters import find_option
 from mm1_mlx.eval.metrics import METRICS, Reply
 from mm1_mlx.eval.recall import overlap
 from mm1_mlx.eval.relaxed import relaxed_match
 from mm1_mlx.eval.treebank import words
 from mm1_mlx.eval.vqa import normalise, vqa_accuracy
+from mm1_mlx.train.data.questions import list_options
 
 
 @pytest.mark.parametrize(

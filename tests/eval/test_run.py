@@ -20,7 +20,7 @@ from mm1_mlx.checkpoint import load_model
 from mm1_mlx.errors import CheckpointError, DataError
 from mm1_mlx.eval.cider import cider
 from mm1_mlx.eval.existence import says_yes
-from mm1_mlx.eval.letters import find_option, list_options
+from mm1_mlx.eval.letters import find_option
 from mm1_mlx.eval.log import Log
 from mm1_mlx.eval.metrics import METRICS
 from mm1_mlx.eval.prompts import Asker
@@ -33,6 +33,7 @@ from mm1_mlx.hold import Hold
 from mm1_mlx.likelihood import Candidates, loglikelihoods
 from mm1_mlx.runtime import TINY, generate, load
 from mm1_mlx.shots import Shot
+from mm1_mlx.train.data.questions import list_options
 from mm1_mlx.train.paper import CAPTION, LETTER, SHORT_ANSWER
 
 from .conftest import write

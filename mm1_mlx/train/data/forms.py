@@ -5,12 +5,16 @@
 | llava | ``conversations`` [{from, value}], ``image`` | a conversation, "<image>" its places |
 | messages | ``messages`` [{role, content, weight}], ``images`` | a conversation |
 | turns | ``texts`` [{user, assistant}], ``images`` | a conversation (the Cauldron) |
-| question | ``question``, ``answer``, ``image`` | a conversation |
+| question | ``question``, ``answer``, ``image`` | a conversation (``questions``) |
 | completion | ``prompt``, ``completion`` | a conversation (mlx-lm) |
 | parts | ``parts`` [text or {type: ...}], ``images`` | a document, as it is written |
 | interleaved | ``texts`` and ``images``, null in the other | a document (OBELICS) |
 | caption | ``caption`` or ``text``, ``image`` | a document, or the answer to a prompt |
 | text | ``text`` | a document |
+
+Of several answers or captions the one that most people gave is learned, else the first.
+Options are listed behind their question as they are when asked, and a letter is the
+answer, unless the row's prompt asks for something else: then the option's text is.
 
 ``image`` may be a list, ``images`` always is one, ``file_name`` is a path. Of other keys
 films and sounds (``UNSEEN``) are refused, for without them a row teaches to guess; of a
@@ -22,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +45,21 @@ from mm1_mlx.train.data.places import (
     texts_in,
     with_places,
 )
+from mm1_mlx.train.data.questions import (
+    CAPTIONS,
+    LETTERS,
+    answers_of,
+    as_ours,
+    list_options,
+    most_said,
+    read_question,
+    with_hint,
+)
+from mm1_mlx.train.paper import LETTER
 
 _ROLES = {"human": "user", "gpt": "assistant"}
-# What is asked and what is answered, in forms of one question.
-_PAIRS = {"question": ("question", "answer"), "completion": ("prompt", "completion")}
+# Where options stand that are no list of choices.
+_OPTIONS = ("options", "A", "B")
 _SPEAKERS = ("human", "gpt", "user", "assistant", "system")
 # Columns of what cannot be shown.
 UNSEEN = ("video", "videos", "audio", "audios")
@@ -116,10 +130,12 @@ def recognise(values: Values) -> str:
         texts = values["texts"]
         spoken = isinstance(texts, list) and any(isinstance(t, Mapping) for t in texts)
         return "turns" if spoken else "interleaved"
-    for form, keys in _PAIRS.items():
-        if all(key in values for key in keys):
-            return form
-    if "caption" in values or ("text" in values and pictures):
+    asked = as_ours(values)
+    if "question" in asked and ("answer" in asked or "answers" in asked):
+        return "question"
+    if "prompt" in values and "completion" in values:
+        return "completion"
+    if any(key in values for key in CAPTIONS) or ("text" in values and pictures):
         return "caption"
     if "text" in values:
         return "text"
@@ -269,13 +285,41 @@ def _turns(values: Values, find: Find, prompt: str | None) -> Draft:
     return _conversation(messages, _pictures(values, find), prompt)
 
 
-def _pair(form: str, values: Values, find: Find, prompt: str | None) -> Draft:
-    asked, answered = _PAIRS[form]
+def _question(values: Values, find: Find, prompt: str | None) -> Draft:
+    values = as_ours(values)
+    _text(values, "question")
+    if "choices" not in values and (lost := [k for k in _OPTIONS if k in values]):
+        raise DataError(
+            f"its options stand in {lost}, {values[lost[0]]!r:.60}; give them as "
+            "choices, a list of texts"
+        )
+    asked = read_question(values)
+    if not asked.answers:
+        raise DataError("its answers are an empty list, expected one at least")
+    text = with_hint(asked.hint, context=bool(asked.choices)) + asked.text
+    answer = most_said(asked.answers)
+    if asked.choices:
+        assert asked.right is not None
+        text += f"\n{list_options(asked.choices)}"
+        prompt = LETTER if prompt is None else prompt
+        if "letter" in prompt.lower():
+            answer = LETTERS[asked.right]
+    return _pair(text, answer, _pictures(values, find), prompt)
+
+
+def _completion(values: Values, find: Find, prompt: str | None) -> Draft:
+    asked, answered = (_text(values, key) for key in ("prompt", "completion"))
+    return _pair(asked, answered, _pictures(values, find), prompt)
+
+
+def _pair(
+    asked: str, answered: str, images: list[ImageSource], prompt: str | None
+) -> Draft:
     messages = [
-        {"role": "user", "content": _text(values, asked)},
-        {"role": "assistant", "content": _text(values, answered)},
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": answered},
     ]
-    return _conversation(messages, _pictures(values, find), prompt)
+    return _conversation(messages, images, prompt)
 
 
 def _conversation(
@@ -322,7 +366,9 @@ def _interleaved(values: Values, find: Find, prompt: str | None) -> Draft:
 
 def _caption(values: Values, find: Find, prompt: str | None) -> Draft:
     images = _pictures(values, find)
-    caption = _text(values, "caption" if "caption" in values else "text").strip()
+    said = {key: values[key] for key in CAPTIONS if key in values}
+    answers = answers_of(said) if said else (_text(values, "text"),)
+    caption = most_said(answers or ("",)).strip()
     if not images:
         raise DataError("a caption has no picture; name it as image, or give text")
     *before, caption = (stretch.strip() for stretch in caption.split(PLACE))
@@ -407,8 +453,8 @@ FORMS: dict[str, Read] = {
     "llava": _llava,
     "messages": _messages,
     "turns": _turns,
-    "question": partial(_pair, "question"),
-    "completion": partial(_pair, "completion"),
+    "question": _question,
+    "completion": _completion,
     "parts": _parts,
     "interleaved": _interleaved,
     "caption": _caption,

@@ -7,10 +7,14 @@ import pytest
 from PIL import Image
 
 from mm1_mlx.errors import DataError
+from mm1_mlx.eval.case import read_case
+from mm1_mlx.eval.prompts import Asker
+from mm1_mlx.eval.tasks import TASKS
 from mm1_mlx.messages import Region
 from mm1_mlx.train.data.example import Record
 from mm1_mlx.train.data.forms import FORMS, read_example
 from mm1_mlx.train.data.pictures import PictureFolder
+from mm1_mlx.train.paper import LETTER, SHORT_ANSWER
 
 FOLDER = PictureFolder(Path("/data"))
 
@@ -112,7 +116,42 @@ CONVERSATIONS = {
     ),
 }  # fmt: skip
 
+OPTIONS = "A. nest\nB. den"
+TEN = [
+    {"answer": x, "answer_id": i}
+    for i, x in enumerate(["net", "cat", "net", "cat", "cat"])
+]
 CONVERSATIONS |= {
+    "question, ten people's answers": (
+        {"image": "a.png", "question": "What?", "answers": TEN},
+        [("user", [None, "What?"]), ("assistant", ["cat"])],
+        [A],
+    ),
+    "question, of ChartQA": (
+        {"image": "a.png", "query": "What?", "label": ["14"], "human_or_machine": 0},
+        [("user", [None, "What?"]), ("assistant", ["14"])],
+        [A],
+    ),
+    "question, a number": (
+        {"question": "How many?", "answer": 3},
+        [("user", ["How many?"]), ("assistant", ["3"])],
+        [],
+    ),
+    "question, of AI2D": (
+        {"image": "a.png", "question": "What?", "options": ["nest", "den"], "answer": "1"},
+        [("user", [None, f"What?\n{OPTIONS}\n{LETTER}"]), ("assistant", ["B"])],
+        [A],
+    ),
+    "question, of A-OKVQA": (
+        {"image": "a.png", "question": "What?", "choices": ["nest", "den"], "answer": "nest"},
+        [("user", [None, f"What?\n{OPTIONS}\n{LETTER}"]), ("assistant", ["A"])],
+        [A],
+    ),
+    "question, of ScienceQA": (
+        {"question": "What?", "choices": ["nest", "den"], "answer": 1, "hint": "Dens are cold. ", "image": None},
+        [("user", [f"Context: Dens are cold.\nWhat?\n{OPTIONS}\n{LETTER}"]), ("assistant", ["B"])],
+        [],
+    ),
     "completion": (
         {"prompt": "What?", "completion": "A cat."},
         [("user", ["What?"]), ("assistant", ["A cat."])],
@@ -128,6 +167,8 @@ CONVERSATIONS |= {
 
 DOCUMENTS = {
     "caption": ({"image": "a.png", "caption": " A cat. "}, [None, " A cat."], [A]),
+    "captions": ({"image": "a.png", "captions": ["A cat.", "One."]}, [None, " A cat."], [A]),
+    "captions in a list": ({"image": "a.png", "caption": ["A cat.", "One."]}, [None, " A cat."], [A]),
     "caption behind its place": ({"image": "a.png", "caption": "<image>\nA cat."}, [None, " A cat."], [A]),
     "text of a picture": ({"file_name": "a.png", "text": "A cat."}, [None, " A cat."], [A]),
     "interleaved": (
@@ -232,6 +273,32 @@ def test_a_prompt_stands_behind_every_question():
     assert read(values, prompt="Be short.").turns[0] == ("user", ["What?\nBe short."])
 
 
+def test_a_prompt_says_what_answers_options():
+    values = CONVERSATIONS["question, of AI2D"][0]
+    asked = {
+        prompt: read(values, prompt=prompt).turns for prompt in (LETTER, SHORT_ANSWER)
+    }
+    assert asked[LETTER] == read(values).turns
+    assert asked[SHORT_ANSWER] == (
+        ("user", [None, f"What?\n{OPTIONS}\n{SHORT_ANSWER}"]),
+        ("assistant", ["den"]),
+    )
+
+
+def test_a_question_is_learned_as_it_is_asked(tmp_path):
+    """In the words of ``mm1 eval``."""
+    values = {
+        "question": "What?",
+        "choices": ["nest", "den"],
+        "answer": 1,
+        "hint": "It is cold.",
+    }
+    record = Record(values, "rows.jsonl:17", tmp_path)
+    case = read_case(record, FOLDER, frozenset())
+    (_, asked), _ = read(values).turns
+    assert asked == [Asker(TASKS["scienceqa"], base=False).ask(case).prompt]
+
+
 def test_a_prompt_asks_for_a_caption():
     example = read({"image": "a.png", "caption": " A cat. "}, prompt="Describe it.")
     assert list(example.turns) == [
@@ -317,6 +384,31 @@ BAD = {
             {"role": "assistant", "content": "x"}]},
         r"it has 2 places for pictures \(<image>\) but 1 pictures",
     ),
+    "options in a text": (
+        {"question": "What?", "options": "['nest', 'den']", "answer": "B"},
+        r"its options stand in \['options'\], .*; give them as choices, a list of texts",
+    ),
+    "options in columns": (
+        {"question": "What?", "A": "nest", "B": "den", "answer": "B"},
+        r"its options stand in \['A', 'B'\], 'nest'; give them as choices, a list of te",
+    ),
+    "an option that there is none of": (
+        {"question": "What?", "choices": ["nest", "den"], "answer": "lair"},
+        "answer is 'lair', expected the number of a choice from 0 to 1",
+    ),
+    "an option's number that is another's text": (
+        {"question": "How many?", "options": ["1", "2"], "answer": "1"},
+        "answer is '1', the number of one of the options .* and the text of another",
+    ),
+    "answers of nobody": (
+        {"question": "What?", "answers": []},
+        "its answers are an empty list, expected one at least",
+    ),
+    "answers of two kinds": (
+        {"question": "What?", "answer": "x", "answers": ["y"]},
+        "it has both answer and answers, expected one of them",
+    ),
+    "captions of nobody": ({"image": "a.png", "captions": []}, "its caption is empty"),
     "place in a caption": (
         {"image": "a.png", "caption": "a red <image> thing"},
         "its caption has <image>, which would be learned as text; leave it out",
