@@ -148,6 +148,12 @@ def read_case(
             turns=turns,
         )
         for name in sorted(needs):
+            if name == "box" and "bbox" in values and case.box is None:
+                raise DataError(
+                    "it has bbox, COCO's [x, y, width, height], and RefCOCO has several "
+                    "phrases a row; give a row for each, the phrase as question and box "
+                    "as [left, top, right, bottom]"
+                )
             if not getattr(case, name):
                 raise DataError(
                     f"the row has no {name}, which the task needs; its keys are "

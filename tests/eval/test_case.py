@@ -113,6 +113,19 @@ def test_a_number_that_is_another_options_text_is_refused():
         case_of({"question": "Which?", "options": ["1", "2"], "answer": "1"})
 
 
+def test_refcocos_rows_are_told_what_to_become():
+    row = {"image": "red-star.png", "question": "?", "answer": ["a", "b"],
+           "bbox": [1, 2, 3, 4]}  # fmt: skip
+    with pytest.raises(DataError, match=r"17: it has bbox, .* the phrase as question"):
+        case_of(row, METRICS["box"].needs)
+    assert case_of(row | {"box": [1, 2, 4, 6]}, METRICS["box"].needs).box == (
+        1,
+        2,
+        4,
+        6,
+    )
+
+
 def test_a_passage_is_asked_for_its_last_word():
     for text in ("it was a star", "it was a star \n"):
         case = case_of({"text": text}, {"answers"}, passage=True)
