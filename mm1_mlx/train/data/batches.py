@@ -169,7 +169,8 @@ class Batches:
         first = (step * self._run.micro_batches + shard) * size
         prepared = self.prepare(range(first, first + size))
         numbers = itertools.count()
-        rows, places = [], []
+        rows: list[Row] = []
+        places: list[list[int]] = []
         for each in prepared:
             own = [next(numbers) for _ in each.pictures]
             rows += each.rows

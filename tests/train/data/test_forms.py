@@ -390,7 +390,7 @@ BAD = {
     ),
     "options in columns": (
         {"question": "What?", "A": "nest", "B": "den", "answer": "B"},
-        r"its options stand in \['A', 'B'\], 'nest'; give them as choices, a list of te",
+        r"its options stand in \['A', 'B'\], 'nest'; give them as choices, a list of t",
     ),
     "an option that there is none of": (
         {"question": "What?", "choices": ["nest", "den"], "answer": "lair"},
