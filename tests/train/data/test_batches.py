@@ -17,6 +17,7 @@ from mm1_mlx.prompt import Prompt
 from mm1_mlx.tokenizer import load_tokenizer
 from mm1_mlx.train.data import batches as module
 from mm1_mlx.train.data.batches import Batches, refer_example
+from mm1_mlx.train.data.preview import preview
 from mm1_mlx.train.loss import next_token_loss
 
 COLOURS = ("red", "blue", "lime", "white", "black", "yellow")
@@ -371,6 +372,9 @@ def test_answers_written_otherwise_later_are_rows_that_share_pictures(
         for tokens, own in zip(batch.tokens, batch.learned, strict=True)
     ]
     assert sorted(learned) == sorted(f"(hm){x}</s>" for x in ("red", "blue", "so", "I"))
+    shown = preview(padded, tokenizer)
+    assert shown.tokens.most == sum(sorted(batch.lengths)[1:])
+    assert shown.learned == pytest.approx(batch.learned.sum() / sum(batch.lengths))
     model = MM1(config)
     loss, count = next_token_loss(model, batch)
     other, same = next_token_loss(model, packed(0, 0))
