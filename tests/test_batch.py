@@ -2,7 +2,9 @@
 
 import threading
 
+import mlx.core as mx
 import pytest
+from PIL import Image
 
 from mm1_mlx import Ask, budget, generate, generate_batch, load, stream_batch
 from mm1_mlx.answer import Settings
@@ -175,6 +177,22 @@ def test_a_listener_who_leaves_frees_the_runtime(runtime):
     next(pieces)
     pieces.close()
     assert generate(runtime, "What colour is the star?", [STAR]).text == "red"
+
+
+def test_what_is_kept_of_answers_holds_no_batch(runtime):
+    """Rows of other pictures each, so that none is taken for another."""
+    runtime.forget()
+    generate(runtime, "What is this?", [STAR])
+    prefixes = runtime.engine.prefixes
+    before, kept = mx.get_active_memory(), prefixes.nbytes
+    pictures = [Image.new("RGB", (96, 96), (20 * i, 90, 9)) for i in range(8)]
+    settings = Settings(max_tokens=24, stop=["nothing"])
+    generate_batch(runtime, [Ask("Describe it.", [p], settings) for p in pictures])
+    runtime.engine.features.clear()
+    grown, told = mx.get_active_memory() - before, prefixes.nbytes - kept
+    runtime.forget()
+    assert told > 400_000
+    assert grown < 1.5 * told
 
 
 def test_no_questions_are_no_answers(runtime):

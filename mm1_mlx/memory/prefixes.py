@@ -103,7 +103,11 @@ class PrefixCache:
     def keep(
         self, positions: Sequence[Position], cache: list[Any], precision: KVPrecision
     ) -> None:
-        """Keep a cache of at least so many positions, in place of its beginnings."""
+        """Keep a cache of at least so many positions, in place of its beginnings.
+
+        It belongs to whoever takes it next. Of one whose arrays are part of others', keep
+        what is ``copied``.
+        """
         for layer in cache:
             layer.trim(layer.offset - len(positions))
         entry = _Entry(tuple(positions), cache, precision)
@@ -149,6 +153,21 @@ class PrefixCache:
 
     def _remove(self, entry: _Entry) -> None:
         self._entries = [other for other in self._entries if other is not entry]
+
+
+def copied(cache: list[Any]) -> list[Any]:
+    """The same keys and values in arrays of their own, without room for more.
+
+    A row of a batch's arrays would hold all of them for as long as it is kept.
+    """
+    layers = [type(layer).from_state(tree_map(_apart, layer.state)) for layer in cache]
+    mx.eval([layer.state for layer in layers])
+    return layers
+
+
+def _apart(x: Any) -> Any:
+    # Not mx.contiguous, which leaves a whole row of an array where it lies.
+    return x + mx.array(0, x.dtype) if isinstance(x, mx.array) else x
 
 
 def _shared(layer: Any) -> Any:
