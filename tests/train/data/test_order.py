@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
+from mm1_mlx.train.data.mixture import SPECS, read_mixture
 from mm1_mlx.train.data.order import WINDOW, Order, Picks, _floor_sum, permute, scramble
-from mm1_mlx.train.paper import SFT_MIXTURE
 
-TABLE_5 = [dataset.thousands for dataset in SFT_MIXTURE]
+TABLE_5 = [spec.weight for spec in read_mixture(SPECS / "mm1-sft.json").datasets]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 17, 100, 1025])
