@@ -156,7 +156,7 @@ class PrefixCache:
 
 
 def copied(cache: list[Any]) -> list[Any]:
-    """The same keys and values in arrays of their own, without room for more.
+    """The same keys and values in arrays of their own.
 
     A row of a batch's arrays would hold all of them for as long as it is kept.
     """
