@@ -25,7 +25,7 @@ from mm1_mlx.engine import Engine
 from mm1_mlx.errors import MemoryLimitError, MM1Error
 from mm1_mlx.image import ImageSource
 from mm1_mlx.memory.named import Prefix as NamedPrefix
-from mm1_mlx.memory.prefixes import KVPrecision, copied, pack
+from mm1_mlx.memory.prefixes import KVPrecision, pack
 from mm1_mlx.messages import Message
 from mm1_mlx.prefill import Cancelled, Shared
 from mm1_mlx.request import Request
@@ -241,8 +241,7 @@ class _Group:
             if pieces[-1].finish_reason is not None:
                 ended.append(response.uid)
         for row, cache in self._take(ended):
-            if not row.request.context.shared:
-                row.request.keep(copied(cache))
+            row.request.keep(cache)
         return came
 
     def take_grown(self) -> list[tuple[_Row, list[Any]]]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mm1_mlx.answer import FinishReason, Piece, Settings, Stats, Timings
-from mm1_mlx.memory.prefixes import KVPrecision, PrefixCache, pack
+from mm1_mlx.memory.prefixes import KVPrecision, PrefixCache, copied, pack
 from mm1_mlx.models import MM1
 from mm1_mlx.prefill import Cancelled, Context, Stop, prefill
 from mm1_mlx.sampling import Sampler
@@ -169,7 +169,8 @@ class Request:
         """
         if self.context.shared:
             return  # Others hold most of it.
-        cache = cache or self.context.cache
+        # A row of a batch's arrays would hold the whole batch's.
+        cache = copied(cache) if cache else self.context.cache
         known = (*self.context.prompt.positions, *self.drawn)
         lengths = {layer.offset for layer in cache}
         # An error may have struck between two layers.
