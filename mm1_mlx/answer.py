@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -22,6 +22,7 @@ class Options(TypedDict, total=False):
     top_p: float
     seed: int | None
     stop: Sequence[str]
+    schema: Mapping[str, Any] | None
     cancel: threading.Event | None
     progress: Callable[[int, int], None] | None
     tiled: int | None
@@ -51,6 +52,8 @@ class Settings:
     seed: int | None = None
     # The answer ends before the first of these strings.
     stop: Sequence[str] = ()
+    # A JSON schema that the answer is held to, as far as max_tokens lets it.
+    schema: Mapping[str, Any] | None = None
     # Set from any thread, ends the answer at the next token.
     cancel: threading.Event | None = None
     # Called with prompt tokens processed and in all, on the runtime's thread.
@@ -90,6 +93,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value not in known):
                 raise PromptError(f"{name} is {value!r:.40}, expected one of {known}")
+        if self.schema is not None and not isinstance(self.schema, Mapping):
+            raise PromptError(f"schema is {self.schema!r:.40}, expected a JSON schema")
         if self.prefix is not None and not isinstance(self.prefix, str):
             raise PromptError(f"prefix is {self.prefix!r:.40}, expected its name")
         if self.draft is not None and not hasattr(self.draft, "engine"):

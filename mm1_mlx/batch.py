@@ -110,9 +110,9 @@ class Batch:
         self._insert(_Row(number, request, prefix), request.context.cache)
         return pieces
 
-    def step(self) -> list[tuple[int, Piece]]:
+    def step(self) -> list[tuple[int, Piece | MM1Error]]:
         """The next pieces of all answers under way, with the numbers of these."""
-        came: list[tuple[int, Piece]] = []
+        came: list[tuple[int, Piece | MM1Error]] = []
         for group in [*self._groups.values()]:
             came += group.step()
             for row, cache in group.take_grown():
@@ -217,7 +217,8 @@ class _Group:
         """Go on with an answer whose last token the cache does not hold yet."""
         request = row.request
         # Rows that share a sampler are drawn from at once; greedy ones share the default.
-        sampler: Any = None if request.sampler.greedy else request.sampler
+        own = request.constraint is not None or not request.sampler.greedy
+        sampler: Any = request.sampler if own else None
         (number,) = self.generator.insert(
             [request.drawn[-1:]],
             max_tokens=[_ENDLESS],
@@ -229,14 +230,21 @@ class _Group:
         request.context.cache = []
         self.rows[number] = row
 
-    def step(self) -> list[tuple[int, Piece]]:
+    def step(self) -> list[tuple[int, Piece | MM1Error]]:
         """The next pieces of all its answers; those that end leave it."""
         if not self.rows:
             return []
-        came, ended = [], []
+        came: list[tuple[int, Piece | MM1Error]] = []
+        ended = []
         for response in self.generator.next_generated():
             row = self.rows[response.uid]
-            pieces = row.request.add(response.token)
+            try:
+                pieces = row.request.add(response.token)
+            except MM1Error as error:
+                # The others go on.
+                came.append((row.number, error))
+                ended.append(response.uid)
+                continue
             came += [(row.number, piece) for piece in pieces]
             if pieces[-1].finish_reason is not None:
                 ended.append(response.uid)

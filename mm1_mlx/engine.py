@@ -18,6 +18,7 @@ from mm1_mlx.answer import Forecast, Settings
 from mm1_mlx.config import MM1Config
 from mm1_mlx.device import this_chip
 from mm1_mlx.errors import PromptError
+from mm1_mlx.grammar import Grammars
 from mm1_mlx.image import ImageSource
 from mm1_mlx.limits import answer_seconds
 from mm1_mlx.memory.features import FeatureCache
@@ -64,6 +65,11 @@ class Engine:
     group: mx.distributed.Group | None = None
     # Held while it answers: another engine's thread may use it to guess.
     lock: threading.RLock = field(default_factory=threading.RLock)
+    grammars: Grammars = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert self.config.decoder is not None
+        self.grammars = Grammars(self.tokenizer, self.config.decoder.vocab_size)
 
     def open(
         self,
@@ -95,6 +101,8 @@ class Engine:
         began = time.perf_counter()
         asked, built, settings, precision, room = self._plan(prompt, images, settings)
         guess = self._guess(asked, built, precision) if alone else None
+        schema = settings.schema
+        constraint = None if schema is None else self.grammars.constraint(schema)
         if asked.prefix:
             self.named.recall(asked.prefix, built.positions, precision)
         context = prepare(
@@ -115,6 +123,7 @@ class Engine:
             max_tokens=room,
             transcript=Transcript(self.tokenizer, settings.stop),
             guess=guess,
+            constraint=constraint,
             group=self.group,
             gone=gone or threading.Event(),
             start=start,

@@ -17,7 +17,7 @@ from mm1_mlx.answer import FinishReason, Piece, Settings, Stats, Timings
 from mm1_mlx.memory.prefixes import KVPrecision, PrefixCache, copied, pack
 from mm1_mlx.models import MM1
 from mm1_mlx.prefill import Cancelled, Context, Stop, prefill
-from mm1_mlx.sampling import Sampler
+from mm1_mlx.sampling import Constraint, Sampler
 from mm1_mlx.speculate import Drafter, speculate
 from mm1_mlx.transcript import Transcript
 
@@ -50,6 +50,7 @@ class Request:
         max_tokens: how long the answer may become.
         transcript: writes its text.
         guess: how its tokens are guessed, or None.
+        constraint: what it is held to, or None.
         group: the processes that answer together, or None.
         gone: set when nobody listens any more.
         start: when it was asked for.
@@ -63,6 +64,7 @@ class Request:
     max_tokens: int
     transcript: Transcript
     guess: Guess | None
+    constraint: Constraint | None
     group: mx.distributed.Group | None
     gone: threading.Event
     start: float
@@ -74,7 +76,9 @@ class Request:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.sampler = Sampler(settings.temperature, settings.top_p, settings.seed)
+        self.sampler = Sampler(
+            settings.temperature, settings.top_p, settings.seed, self.constraint
+        )
 
     def first(self) -> int:
         """The answer's first token; the cache holds the prompt afterwards.
@@ -136,7 +140,13 @@ class Request:
         return [p if isinstance(p, int) else -1 for p in self.context.prompt.positions]
 
     def add(self, token: int) -> list[Piece]:
-        """What a token adds to the answer; the last piece of all has a finish reason."""
+        """What a token adds to the answer; the last piece of all has a finish reason.
+
+        Raises:
+            MM1Error: the answer can be held to its constraint no further.
+        """
+        if self.constraint is not None:
+            self.constraint.check()
         self.times.append(time.perf_counter())
         self.drawn.append(token)
         piece = self.transcript.add(token)

@@ -23,7 +23,7 @@ ROWS = [
     ["limits"],
     ["image", "checkpoint"],
     ["tokenizer", "video", "writer", "original", "adapters"],
-    ["messages", "grounding"],
+    ["messages", "grounding", "grammar"],
     ["regions"],
     ["prompt", "sampling", "shots", "transcript"],
     ["memory"],
