@@ -11,6 +11,7 @@ import typer
 
 from .adapter import adapter
 from .bench import bench
+from .caption import caption
 from .chat import chat
 from .common import guarded
 from .convert import convert
@@ -35,7 +36,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    *(generate, chat, convert, quantize, fuse, embed, inspect, verify, bench, doctor),
+    *(
+        generate,
+        chat,
+        caption,
+        convert,
+        quantize,
+        fuse,
+        embed,
+        inspect,
+        verify,
+        bench,
+        doctor,
+    ),
 ):
     app.command()(command)
 app.command("eval")(evaluate)

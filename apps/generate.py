@@ -39,6 +39,7 @@ from .regions import (
     place_regions,
     read_regions,
 )
+from .schema import SchemaFile, read_schema
 from .speed import (
     DraftModel,
     KVBits,
@@ -105,6 +106,7 @@ def generate(
         list[str] | None,
         typer.Option(help="end before this text, several times", show_default=False),
     ] = None,
+    schema: SchemaFile = None,
     prefix: PrefixName = None,
     kv_bits: KVBits = None,
     kv_start: KVStart = None,
@@ -152,6 +154,7 @@ def generate(
         "stop": stop or [],
         "tiled": tiled,
         "shot_style": shot_style,
+        "schema": read_schema(schema),
     }
     if shots:
         from mm1_mlx.shots import read_shots

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A module imports only from rows above its own; a package's modules from each other.
 ROWS = [
     ["errors", "chips", "folders", "room", "sizes", "worker"],
-    ["blas", "section", "files", "answer", "hold"],
+    ["blas", "section", "files", "answer", "hold", "journal"],
     ["device", "hub", "kernels", "partial", "shard"],
     ["config", "pieces"],
     ["layout", "presets", "resize", "resolution", "templates", "work"],
@@ -33,7 +33,7 @@ ROWS = [
     ["engine"],
     ["runtime"],
     ["batch", "embed"],
-    ["likelihood"],
+    ["likelihood", "captions"],
     ["train"],
     ["eval"],
     ["quantize"],

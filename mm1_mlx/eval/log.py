@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +12,7 @@ from mm1_mlx.errors import DataError
 from mm1_mlx.eval.intervals import Figure
 from mm1_mlx.files import read_json, replace_json
 from mm1_mlx.hold import Hold
+from mm1_mlx.journal import Journal, written
 
 RUN = "run.json"
 ANSWERS = "answers.jsonl"
@@ -37,9 +36,8 @@ class Log:
         self._hold = Hold(folder)
         try:
             self._check(settings)
+            self._journal = Journal(folder / ANSWERS)
             self.known = self._read()
-            # Without a buffer: what a full disk refuses is not tried again on closing.
-            self._file = (folder / ANSWERS).open("ab", buffering=0)
         except BaseException:
             self._hold.release()
             raise
@@ -53,7 +51,7 @@ class Log:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._journal.close()
         self._hold.release()
 
     def add(self, line: dict[str, Any]) -> None:
@@ -62,10 +60,7 @@ class Log:
         Raises:
             DataError: there is no room for it.
         """
-        left = (json.dumps(line, ensure_ascii=False) + "\n").encode(errors="replace")
-        with _written(self.folder / ANSWERS):
-            while left:
-                left = left[self._file.write(left) :]
+        self._journal.add(line)
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write the figures beside the answers.
@@ -73,7 +68,7 @@ class Log:
         Raises:
             DataError: there is no room for them.
         """
-        with _written(self.folder / RESULTS):
+        with written(self.folder / RESULTS):
             replace_json(self.folder / RESULTS, results)
 
     def _check(self, settings: dict[str, Any]) -> None:
@@ -84,7 +79,7 @@ class Log:
                     f"{self.folder} holds answers, but not what was asked; give another "
                     "--out"
                 )
-            with _written(path):
+            with written(path):
                 replace_json(path, settings)
             return
         before = read_json(path)
@@ -106,17 +101,9 @@ class Log:
 
     def _read(self) -> dict[int, dict[str, Any]]:
         """The lines of answers by their rows; one that was cut off is taken away."""
-        path = self.folder / ANSWERS
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return {}
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
+        path = self._journal.path
         known: dict[int, dict[str, Any]] = {}
-        for number, text in enumerate(whole.splitlines(), start=1):
+        for number, text in enumerate(self._journal.read(), start=1):
             try:
                 line = json.loads(text)
             except (ValueError, RecursionError):
@@ -186,15 +173,3 @@ def read_results(folder: Path) -> dict[str, Any]:
 def legible(name: object) -> str:
     """A path's text, with marks for what is not UTF-8 in it, so that it can be written."""
     return str(name).encode(errors="replace").decode()
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """The system's errors as one that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error.strerror or error}; make room and give the "
-            "same command, and the run goes on"
-        ) from None

@@ -27,6 +27,7 @@ COMMANDS = (
         "",
         "generate",
         "chat",
+        "caption",
         "convert",
         "quantize",
         "fuse",

@@ -430,8 +430,8 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path, monkeypatch):
         return min(taken, len(data))
 
     with Log(tmp_path, {}) as log:
-        file = SimpleNamespace(write=write, close=log._file.close)
-        monkeypatch.setattr(log, "_file", file)
+        file = SimpleNamespace(write=write, close=log._journal.file.close)
+        monkeypatch.setattr(log._journal, "file", file)
         with pytest.raises(
             DataError, match=r"answers.jsonl cannot be written: No space"
         ):

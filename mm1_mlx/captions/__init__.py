@@ -1,0 +1,1 @@
+"""A folder of pictures into a caption, or an object, for each of them."""
