@@ -11,8 +11,9 @@ from typing import cast
 import mlx.core as mx
 
 LOG2_E = math.log2(math.e)
-# Below, the result is 2^-126 instead of less.
-LOWEST = -126.0
+# There and below, the result is 0: the exponent's bits are then, and those of 2^0. Were
+# it the least float, products with it would be subnormal, and those take ten times as long.
+LOWEST = -127.0
 # Added and taken away, rounds to an integer, which stands in the sum's last bits.
 _ROUND = 1.5 * 2**23
 # Of 2^f, degree 5, near the least relative error on [-0.5, 0.5]; 2^0 is exactly 1.
@@ -27,7 +28,7 @@ _COEFFICIENTS = (
 
 
 def exp2(x: mx.array) -> mx.array:
-    """2^x of float32 values up to 127, to 3e-7 of the result; 2^-126 where it is less."""
+    """2^x of float32 values up to 127, to 3e-7 of the result; 0 up to -127."""
     return cast(mx.array, _exp2(x))
 
 
