@@ -4,13 +4,14 @@
 # make drill  the long tests
 # make peers  measure beside mlx-vlm, mlx-lm and transformers; an hour on a quiet machine
 # make mac-proof  what only a Mac can say, as one file in benchmarks/results
+# make page   check and build the web page from its sources; needs node and npm
 # make wheel  build wheel and sdist, install the wheel elsewhere and ask it
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PICTURES := mm1_mlx/tiny
 
-.PHONY: demo test lint drill peers mac-proof wheel clean
+.PHONY: demo test lint page drill peers mac-proof wheel clean
 
 demo: $(VENV)/demo
 	@echo "Two pictures: $(CURDIR)/$(PICTURES)/red-star.png"
@@ -36,6 +37,14 @@ lint: $(VENV)/test
 	rm -rf build/types
 	$(BIN)/python -m pip install --quiet --no-deps --target build/types .
 	cd build && MYPYPATH=types ../$(BIN)/mypy -p mm1_mlx --config-file ../pyproject.toml
+
+PAGE := apps/page
+$(PAGE)/node_modules: $(PAGE)/package-lock.json
+	cd $(PAGE) && npm ci --ignore-scripts --silent
+	@touch $@
+
+page: $(PAGE)/node_modules
+	cd $(PAGE) && npm run --silent lint && npm run --silent build
 
 wheel: $(VENV)/test
 	rm -rf dist build/wheel

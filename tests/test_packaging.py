@@ -45,6 +45,7 @@ def test_the_embedded_model_and_the_type_marker_are_installed():
     assert (ROOT / "mm1_mlx/py.typed").is_file()
     assert data == {
         "mm1_mlx": ["py.typed"],
+        "mm1_mlx.apps.page": ["dist/*", "dist/assets/*"],
         "mm1_mlx.kernels": ["*.metal"],
         "mm1_mlx.tiny": ["*"],
         "mm1_mlx.train.data.specs": ["*.json"],
