@@ -1,7 +1,10 @@
 """What a person does on the page, in the words of the tests."""
 
 import base64
+import time
 from pathlib import Path
+
+from playwright.sync_api import expect
 
 from mm1_mlx.runtime import TINY
 
@@ -17,6 +20,26 @@ _FILES = """files => {
 }"""
 _PASTE = """(field, data) => field.dispatchEvent(
   new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true}))"""
+
+_OPEN = """
+  const done = request => new Promise(done => {
+    request.onsuccess = () => done(request.result);
+  });
+  const db = await done(indexedDB.open("mm1"));
+  const store = name => db.transaction(name).objectStore(name);
+"""
+# How many answers of the open chat are kept as ended ones.
+_SETTLED = f"""async () => {{{_OPEN}
+  const chat = await done(store("chats").get(location.hash.slice(1)));
+  db.close();
+  const running = ["asked", "writing"];
+  return chat?.exchanges.filter(({{answer}}) => !running.includes(answer.state)).length;
+}}"""
+_COUNTS = f"""async () => {{{_OPEN}
+  const counts = [await done(store("chats").count()), await done(store("pictures").count())];
+  db.close();
+  return counts;
+}}"""
 
 
 class Driver:
@@ -71,8 +94,6 @@ class Driver:
 
     def settle(self, count):
         """The last of so many answers, when it has ended."""
-        from playwright.sync_api import expect
-
         expect(self.answers).to_have_count(count)
         last = self.answers.last
         expect(last).to_have_attribute("aria-busy", "false")
@@ -84,21 +105,13 @@ class Driver:
         return self.settle(count)
 
     def kept(self):
-        """Wait until the open chat is written to the browser's storage."""
-        self.page.wait_for_timeout(100)
-        self.page.wait_for_function(
-            """async () => {
-              const db = await new Promise(done => {
-                const request = indexedDB.open("mm1");
-                request.onsuccess = () => done(request.result);
-              });
-              const store = db.transaction("chats").objectStore("chats");
-              const chat = await new Promise(done => {
-                const request = store.get(location.hash.slice(1));
-                request.onsuccess = () => done(request.result);
-              });
-              db.close();
-              return chat?.exchanges.every(
-                ({answer}) => !["asked", "writing"].includes(answer.state));
-            }"""
-        )
+        """Wait until the open chat is in the browser's storage as it is on the page."""
+        shown = self.page.locator(".exchange").count()
+        until = time.monotonic() + 30
+        while self.page.evaluate(_SETTLED) != shown:
+            assert time.monotonic() < until, "the chat was not kept"
+            self.page.wait_for_timeout(50)
+
+    def counts(self):
+        """Chats and pictures in the browser's storage."""
+        return self.page.evaluate(_COUNTS)

@@ -33,7 +33,10 @@ export const current = signal<Conversation>(create());
 export const trouble = signal("");
 
 function create(id = newId()): Conversation {
-  const conversation = new Conversation(id, keepSoon);
+  const conversation = new Conversation(id, (changed, when) => {
+    if (when === "now") void keep(changed);
+    else keepSoon(changed);
+  });
   loaded.set(id, conversation);
   return conversation;
 }
@@ -147,8 +150,7 @@ const writes = new WeakMap<Conversation, Promise<void>>();
 
 function keepSoon(conversation: Conversation): void {
   if (waiting.has(conversation)) return;
-  const pause = writes.has(conversation) ? PAUSE : 0;
-  waiting.set(conversation, window.setTimeout(keep, pause, conversation));
+  waiting.set(conversation, window.setTimeout(keep, PAUSE, conversation));
 }
 
 function keep(conversation: Conversation): Promise<void> {

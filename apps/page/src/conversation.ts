@@ -34,10 +34,13 @@ export class Conversation {
     return line.length > TITLE ? `${line.slice(0, TITLE - 1)}…` : line;
   });
 
-  /** `changed` is called when there is something new to keep. */
+  /** `changed` is called when there is something to keep; later will do while it grows. */
   constructor(
     id: string,
-    private readonly changed: (conversation: Conversation) => void,
+    private readonly changed: (
+      conversation: Conversation,
+      when: "now" | "soon",
+    ) => void,
   ) {
     this.id = signal(id);
   }
@@ -72,12 +75,12 @@ export class Conversation {
 
   setSystem(text: string): void {
     this.system.value = text;
-    this.changed(this);
+    this.changed(this, "soon");
   }
 
   setShots(shots: Shot[]): void {
     this.shots.value = shots;
-    this.changed(this);
+    this.changed(this, "soon");
   }
 
   private async askAt(index: number, question: Question): Promise<void> {
@@ -110,7 +113,7 @@ export class Conversation {
           const before = answer.text.value;
           answer.text.value = before ? before + piece.text : piece.text.trimStart();
           answer.state.value = "writing";
-          this.changed(this);
+          this.changed(this, "soon");
         }
         finish = piece.finish ?? finish;
         if (piece.figures) answer.figures.value = withClock(piece.figures, firstToken);
@@ -130,7 +133,7 @@ export class Conversation {
 
   private touch(): void {
     this.updated = Date.now();
-    this.changed(this);
+    this.changed(this, "now");
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { X } from "lucide";
 import type { ComponentChildren } from "preact";
-import { useEffect, useId, useRef } from "preact/hooks";
+import { useId, useLayoutEffect, useRef } from "preact/hooks";
 import { IconButton } from "./icon";
 
 export function Dialog({
@@ -18,7 +18,8 @@ export function Dialog({
 }) {
   const ref = useRef<HTMLDialogElement>(null);
   const name = useId();
-  useEffect(() => {
+  // At once: a key that is pressed next is the dialog's.
+  useLayoutEffect(() => {
     const dialog = ref.current;
     dialog?.showModal();
     // Closing gives the focus back; going away does not.

@@ -18,7 +18,8 @@ export function History({ onOpen }: { onOpen?: () => void }) {
         onClick={() => {
           openNew();
           onOpen?.();
-          document.getElementById("question")?.focus();
+          // Behind a dialog's closing, which gives the focus back.
+          setTimeout(() => document.getElementById("question")?.focus());
         }}
       >
         <Icon of={Plus} />
