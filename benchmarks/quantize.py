@@ -23,11 +23,12 @@ BLAS = preload_blas()
 
 import mlx.core as mx  # noqa: E402
 
-from benchmarks.shapes.evaluate import Case, normalise, scene_cases, wilson  # noqa: E402
+from benchmarks.shapes.cases import Case, normalise, scene_cases  # noqa: E402
 from benchmarks.shapes.questions import KINDS  # noqa: E402
 from mm1_mlx.bench import describe  # noqa: E402
 from mm1_mlx.checkpoint import load_config, read_manifest  # noqa: E402
 from mm1_mlx.config import MM1Config  # noqa: E402
+from mm1_mlx.eval.intervals import wilson  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
 from mm1_mlx.quantize import RECIPES, Recipe, parse_way, quantize  # noqa: E402
 from mm1_mlx.recipe import LAYERS  # noqa: E402
@@ -103,7 +104,7 @@ def answers(model: Path, cases: list[Case]) -> list[str]:
     """What a model says to every question."""
     with load(model) as runtime:
         return [
-            normalise(generate(runtime, c.question, [c.picture], max_tokens=64).text)
+            normalise(generate(runtime, c.question, c.pictures, max_tokens=64).text)
             for c in cases
         ]
 

@@ -1,127 +1,482 @@
-"""The second stage's batches: conversations, and the labelled pictures they are about."""
+"""The batches of conversations and documents, and the labelled pictures they are about."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.shapes.balance import AnswerAdjustment, Balance
-from benchmarks.shapes.mentions import MentionFinder, Mentions
-from benchmarks.shapes.patches import PatchBatch, label_patches
-from benchmarks.shapes.questions import Question, ask_place, caption, questions
-from benchmarks.shapes.recipe import Recipe, Stage, picture_rng, random_picture_scene
-from benchmarks.shapes.scene import COLOURS, UNNAMED, Pair, Scene
+from benchmarks.shapes.boxes import ask_box
+from benchmarks.shapes.compare import compare
+from benchmarks.shapes.documents import (
+    Part,
+    captions,
+    interleaved,
+    naming,
+    told_naming,
+    written,
+)
+from benchmarks.shapes.draw import draw
+from benchmarks.shapes.episodes import (
+    LENGTHS,
+    TEXTS,
+    Episode,
+    random_episode,
+    told,
+)
+from benchmarks.shapes.mentions import NO_MENTIONS, MentionFinder
+from benchmarks.shapes.patches import (
+    COLOUR_CLASSES,
+    SHAPE_CLASSES,
+    PatchBatch,
+    label_patches,
+)
+from benchmarks.shapes.questions import (
+    LONE_CAPTION_TEXTS,
+    Question,
+    ask_place,
+    caption,
+    questions,
+)
+from benchmarks.shapes.reading import ask_reading
+from benchmarks.shapes.recipe import (
+    Recipe,
+    Stage,
+    picture_rng,
+    picture_side,
+    random_picture_scene,
+)
+from benchmarks.shapes.rows import Examples, Rows
+from benchmarks.shapes.scene import (
+    COLOURS,
+    FEW,
+    SEEN_PAIRS,
+    UNNAMED,
+    Pair,
+    Scene,
+    pick,
+    random_scene,
+    recolour,
+)
+from benchmarks.shapes.writing import SMALL, writing_scene
+from mm1_mlx.config import SplitTiling
+from mm1_mlx.image import load_picture
+from mm1_mlx.layout import Picture
 from mm1_mlx.messages import Turn
 from mm1_mlx.tokenizer import Tokenizer
-from mm1_mlx.train.sample import Batch, Sample, build_sample, collate
+from mm1_mlx.train.sample import (
+    Batch,
+    Row,
+    Sample,
+    build_document,
+    build_sample,
+    collate,
+    stack,
+)
 
 # Share of the questions in lower case.
 LOWER_CASE = 0.15
+# Of the questions that ask for a word or for a sentence; the others say nothing of it,
+# and are answered in a word.
+ASKED_WORD, ASKED_SENTENCE = 0.12, 0.15
+WORD_SUFFIXES = (
+    "Answer with a single word.",
+    "Answer the question using a single word or phrase.",
+    "One word, please.",
+)
+SENTENCE_SUFFIXES = ("Answer in a sentence.", "Answer in a full sentence.")
+# Rows up to this many tokens are read together, and longer ones.
+SHORT = 24
+GRID = 2
 
-# A question, its answer, and the pair it is about where the answer is half of one.
-Exchange = tuple[str, str, Pair | None]
-Conversation = tuple[Exchange, ...]
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and its answer."""
+
+    question: str
+    answer: str
+    # The pair that the answer is half of, where it is one.
+    about: Pair | None = None
 
 
 @dataclass(frozen=True)
 class JointBatch:
-    """Rows of conversations, and the labelled pictures they refer to."""
+    """Rows, what stands before them, and the pictures that they refer to."""
 
-    rows: Batch
-    patches: PatchBatch
-    # [learned tokens, V]: what balances their scores.
-    adjustment: NDArray[np.float32]
-    mentions: Mentions
+    rows: tuple[Rows, ...]
+    # [B, P], or none where pictures stand in the rows.
+    prefixes: Batch | None
+    patches: PatchBatch | None
+    # Of several tiles each; else ``patches`` holds the pictures.
+    tiled: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A row in which pictures stand, these by their places, and those that are named."""
+
+    sample: Sample
+    places: Sequence[int] = ()
+    named: Sequence[tuple[int, Pair]] = ()
 
 
 class Conversations:
-    """The batch of (step, shard): fresh pictures, each with several conversations.
-
-    Even steps ask single questions, odd steps caption and ask two in a row: rows of like
-    length waste little padding, and no answer can be read off a caption before it.
-    """
+    """The batch of (step, shard); a shard is of the form that its stage gives it."""
 
     def __init__(self, recipe: Recipe, stage: Stage, tokenizer: Tokenizer) -> None:
         self.recipe = recipe
         self.stage = stage
         self.tokenizer = tokenizer
-        self._sample = lru_cache(maxsize=100_000)(self._build)
-        assert recipe.config.decoder is not None
-        vocab_size = recipe.config.decoder.vocab_size
+        self.config = recipe.config
+        assert self.config.image is not None
+        assert self.config.decoder is not None
+        self.tiled = replace(self.config.image, tiling=SplitTiling(grid=GRID))
+        self._sample = lru_cache(maxsize=200_000)(self._build)
         self._mentions = MentionFinder(tokenizer)
+        vocab_size = self.config.decoder.vocab_size
         self._adjustment = AnswerAdjustment(tokenizer, vocab_size)
+        image = self.config.prompt
+        assert image is not None
+        self._image = image.image_token_id
 
     def __call__(self, step: int, shard: int) -> JointBatch:
         rng = picture_rng(self.stage.train.seed, step, shard)
-        scenes, samples, owners = [], [], []
-        balances: list[Balance] = []
-        for i in range(self.recipe.pictures_per_batch):
-            scene = random_picture_scene(rng, self.stage.unnamed)
+        forms = self.stage.forms[shard]
+        form = forms[step % len(forms)]
+        batch: JointBatch = getattr(self, f"_{form}")(rng)
+        weight = self.stage.weights.get(form, 1.0)
+        rows = [replace(some, weights=some.weights * weight) for some in batch.rows]
+        return replace(batch, rows=tuple(rows))
+
+    # Forms: what a micro-batch is made of.
+
+    def _questions(self, rng: np.random.Generator) -> JointBatch:
+        """Every picture with a question of each kind."""
+        scenes = [
+            random_picture_scene(rng, self.stage.unnamed)
+            for _ in range(self.stage.pictures)
+        ]
+        asked = [ask(s, rng, self.recipe.questions_per_picture) for s in scenes]
+        return self._shared(scenes, [[s] for s in range(len(scenes))], asked, rng)
+
+    def _pairs(self, rng: np.random.Generator) -> JointBatch:
+        """Two pictures at a time, each of which stands in two prompts."""
+        count = self.stage.pictures * 2 // 3
+        scenes = [random_scene(rng, short_side=96, counts=FEW) for _ in range(count)]
+        places = [[i, (i + 1) % count] for i in range(count)]
+        asked = []
+        for a, b in places:
+            found = compare((scenes[a], scenes[b]), rng)
+            asked.append([_exchange(q, rng) for q in found])
+        return self._shared(scenes, places, asked, rng)
+
+    def _reading(self, rng: np.random.Generator) -> JointBatch:
+        """Words and numbers that can be read at a glance."""
+        count = self.stage.pictures
+        scenes = []
+        for _ in range(count):
+            scene = writing_scene(rng, short_side=picture_side(rng))
+            scenes.append(recolour(scene, pick(rng, self.stage.unnamed), rng))
+        return self._shared(
+            scenes, [[i] for i in range(count)], _read(scenes, rng), rng
+        )
+
+    def _parts(self, rng: np.random.Generator) -> JointBatch:
+        """Small words and numbers, and shapes, in pictures of several tiles."""
+        count = self.stage.pictures // 4
+        scenes, asked = [], []
+        for i in range(count):
+            if i % 4 == 3:
+                scene = random_scene(rng, short_side=2 * 96)
+                asked.append(ask(scene, rng, self.recipe.questions_per_picture))
+            else:
+                scene = writing_scene(rng, short_side=2 * 96, heights=SMALL)
+                asked += _read([scene], rng)
             scenes.append(scene)
-            for conversation in self.talk(scene, rng, told=step % 2 == 1):
-                samples.append(self.row(conversation))
-                owners.append([i])
-                for pair in conversation:
-                    balances += self._balance(pair)
-        rows = self.collate(samples, owners)
-        patches = label_patches(scenes, self.recipe.config)
-        mentions = self._mentions(rows, [scenes[i] for (i,) in owners])
-        adjustment = self._adjustment.table(balances)
-        return JointBatch(rows, patches, adjustment, mentions)
+        pictures = [load_picture(draw(scene), self.tiled) for scene in scenes]
+        places = [[i] for i in range(count)]
+        return self._shared(scenes, places, asked, rng, pictures)
 
-    def collate(
-        self, samples: Sequence[Sample], owners: Sequence[Sequence[int]]
-    ) -> Batch:
-        """The rows of samples about the pictures ``owners``."""
-        return collate(samples, owners, (), self.recipe.config, self.tokenizer)
+    def _episodes(self, rng: np.random.Generator) -> JointBatch:
+        """New words, of pictures and of things that are told in words."""
+        count = self.stage.pictures
+        scenes = [
+            random_scene(rng, short_side=picture_side(rng), counts=(1,))
+            for _ in range(count)
+        ]
+        pairs = [scene.objects[0].pair for scene in scenes]
+        groups: tuple[list[_Whole], list[_Whole]] = ([], [])
+        for i in range(self.stage.episodes):
+            seen = i % 2 == 0
+            found = random_episode(
+                rng, pairs if seen else SEEN_PAIRS, pick(rng, LENGTHS)
+            )
+            if found is None:
+                continue
+            sample, ends = self.episode(found, rng, seen=seen)
+            if seen:
+                places = [_place_of(pair, pairs, rng) for pair in found.pairs]
+                named = list(zip(ends, found.pairs, strict=True))
+                groups[0].append(_Whole(sample, places, named))
+            else:
+                groups[1].append(_Whole(sample))
+        return self._whole(scenes, [group for group in groups if group])
 
-    def talk(
-        self, scene: Scene, rng: np.random.Generator, *, told: bool
-    ) -> list[Conversation]:
-        """Rows of one question; or, if ``told``, of a caption and of two questions."""
-        asked = ask(scene, rng, self.recipe.questions_per_picture)
-        rows = [[exchange] for exchange in asked]
-        if told:
-            rows = [_sayable([(*caption(scene, rng), None)]), asked[:2]]
-        return [tuple(_vary(exchange, rng) for exchange in row) for row in rows if row]
+    def _captions(self, rng: np.random.Generator) -> JointBatch:
+        """Every picture with some texts that are true of it."""
+        scenes = [self._any_scene(rng) for _ in range(self.stage.pictures)]
+        rows: list[list[Sample]] = []
+        for scene in scenes:
+            texts = captions(scene, rng, self.recipe.questions_per_picture)
+            rows.append([self._document(0, text) for text in texts])
+        places = [[i] for i in range(len(scenes)) if rows[i]]
+        return self._join(scenes, places, [row for row in rows if row], [])
 
-    def row(self, pairs: Conversation) -> Sample:
-        """The row's sample; in this model's template turns follow one another as is."""
-        parts = [self._sample(pair[:2], i == 0) for i, pair in enumerate(pairs)]
-        tokens = [token for part in parts for token in part.tokens]
-        learned = [flag for part in parts for flag in part.learned]
-        return Sample(tuple(tokens), tuple(learned))
+    def _documents(self, rng: np.random.Generator) -> JointBatch:
+        """Pictures between texts, and texts alone."""
+        count = self.stage.pictures
+        scenes = [
+            random_scene(rng, short_side=picture_side(rng), counts=FEW)
+            for _ in range(count)
+        ]
+        lone = [i for i, scene in enumerate(scenes) if len(scene.objects) == 1]
+        pairs = [scenes[i].objects[0].pair for i in lone]
+        rows: list[_Whole] = []
+        for i in range(self.stage.episodes):
+            places = [int(x) for x in rng.choice(count, 3, replace=False)]
+            parts: list[Part] = interleaved(scenes, places, rng)
+            if i % 3 == 0 and (found := random_episode(rng, pairs, 4)):
+                places = [lone[_place_of(pair, pairs, rng)] for pair in found.pairs]
+                parts = naming(found, places)
+            elif i % 3 == 1:
+                scene = random_scene(rng, counts=FEW)
+                parts = [written(scene, rng)]
+                told_episode = random_episode(rng, SEEN_PAIRS, pick(rng, LENGTHS))
+                if told_episode and rng.random() < 0.5:
+                    parts = [told_naming(told_episode)]
+            held = [part for part in parts if isinstance(part, int)]
+            rows.append(_Whole(self._mixed(parts), held))
+        groups = [[row for row in rows if bool(row.places) == seen] for seen in (1, 0)]
+        return self._whole(scenes, [group for group in groups if group])
 
-    def _build(self, pair: tuple[str, str], picture: bool) -> Sample:
+    # What forms are made with.
+
+    def _any_scene(self, rng: np.random.Generator) -> Scene:
+        if rng.random() < 0.2:
+            return writing_scene(rng, short_side=picture_side(rng))
+        return random_picture_scene(rng, self.stage.unnamed)
+
+    def _shared(
+        self,
+        scenes: Sequence[Scene],
+        places: Sequence[Sequence[int]],
+        asked: Sequence[Sequence[Exchange]],
+        rng: np.random.Generator,
+        tiled: Sequence[Picture] = (),
+    ) -> JointBatch:
+        """Rows of one question each behind the pictures that it is about."""
+        kept = [i for i, exchanges in enumerate(asked) if exchanges]
+        varied = [[_vary(exchange, rng) for exchange in asked[i]] for i in kept]
+        rows = [
+            [self._sample((x.question, x.answer), len(places[i])) for x in exchanges]
+            for i, exchanges in zip(kept, varied, strict=True)
+        ]
+        return self._join(scenes, [places[i] for i in kept], rows, tiled, varied)
+
+    def _join(
+        self,
+        scenes: Sequence[Scene],
+        places: Sequence[Sequence[int]],
+        groups: Sequence[Sequence[Sample]],
+        tiled: Sequence[Picture],
+        asked: Sequence[Sequence[Exchange]] | None = None,
+    ) -> JointBatch:
+        """The batch of groups, each of whose rows begins with its pictures."""
+        pictures = list(tiled)
+        config = replace(self.config, image=self.tiled) if tiled else self.config
+        heads = [self._split(group[0])[0] for group in groups]
+        prefixes = collate(heads, places, pictures, config, self.tokenizer)
+        rows: list[tuple[Row, int, Exchange | None]] = []
+        for owner, group in enumerate(groups):
+            for k, sample in enumerate(group):
+                tail = self._split(sample)[1]
+                rows.append((tail, owner, asked[owner][k] if asked else None))
+        parts = []
+        for short in (True, False):
+            chosen = [row for row in rows if (len(row[0].tokens) <= SHORT) == short]
+            if chosen:
+                parts.append(self._rows(chosen, scenes, places))
+        patches = None if tiled else label_patches(scenes, self.config)
+        return JointBatch(tuple(parts), prefixes, patches, tuple(pictures))
+
+    def _rows(
+        self,
+        chosen: Sequence[tuple[Row, int, Exchange | None]],
+        scenes: Sequence[Scene],
+        places: Sequence[Sequence[int]],
+    ) -> Rows:
+        batch = stack([row for row, _, _ in chosen], [[] for _ in chosen], [])
+        balances: list[Balance] = []
+        weights: list[float] = []
+        for row, _, exchange in chosen:
+            learned = [
+                t for t, flag in zip(row.tokens, row.learned, strict=True) if flag
+            ]
+            about = exchange.about if exchange else None
+            balances += self._adjustment(learned, about)
+            weights += [len(learned) ** -self.stage.row_power] * len(learned)
+        alone = [owner if len(places[owner]) == 1 else None for _, owner, _ in chosen]
+        known = [None if o is None else scenes[places[o][0]] for o in alone]
+        mentions = self._mentions(batch, known)
+        return Rows(
+            batch,
+            self._adjustment.table(balances),
+            np.array(weights, np.float32),
+            mentions,
+            np.array([owner for _, owner, _ in chosen], np.int32),
+        )
+
+    def _whole(
+        self, scenes: Sequence[Scene], groups: Sequence[Sequence[_Whole]]
+    ) -> JointBatch:
+        """The batch of rows in which pictures stand, those of a group padded alike."""
+        parts = []
+        for group in groups:
+            samples = [row.sample for row in group]
+            places = [row.places for row in group]
+            batch = collate(samples, places, (), self.config, self.tokenizer)
+            counts = batch.learned.sum(axis=1)
+            weights = np.repeat(
+                np.maximum(counts, 1) ** -float(self.stage.row_power), counts
+            )
+            parts.append(
+                Rows(
+                    batch,
+                    self._adjustment.table([{}] * int(counts.sum())),
+                    weights.astype(np.float32),
+                    NO_MENTIONS,
+                    examples=self._examples(group, batch),
+                )
+            )
+        return JointBatch(tuple(parts), None, label_patches(scenes, self.config))
+
+    def _examples(self, group: Sequence[_Whole], batch: Batch) -> Examples | None:
+        T = batch.tokens.shape[1]
+        named = [
+            (b * T + self._widened(row.sample)[place], pair)
+            for b, row in enumerate(group)
+            for place, pair in row.named
+        ]
+        if not named:
+            return None
+        return Examples(
+            np.array([place for place, _ in named], np.int32),
+            np.array([SHAPE_CLASSES[shape] for _, (_, shape) in named], np.int32),
+            np.array([COLOUR_CLASSES[colour] for _, (colour, _) in named], np.int32),
+        )
+
+    def _widened(self, sample: Sample) -> list[int]:
+        """Where each token of a sample stands once pictures take their places."""
+        assert self.config.connector is not None
+        wide = self.config.connector.num_image_tokens - 1
+        places, shift = [], 0
+        for i, token in enumerate(sample.tokens):
+            places.append(i + shift)
+            shift += wide if token == self._image else 0
+        return places
+
+    def episode(
+        self, episode: Episode, rng: np.random.Generator, *, seen: bool
+    ) -> tuple[Sample, list[int]]:
+        """The conversation, and for each example the token behind which it is named."""
+        tokens: list[int] = []
+        learned: list[bool] = []
+        ends: list[int] = []
+        text = pick(rng, TEXTS)
+        for i, (pair, word) in enumerate(
+            zip(episode.pairs, episode.words, strict=True)
+        ):
+            question = text if seen else told(pair, rng)
+            part = self._sample((question, word), int(seen))
+            first = part.learned.index(True)
+            ends.append(len(tokens) + first - 1)
+            tokens += part.tokens
+            known = i not in episode.unknown
+            learned += [flag and known for flag in part.learned]
+        return Sample(tuple(tokens), tuple(learned)), ends
+
+    def _build(self, pair: tuple[str, str], pictures: int) -> Sample:
         question, answer = pair
-        shown: list[str | None] = [None] if picture else []
+        shown: list[str | None] = [None] * pictures
         turns: list[Turn] = [("user", [*shown, question]), ("assistant", [answer])]
-        return build_sample(turns, self.recipe.config, self.tokenizer)
+        return build_sample(turns, self.config, self.tokenizer)
 
-    def _balance(self, exchange: Exchange) -> list[Balance]:
-        """What balances the scores of every learned token of an exchange."""
-        question, answer, about = exchange
-        sample = self._sample((question, answer), False)
-        learned = zip(sample.tokens, sample.learned, strict=True)
-        return self._adjustment([t for t, flag in learned if flag], about)
+    def _document(self, place: int, text: str) -> Sample:
+        return self._mixed([place, text])
+
+    def _mixed(self, parts: Sequence[Part]) -> Sample:
+        held = [None if isinstance(part, int) else part for part in parts]
+        return build_document(held, self.config, self.tokenizer)
+
+    def _split(self, sample: Sample) -> tuple[Sample, Row]:
+        """What stands up to the last picture, and behind it."""
+        tokens = sample.tokens
+        cut = max(i for i, token in enumerate(tokens) if token == self._image) + 1
+        head = Sample(tokens[:cut], (False,) * cut)
+        return head, Row(tokens[cut:], (False, *sample.learned[cut + 1 :]), ())
+
+
+def _place_of(pair: Pair, pairs: Sequence[Pair], rng: np.random.Generator) -> int:
+    """One of the pictures that show a pair."""
+    return pick(rng, [i for i, other in enumerate(pairs) if other == pair])
+
+
+def _read(scenes: Sequence[Scene], rng: np.random.Generator) -> list[list[Exchange]]:
+    """What every label of each scene says."""
+    return [
+        [_exchange(ask_reading(scene, rng, label), rng) for label in scene.labels]
+        for scene in scenes
+    ]
 
 
 def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[Exchange]:
-    """At most ``count`` questions, of different kinds."""
+    """At most ``count`` questions, of different kinds, a caption among them."""
     named = sum(o.colour != UNNAMED for o in scene.objects) / len(scene.objects)
     asked: list[Exchange] = []
-    for q in [*questions(scene, rng), ask_place(scene, rng)]:
+    for q in [*questions(scene, rng), ask_place(scene, rng), ask_box(scene, rng)]:
         if q is not None and (rng.random() < named or not _denies(q)):
-            half = q.kind in ("colour", "shape")
-            about = q.target.pair if q.target and half else None
-            asked.append((q.text, q.answer, about))
+            asked.append(_exchange(q, rng))
+    asked.append(_told(scene, rng))
     asked = _sayable(asked)
-    rng.shuffle(asked)
+    rng.shuffle(asked)  # type: ignore[arg-type]
     return asked[:count]
+
+
+def _told(scene: Scene, rng: np.random.Generator) -> Exchange:
+    """A caption; of one object now and then its shape alone, where a word is asked for."""
+    question, answer = caption(scene, rng)
+    if len(scene.objects) == 1 and rng.random() < 0.4:
+        item = scene.objects[0]
+        text = f"{pick(rng, LONE_CAPTION_TEXTS)} {pick(rng, WORD_SUFFIXES)}"
+        return Exchange(text, item.shape, item.pair)
+    return Exchange(question, answer)
+
+
+def _exchange(q: Question, rng: np.random.Generator) -> Exchange:
+    """The question, at times with how it is to be answered."""
+    about = q.target.pair if q.target and q.kind in ("colour", "shape") else None
+    if q.kind == "box":
+        return Exchange(q.text, q.answer)
+    style = rng.random()
+    if style < ASKED_WORD:
+        return Exchange(f"{q.text} {pick(rng, WORD_SUFFIXES)}", q.answer, about)
+    if style < ASKED_WORD + ASKED_SENTENCE and q.sentence:
+        return Exchange(f"{q.text} {pick(rng, SENTENCE_SUFFIXES)}", q.sentence)
+    return Exchange(q.text, q.answer, about)
 
 
 def _denies(question: Question) -> bool:
@@ -137,12 +492,13 @@ def _sayable(exchanges: Sequence[Exchange]) -> list[Exchange]:
     """What can be said without a name for what has none, every question once."""
     return [
         exchange
-        for exchange in {e[0]: e for e in exchanges}.values()
-        if UNNAMED not in f"{exchange[0]} {exchange[1]}".lower()
+        for exchange in {e.question: e for e in exchanges}.values()
+        if UNNAMED not in f"{exchange.question} {exchange.answer}".lower()
     ]
 
 
 def _vary(exchange: Exchange, rng: np.random.Generator) -> Exchange:
     """The exchange as people also type it."""
-    question, answer, about = exchange
-    return (question.lower() if rng.random() < LOWER_CASE else question, answer, about)
+    if rng.random() >= LOWER_CASE:
+        return exchange
+    return replace(exchange, question=exchange.question.lower())

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from benchmarks.shapes.scene import RGB, Background, Object, Scene
+from benchmarks.shapes.scene import RGB, Background, Label, Object, Scene
 
 SUPERSAMPLE = 3
+# Height of a capital, as a share of the font's size.
+CAPITAL = 0.7
 Points = list[tuple[float, float]]
 Mask = Image.Image
 
@@ -20,7 +23,47 @@ def draw(scene: Scene) -> Image.Image:
     image = _draw_background(scene.background, scene.width, scene.height)
     for item in scene.objects:
         _draw_object(image, item)
+    for label in scene.labels:
+        _draw_label(image, label)
     return image
+
+
+def corners(item: Object) -> NDArray[np.float64]:
+    """Corners [points, 2] of an object, in pixels of its picture."""
+    return np.array(_points(item, (item.x, item.y), item.radius))
+
+
+def letter_places(label: Label) -> list[float]:
+    """Where the middle of each letter is, in pixels from the left."""
+    widths = [width * label.height for width in _letter_widths(label.text)]
+    ends = np.cumsum(widths)
+    start = label.x - ends[-1] / 2
+    return [start + end - width / 2 for end, width in zip(ends, widths, strict=True)]
+
+
+def _letter_widths(text: str) -> list[float]:
+    """Of every letter with its gap, in heights of a capital."""
+    font = _font(100)
+    return [font.getlength(letter) / (100 * CAPITAL) for letter in text]
+
+
+@lru_cache(maxsize=256)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow lacks FreeType"
+    return font
+
+
+def _draw_label(image: Image.Image, label: Label) -> None:
+    """Letter by letter: no pair of them is kerned, so that their places are known."""
+    height = label.height * SUPERSAMPLE
+    mask = Image.new("L", (image.width * SUPERSAMPLE, image.height * SUPERSAMPLE), 0)
+    pen = ImageDraw.Draw(mask)
+    font = _font(round(height / CAPITAL))
+    base = label.y * SUPERSAMPLE + height / 2
+    for letter, x in zip(label.text, letter_places(label), strict=True):
+        pen.text((x * SUPERSAMPLE, base), letter, fill=255, font=font, anchor="ms")
+    image.paste(label.rgb, (0, 0), mask.reduce(SUPERSAMPLE))
 
 
 def outline(shape: str, form: float) -> NDArray[np.float64]:

@@ -1,8 +1,7 @@
 """Held-out accuracy: ``python -m benchmarks.shapes.evaluate --model PATH``.
 
-Greedy answers, exact match after lower-casing. Every held-out picture shows at least one
-pair of colour and shape that no training picture did, and what is asked is about it where
-the question is about one object.
+Greedy answers. Every held-out picture shows at least one pair of colour and shape that no
+training picture did, and what is asked is about it where the question is about one object.
 """
 
 from __future__ import annotations
@@ -11,37 +10,22 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from benchmarks.shapes.cases import PARTS, Case, normalise, part_cases
+from benchmarks.shapes.questions import KINDS
+from mm1_mlx.eval.intervals import wilson
 
-from benchmarks.shapes.draw import draw
-from benchmarks.shapes.plain import COLOURS as PLAIN_COLOURS
-from benchmarks.shapes.plain import SHAPES as PLAIN_SHAPES
-from benchmarks.shapes.plain import plain_pictures
-from benchmarks.shapes.questions import KINDS, Question, ask_place, caption, questions
-from benchmarks.shapes.scene import UNSEEN_PAIRS, Split, random_scene, split_rng
-from mm1_mlx.quantize.shapes import wilson
-
-# A picture and a question in, an answer out.
-Answerer = Callable[[Image.Image, str], str]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A question about a picture."""
-
-    kind: str
-    picture: Image.Image
-    question: str
-    expected: str
-    # The answers that the question leaves open.
-    options: tuple[str, ...] = ()
-    # Those that would make a pair which training never showed.
-    unseen: frozenset[str] = frozenset()
+# The answers to several cases, in their order.
+Answerer = Callable[[list[Case]], list[str]]
+# Asked at once.
+BATCH = 16
+MAX_TOKENS = 64
 
 
 @dataclass
@@ -52,79 +36,51 @@ class Tally:
     total: int = 0
     # Sum over questions of 1 / options.
     uniform: float = 0.0
-    answers: Counter[str] = field(default_factory=Counter)
+    # Of each form of question, told by its options.
+    answers: dict[tuple[str, ...], Counter[str]] = field(default_factory=dict)
     unseen: int = 0
 
     def add(self, case: Case, answer: str) -> None:
         """Count one question."""
-        expected, answer = normalise(case.expected), normalise(answer)
-        self.right += answer == expected
+        expected = normalise(case.expected)
+        self.right += case.is_right(answer)
         self.total += 1
         self.uniform += 1 / len(case.options) if case.options else 0
-        self.answers[expected] += 1
-        self.unseen += answer in case.unseen
+        self.answers.setdefault(case.options, Counter())[expected] += 1
+        self.unseen += normalise(answer) in case.unseen
 
     def row(self) -> dict[str, Any]:
         """The figures, as JSON values."""
         low, high = wilson(self.right, self.total)
+        likeliest = sum(max(counts.values()) for counts in self.answers.values())
         return {
             "n": self.total,
             "accuracy": round(self.right / self.total, 4),
             "interval_95": [round(low, 4), round(high, 4)],
             "chance_uniform": round(self.uniform / self.total, 4),
-            "chance_majority": round(max(self.answers.values()) / self.total, 4),
+            "chance_majority": round(likeliest / self.total, 4),
             "answered_unseen_pair": round(self.unseen / self.total, 4),
         }
-
-
-def normalise(answer: str) -> str:
-    """Lower case, without surrounding space."""
-    return answer.strip().lower()
-
-
-def scene_cases(num_pictures: int, split: Split = "held_out") -> Iterable[Case]:
-    """One question of each kind, a caption and a half, about each of the pictures."""
-    for seed in range(num_pictures):
-        rng = split_rng(split, seed)
-        scene = random_scene(rng, split)
-        picture = draw(scene)
-        for q in questions(scene, rng):
-            yield Case(q.kind, picture, q.text, q.answer, q.options, unseen_answers(q))
-        instruction, sentence = caption(scene, rng)
-        yield Case("caption", picture, instruction, sentence)
-        # Last, so that it changes nothing of what the others ask.
-        if half := ask_place(scene, rng):
-            yield Case("place", picture, half.text, half.answer, half.options)
-
-
-def unseen_answers(question: Question) -> frozenset[str]:
-    """The colours or shapes that training never showed on what is asked about."""
-    if question.target is None or question.kind not in ("colour", "shape"):
-        return frozenset()
-    colour, shape = question.target.pair
-    if question.kind == "colour":
-        return frozenset(c for c, s in UNSEEN_PAIRS if s == shape)
-    return frozenset(s for c, s in UNSEEN_PAIRS if c == colour)
-
-
-def plain_cases() -> Iterable[Case]:
-    """The colour and the shape of every plainly drawn picture."""
-    for picture, colour, shape in plain_pictures():
-        question = f"What colour is the {shape}?"
-        yield Case("plain colour", picture, question, colour, PLAIN_COLOURS)
-        question = "What shape is this?"
-        yield Case("plain shape", picture, question, shape, PLAIN_SHAPES)
 
 
 def evaluate(answer: Answerer, cases: Iterable[Case]) -> dict[str, dict[str, Any]]:
     """Figures by kind, and over all ``KINDS``: neither captions nor halves."""
     tallies: dict[str, Tally] = {}
-    for case in cases:
-        said = answer(case.picture, case.question)
+    for case, said in _answered(answer, cases):
         names = [case.kind, "all questions"] if case.kind in KINDS else [case.kind]
         for name in names:
             tallies.setdefault(name, Tally()).add(case, said)
     return {name: tally.row() for name, tally in tallies.items()}
+
+
+def _answered(answer: Answerer, cases: Iterable[Case]) -> Iterator[tuple[Case, str]]:
+    """Every case and what was said; what differs in its judge alone is asked once."""
+    prompts = groupby(cases, key=lambda case: (case.question, case.mode, case.pictures))
+    groups = (list(group) for _, group in prompts)
+    while some := list(islice(groups, BATCH)):
+        said = answer([group[0] for group in some])
+        for group, text in zip(some, said, strict=True):
+            yield from ((case, text) for case in group)
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:
@@ -149,26 +105,60 @@ def main() -> None:
     parser.add_argument(
         "--split", default="held_out", choices=("held_out", "validation")
     )
+    parser.add_argument("--part", action="append", choices=PARTS, help="only these")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
 
     from mm1_mlx.blas import preload_blas
 
     preload_blas()
-    from mm1_mlx import generate, load
-
-    with load(arguments.model) as runtime:
-
-        def answer(picture: Image.Image, question: str) -> str:
-            return generate(runtime, question, [picture], max_tokens=64).text
-
-        figures = evaluate(answer, scene_cases(arguments.n, arguments.split))
-        plain = evaluate(answer, plain_cases())
-        figures |= {k: row for k, row in plain.items() if k.startswith("plain")}
+    figures: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        answer = answerer(arguments.model, stack)
+        for part in arguments.part or PARTS:
+            cases = part_cases(part, arguments.n, arguments.split)
+            figures |= evaluate(answer, cases)
+            print(f"{part} done", file=sys.stderr, flush=True)
     print(table(figures))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
         print(f"written to {arguments.json}", file=sys.stderr)
+
+
+def answerer(model: str | None, stack: ExitStack) -> Answerer:
+    """What answers by a model, as it is and with parts of large pictures."""
+    from mm1_mlx.answer import Settings
+    from mm1_mlx.batch import Ask, generate_batch
+    from mm1_mlx.errors import MM1Error
+    from mm1_mlx.runtime import Runtime, load
+    from mm1_mlx.shots import Shot
+
+    runtimes: dict[str | None, Runtime] = {}
+
+    def runtime_of(mode: str | None) -> Runtime:
+        if mode not in runtimes:
+            runtimes[mode] = stack.enter_context(load(model, resolution=mode))
+        return runtimes[mode]
+
+    def answer(cases: list[Case]) -> list[str]:
+        said: dict[int, str] = {}
+        for mode in {case.mode for case in cases}:
+            numbers = [i for i, case in enumerate(cases) if case.mode == mode]
+            asks = []
+            for case in (cases[i] for i in numbers):
+                shots = [
+                    Shot((shown,), text, case.question) for shown, text in case.shots
+                ]
+                settings = Settings(max_tokens=MAX_TOKENS, shots=shots)
+                asks.append(Ask(case.question, case.pictures, settings))
+            found = generate_batch(runtime_of(mode), asks, size=BATCH)
+            for i, one in zip(numbers, found, strict=True):
+                if isinstance(one, MM1Error):
+                    raise one
+                said[i] = one.text
+        return [said[i] for i in range(len(cases))]
+
+    return answer
 
 
 if __name__ == "__main__":

@@ -1,15 +1,39 @@
-"""The second stage: a model answers, labels patches and points at what is named."""
+"""The later stages: a model answers, labels patches and points at what is named."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
 
 from benchmarks.shapes.conversations import JointBatch
 from benchmarks.shapes.patches import PatchHeads, patch_loss
 from benchmarks.shapes.recipe import Recipe
+from benchmarks.shapes.rows import Behind, Examples, Recorder, Rows, layer_states
+from benchmarks.shapes.scene import COLOURS, SHAPES
 from mm1_mlx.models import MM1
-from mm1_mlx.train.loss import batch_states, states_loss
+
+
+class AttributeHeads(nn.Module):
+    """Shape and colour scores of decoder states, mixed over its layers.
+
+    Of an example in the prompt the decoder has to know what it shows before it can tell
+    which others it is like.
+    """
+
+    def __init__(self, hidden_size: int, num_layers: int) -> None:
+        super().__init__()
+        self.mix = mx.zeros((num_layers,))
+        self.norm = nn.RMSNorm(hidden_size)
+        self.shape = nn.Linear(hidden_size, len(SHAPES) + 1)
+        self.colour = nn.Linear(hidden_size, len(COLOURS) + 1)
+
+    def __call__(self, states: list[mx.array]) -> tuple[mx.array, mx.array]:
+        """Scores [M, classes] of the states [M, D] behind every layer."""
+        mixed = (mx.softmax(self.mix)[:, None, None] * mx.stack(states)).sum(axis=0)
+        mixed = self.norm(mixed)
+        return self.shape(mixed), self.colour(mixed)
 
 
 class Pupil(nn.Module):
@@ -19,24 +43,98 @@ class Pupil(nn.Module):
         super().__init__()
         assert recipe.config.vision is not None
         assert recipe.config.decoder is not None
+        decoder = recipe.config.decoder
         self.mm1 = MM1(recipe.config)
         self.heads = PatchHeads(recipe.config.vision.hidden_size)
         # A decoder's state to x and y.
-        self.point = nn.Linear(recipe.config.decoder.hidden_size, 2)
+        self.point = nn.Linear(decoder.hidden_size, 2)
+        self.attributes = AttributeHeads(decoder.hidden_size, decoder.num_hidden_layers)
         self.patch_weight = recipe.patch_weight
         self.point_weight = recipe.point_weight
+        self.attribute_weight = recipe.attribute_weight
 
 
-def joint_loss(pupil: Pupil, batch: JointBatch) -> tuple[mx.array, mx.array]:
-    """Loss of the answers plus the weighted ones of patches and places; answer tokens."""
+def joint_loss(
+    pupil: Pupil, batch: JointBatch
+) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
+    """Loss of the answers plus the weighted ones of what is learned beside them.
+
+    The answers' is the mean over their tokens as they are weighted; the second value is
+    the sum of these weights.
+    """
     mm1 = pupil.mm1
-    features = mm1.vision(mx.array(batch.patches.pixels))
-    states = batch_states(mm1, batch.rows, list(mm1.connector(features)))
-    adjustment = mx.array(batch.adjustment)
-    answers, count = states_loss(mm1, batch.rows, states, adjustment)
-    patches = patch_loss(pupil.heads, features, batch.patches, balanced=True)
-    named = states.flatten(0, 1)[mx.array(batch.mentions.tokens)]
-    misses = (pupil.point(named) - mx.array(batch.mentions.places)).square().sum(-1)
-    places = misses.sum() / max(1, misses.size)
-    loss = answers + pupil.patch_weight * patches + pupil.point_weight * places
-    return loss, count
+    losses = {}
+    if batch.patches is not None:
+        features = mm1.vision(mx.array(batch.patches.pixels))
+        images = list(mm1.connector(features))
+        if _learns(mm1.vision):
+            patches = patch_loss(pupil.heads, features, batch.patches, balanced=True)
+            losses["patches"] = pupil.patch_weight * patches
+    else:
+        images = mm1.encode(batch.tiled)
+    caches = [Recorder() for _ in mm1.layers]
+    if batch.prefixes is not None:
+        B, P = batch.prefixes.tokens.shape
+        flat = mx.array(batch.prefixes.tokens.flatten())
+        x = mm1.embed(flat, images, batch.prefixes.spans)
+        layer_states(mm1.decoder, x.reshape(B, P, -1), caches)
+    total, weight = mx.array(0.0), 0.0
+    misses, pointed = mx.array(0.0), 0
+    for rows in batch.rows:
+        states = _states(pupil, rows, images, caches)
+        last = mm1.decoder.norm(states[-1])
+        total = total + _weighted_loss(pupil, rows, last)
+        weight += float(rows.weights.sum())
+        if rows.mentions.tokens.size:
+            named = last.flatten(0, 1)[mx.array(rows.mentions.tokens)]
+            places = mx.array(rows.mentions.places)
+            misses = misses + (pupil.point(named) - places).square().sum()
+            pointed += rows.mentions.places.size
+        if rows.examples:
+            told = _attribute_loss(pupil, rows.examples, states)
+            losses["attributes"] = pupil.attribute_weight * told
+    answers = total / max(weight, 1e-6)
+    if pointed:
+        losses["points"] = pupil.point_weight * misses / (pointed / 2)
+    loss = answers + sum(losses.values())
+    return loss, mx.array(weight), losses | {"answers": answers}
+
+
+def _learns(module: nn.Module) -> bool:
+    """Whether any of its weights is trained."""
+    return bool(tree_flatten(module.trainable_parameters()))
+
+
+def _states(
+    pupil: Pupil, rows: Rows, images: list[mx.array], caches: list[Recorder]
+) -> list[mx.array]:
+    """The states [B, T, D] of the rows behind every block."""
+    mm1, batch = pupil.mm1, rows.batch
+    B, T = batch.tokens.shape
+    flat = mx.array(batch.tokens.flatten())
+    x = mm1.embed(flat, images if batch.spans else [], batch.spans).reshape(B, T, -1)
+    if rows.owners is None:
+        return layer_states(mm1.decoder, x)
+    owners = mx.array(rows.owners)
+    return layer_states(mm1.decoder, x, [Behind(kept, owners) for kept in caches])
+
+
+def _weighted_loss(pupil: Pupil, rows: Rows, states: mx.array) -> mx.array:
+    """Cross-entropies (nats) of the learned tokens, weighted and summed."""
+    learned = rows.batch.learned[:, 1:]
+    targets = mx.array(rows.batch.tokens[:, 1:][learned])
+    read = states[:, :-1].flatten(0, 1)[mx.array(np.flatnonzero(learned))]
+    scores = pupil.mm1.decoder.logits(read) + mx.array(rows.adjustment)
+    losses = nn.losses.cross_entropy(scores, targets)
+    return (losses * mx.array(rows.weights)).sum()
+
+
+def _attribute_loss(
+    pupil: Pupil, examples: Examples, states: list[mx.array]
+) -> mx.array:
+    """Mean cross-entropy of the shape and the colour of every example."""
+    places = mx.array(examples.tokens)
+    shapes, colours = pupil.attributes([x.flatten(0, 1)[places] for x in states])
+    of_shape = nn.losses.cross_entropy(shapes, mx.array(examples.shapes))
+    of_colour = nn.losses.cross_entropy(colours, mx.array(examples.colours))
+    return (of_shape + of_colour).mean()

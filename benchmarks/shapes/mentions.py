@@ -25,6 +25,9 @@ class Mentions:
     places: NDArray[np.float32]
 
 
+NO_MENTIONS = Mentions(np.zeros(0, np.int32), np.zeros((0, 2), np.float32))
+
+
 class MentionFinder:
     """Finds what questions name, where one object alone answers to it."""
 
@@ -40,16 +43,17 @@ class MentionFinder:
         self.shapes = tokens(SHAPES)
         self.nouns = tokens(NOUNS)
 
-    def __call__(self, rows: Batch, scenes: Sequence[Scene]) -> Mentions:
-        """The mentions in rows of conversations, each about the scene beside it."""
+    def __call__(self, rows: Batch, scenes: Sequence[Scene | None]) -> Mentions:
+        """The mentions in rows of conversations, each about the scene beside it, if one."""
         names = [*self.colours, *self.shapes, *self.nouns]
         T = rows.tokens.shape[1]
         tokens, places = [], []
         for b, t in np.argwhere(np.isin(rows.tokens, names) & ~rows.learned).tolist():
-            item = self._named(rows.tokens[b], t, scenes[b])
-            if item is not None:
+            scene = scenes[b]
+            item = self._named(rows.tokens[b], t, scene) if scene else None
+            if scene and item:
                 tokens.append(b * T + t)
-                places.append(place(scenes[b], item))
+                places.append(place(scene, item))
         return Mentions(
             np.array(tokens, np.int32), np.array(places, np.float32).reshape(-1, 2)
         )

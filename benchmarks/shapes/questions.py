@@ -26,18 +26,22 @@ from benchmarks.shapes.scene import (
     pick,
 )
 
-Kind = Literal["colour", "shape", "count", "exists", "where", "place"]
+Kind = Literal[
+    "colour", "shape", "count", "exists", "where", "place", "box", "read", "compare"
+]
 KINDS: tuple[Kind, ...] = ("colour", "shape", "count", "exists", "where")
 
 YES_NO = ("yes", "no")
 NUMBERS = tuple(str(n) for n in range(MAX_OBJECTS + 1))
+# From two on.
+NUMBER_WORDS = ("two", "three", "four", "five", "six")
 ACROSS, ALONG = ("left", "right"), ("above", "below")
 # How much larger the displacement along one axis has to be.
 DOMINANCE = 1.5
 # How far from the middle an object has to be, as a share of the picture's side.
 CLEAR_OF_MIDDLE = 0.1
 # Large counts are rare in scenes, so they are asked for more often where they occur.
-_COUNT_WEIGHTS = {"0": 0.7, "1": 0.7, "2": 1.3, "3": 2.0, "4": 4.0}
+_COUNT_WEIGHTS = {"0": 0.7, "1": 0.7, "2": 1.2, "3": 1.7, "4": 2.5, "5": 4.0, "6": 8.0}
 
 COLOUR_TEXTS = (
     "What colour is the {shape}?",
@@ -108,6 +112,7 @@ CLAIM_TEXTS = {
     "above": ("Is the {a} above the {b}?", "Is the {a} higher than the {b}?"),
     "below": ("Is the {a} below the {b}?", "Is the {a} lower than the {b}?"),
 }
+_SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 PLACE_TEXTS = {
     ACROSS: (
         "Is the {a} on the left or on the right?",
@@ -141,6 +146,8 @@ class Question:
     options: tuple[str, ...]
     # The object asked about, or the first of the two, where there is one.
     target: Object | None = None
+    # The answer as a sentence.
+    sentence: str = ""
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
@@ -152,26 +159,28 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 def ask_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
     """The colour of the only object of its shape."""
-    targets = _unique(scene, lambda o: o.shape)
+    targets = unique(scene, lambda o: o.shape)
     if not targets:
         return None
     target = pick(rng, targets)
     lone = len(scene.objects) == 1 and rng.random() < 0.5
     text = pick(rng, LONE_COLOUR_TEXTS if lone else COLOUR_TEXTS)
     text = text.format(shape=target.shape)
-    return Question("colour", text, target.colour, tuple(COLOURS), target)
+    sentence = f"The {target.shape} is {target.colour}."
+    return Question("colour", text, target.colour, tuple(COLOURS), target, sentence)
 
 
 def ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
     """The shape of the only object of its colour."""
-    targets = _unique(scene, lambda o: o.colour)
+    targets = unique(scene, lambda o: o.colour)
     if not targets:
         return None
     target = pick(rng, targets)
     lone = len(scene.objects) == 1 and rng.random() < 0.5
     text = pick(rng, LONE_SHAPE_TEXTS if lone else SHAPE_TEXTS)
     text = text.format(colour=target.colour)
-    return Question("shape", text, target.shape, SHAPES, target)
+    sentence = f"The {target.colour} shape is {article(target.shape)}."
+    return Question("shape", text, target.shape, SHAPES, target, sentence)
 
 
 def ask_count(scene: Scene, rng: np.random.Generator) -> Question:
@@ -182,8 +191,10 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Question:
     numbers = sorted(by_answer)
     weights = np.array([_COUNT_WEIGHTS[number] for number in numbers])
     answer = numbers[int(rng.choice(len(numbers), p=weights / weights.sum()))]
-    text = pick(rng, COUNT_TEXTS).format(things=pick(rng, by_answer[answer]))
-    return Question("count", text, answer, NUMBERS)
+    things = pick(rng, by_answer[answer])
+    text = pick(rng, COUNT_TEXTS).format(things=things)
+    sentence = f"The number of {things} is {answer}."
+    return Question("count", text, answer, NUMBERS, None, sentence)
 
 
 def ask_exists(scene: Scene, rng: np.random.Generator) -> Question:
@@ -192,17 +203,19 @@ def ask_exists(scene: Scene, rng: np.random.Generator) -> Question:
     detail = rng.random()
     if detail < 0.15:
         thing = _name_that(answer, scene, rng, tuple(COLOURS), lambda o: o.colour)
-        phrase = pick(rng, (f"{_article(thing)} object", f"{_article(thing)} shape"))
-    elif detail < 0.35:
+        phrase = pick(rng, (f"{article(thing)} object", f"{article(thing)} shape"))
+    elif detail < 0.35 and (answer == "yes" or _lacks_shape(scene)):
         thing = _name_that(answer, scene, rng, SHAPES, lambda o: o.shape)
-        phrase = _article(thing)
+        phrase = article(thing)
     else:
         pair = (
             _present_pair(scene, rng) if answer == "yes" else _absent_pair(scene, rng)
         )
-        phrase = _article(" ".join(pair))
+        phrase = article(" ".join(pair))
     text = pick(rng, EXISTS_TEXTS).format(thing=phrase)
-    return Question("exists", text, answer, YES_NO)
+    bare = phrase.split(" ", 1)[1]
+    sentence = f"Yes, there is {phrase}." if answer == "yes" else f"No, no {bare}."
+    return Question("exists", text, answer, YES_NO, None, sentence)
 
 
 def ask_where(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -214,18 +227,20 @@ def ask_where(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     a, b, side = pick(rng, choices)
     axis = ACROSS if side in ACROSS else ALONG
-    names = {"a": _name(scene, a, rng), "b": _name(scene, b, rng)}
+    names = {"a": name_of(scene, a, rng), "b": name_of(scene, b, rng)}
+    sentence = f"The {names['a']} is {_SIDES[side]} the {names['b']}."
     form = rng.random()
     if form < 0.2:
         claim = pick(rng, axis)
         text = pick(rng, CLAIM_TEXTS[claim]).format(**names)
-        return Question("where", text, "yes" if claim == side else "no", YES_NO, a)
+        answer = "yes" if claim == side else "no"
+        sentence = f"{answer.capitalize()}, the {sentence[4:]}"
+        return Question("where", text, answer, YES_NO, a, sentence)
     if form < 0.4:
-        return Question(
-            "where", pick(rng, EITHER_TEXTS[axis]).format(**names), side, axis, a
-        )
+        text = pick(rng, EITHER_TEXTS[axis]).format(**names)
+        return Question("where", text, side, axis, a, sentence)
     text = pick(rng, WHERE_TEXTS).format(**names)
-    return Question("where", text, side, (*ACROSS, *ALONG), a)
+    return Question("where", text, side, (*ACROSS, *ALONG), a, sentence)
 
 
 def ask_place(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -233,15 +248,15 @@ def ask_place(scene: Scene, rng: np.random.Generator) -> Question | None:
 
     The step before ``ask_where``; for training, no part of ``questions``.
     """
-    named = _named(scene)
-    if not named:
+    found = distinct(scene)
+    if not found:
         return None
-    target = pick(rng, named)
+    target = pick(rng, found)
     axis = pick(rng, (ACROSS, ALONG))
     share = target.x / scene.width if axis is ACROSS else target.y / scene.height
     if abs(share - 0.5) < CLEAR_OF_MIDDLE:
         return None
-    text = pick(rng, PLACE_TEXTS[axis]).format(a=_name(scene, target, rng))
+    text = pick(rng, PLACE_TEXTS[axis]).format(a=name_of(scene, target, rng))
     return Question("place", text, axis[share > 0.5], axis, target)
 
 
@@ -274,15 +289,15 @@ def side_of(a: Object, b: Object) -> str | None:
     return None
 
 
-def _focus(scene: Scene) -> list[Object]:
+def focus_of(scene: Scene) -> list[Object]:
     """The objects that may be asked about: the held-out ones, or else all."""
     held_out = [item for item in scene.objects if item.pair in HELD_OUT]
     return held_out or list(scene.objects)
 
 
-def _unique(scene: Scene, key: Callable[[Object], str | Pair]) -> list[Object]:
+def unique(scene: Scene, key: Callable[[Object], str | Pair]) -> list[Object]:
     counts = Counter(key(item) for item in scene.objects)
-    return [item for item in _focus(scene) if counts[key(item)] == 1]
+    return [item for item in focus_of(scene) if counts[key(item)] == 1]
 
 
 def _countable(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[int, str]]:
@@ -294,7 +309,7 @@ def _countable(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[int, st
         yield colours[colour], f"{colour} {noun}"
     for shape in (*shapes, pick(rng, SHAPES)):
         yield shapes[shape], plural(shape)
-    for pair, number in Counter(item.pair for item in _focus(scene)).items():
+    for pair, number in Counter(item.pair for item in focus_of(scene)).items():
         yield number, f"{pair[0]} {plural(pair[1])}"
     yield 0, "{} {}".format(*_absent_pair(scene, rng, plural))
 
@@ -308,13 +323,17 @@ def _name_that(
 ) -> str:
     """A colour or shape of the scene for ``yes``, one that it lacks for ``no``."""
     if answer == "yes":
-        return key(pick(rng, _focus(scene)))
+        return key(pick(rng, focus_of(scene)))
     present = {key(item) for item in scene.objects}
     return pick(rng, [name for name in names if name not in present])
 
 
+def _lacks_shape(scene: Scene) -> bool:
+    return len({item.shape for item in scene.objects}) < len(SHAPES)
+
+
 def _present_pair(scene: Scene, rng: np.random.Generator) -> Pair:
-    return pick(rng, _focus(scene)).pair
+    return pick(rng, focus_of(scene)).pair
 
 
 def _absent_pair(
@@ -336,24 +355,24 @@ def _absent_pair(
 
 
 def _relations(scene: Scene) -> list[tuple[Object, Object, str]]:
-    named = _named(scene)
-    focus = _focus(scene)
+    items = distinct(scene)
+    focus = focus_of(scene)
     found = []
-    for a in named:
-        for b in named:
+    for a in items:
+        for b in items:
             side = side_of(a, b)
             if a is not b and side is not None and (a in focus or b in focus):
                 found.append((a, b, side))
     return found
 
 
-def _named(scene: Scene) -> list[Object]:
+def distinct(scene: Scene) -> list[Object]:
     """The objects whose pair of colour and shape no other has."""
     counts = Counter(item.pair for item in scene.objects)
     return [item for item in scene.objects if counts[item.pair] == 1]
 
 
-def _name(scene: Scene, item: Object, rng: np.random.Generator) -> str:
+def name_of(scene: Scene, item: Object, rng: np.random.Generator) -> str:
     """Words that only ``item`` in the scene answers to."""
     short = rng.random()
     # The colour says nothing where it has no name.
@@ -368,9 +387,9 @@ def _name(scene: Scene, item: Object, rng: np.random.Generator) -> str:
 def _counted(number: int, pair: Pair) -> str:
     colour, shape = pair
     if number == 1:
-        return _article(f"{colour} {shape}")
-    return f"{('two', 'three', 'four')[number - 2]} {colour} {plural(shape)}"
+        return article(f"{colour} {shape}")
+    return f"{NUMBER_WORDS[number - 2]} {colour} {plural(shape)}"
 
 
-def _article(noun: str) -> str:
+def article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

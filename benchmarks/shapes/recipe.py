@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.shapes.questions import caption, questions
+from benchmarks.shapes.corpus import sentences
 from benchmarks.shapes.scene import Scene, pick, random_scene, recolour, split_rng
 from mm1_mlx.config import MM1Config
 from mm1_mlx.presets import CLIP_MEAN, CLIP_STD
@@ -22,9 +22,16 @@ from mm1_mlx.train.config import TrainConfig
 
 RECIPE = Path(__file__).with_name("recipe.json")
 SPECIALS = ("<pad>", "</s>", "<image>")
-VOCAB_SIZE = 512
+# Tokens of their own: else their pairs of capitals would be tokens of drawn words too.
+ROLES = ("USER:", "ASSISTANT:")
+VOCAB_SIZE = 640
 # Share of the pictures drawn at the model's size.
 NATIVE_SIZE = 0.6
+
+
+Form = Literal[
+    "questions", "pairs", "reading", "parts", "episodes", "captions", "documents"
+]
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,23 @@ class Stage:
     """A run of the trainer; the next one goes on with its weights."""
 
     name: str
-    # Labels of patches, or conversations beside them.
-    task: Literal["patches", "conversations"]
+    # Labels of patches, or rows of text beside them.
+    task: Literal["patches", "rows"]
     train: TrainConfig
     # Of a picture's objects, those in colours without a name: each share as likely.
     unnamed: tuple[float, ...]
+    # Of every micro-batch of a step, the forms that it takes in turn.
+    forms: tuple[tuple[Form, ...], ...] = ()
+    # Of a micro-batch.
+    pictures: int = 32
+    # Examples of new words, or documents, in a micro-batch of theirs.
+    episodes: int = 24
+    # A row of n learned tokens counts as n to the power of 1 less this.
+    row_power: float = 0.5
+    # What the rows of a form count, 1 where nothing is said.
+    weights: Mapping[str, float] = field(default_factory=dict)
+    # Whether the encoder stays as it is.
+    freeze_vision: bool = False
     # Of the sines and cosines that the connector's positions begin with.
     position_scale: float = 0.0
 
@@ -47,10 +66,10 @@ class Recipe:
 
     config: MM1Config
     stages: tuple[Stage, ...]
-    pictures_per_batch: int
     questions_per_picture: int
     patch_weight: float
     point_weight: float
+    attribute_weight: float
 
 
 def load_recipe() -> Recipe:
@@ -59,8 +78,9 @@ def load_recipe() -> Recipe:
     config, train = _config(values.pop("model")), values.pop("train")
     stages = []
     for stage in values.pop("stages"):
-        stage["train"] = TrainConfig(**train, **stage["train"])
+        stage["train"] = TrainConfig(**train | stage["train"])
         stage["unnamed"] = tuple(stage["unnamed"])
+        stage["forms"] = tuple(map(tuple, stage.get("forms", ())))
         stages.append(Stage(**stage))
     return Recipe(config, tuple(stages), **values)
 
@@ -89,34 +109,32 @@ def _config(parts: dict[str, dict[str, Any]]) -> MM1Config:
     return MM1Config.from_dict(sections | {"prompt": prompt})
 
 
-def train_tokenizer(folder: Path, num_scenes: int = 4000) -> None:
-    """Write a byte-level BPE of the generator's own sentences into ``folder``."""
+def train_tokenizer(folder: Path, num_scenes: int = 3000) -> None:
+    """Write a byte-level BPE of the generator's own sentences into ``folder``.
+
+    Digits and what is drawn stay single characters: they are spelled, not known by heart.
+    """
     backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken(name, normalized=False) for name in ROLES])
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=VOCAB_SIZE - len(ROLES),
         special_tokens=list(SPECIALS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(_sentences(num_scenes), trainer)
+    backend.train_from_iterator(sentences(num_scenes), trainer)
+    backend.add_tokens([AddedToken(name, normalized=False) for name in ROLES])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", eos_token="</s>"
     )
     fast.save_pretrained(folder)
-
-
-def _sentences(num_scenes: int) -> list[str]:
-    rng = split_rng("train", 0)
-    sentences = []
-    for _ in range(num_scenes):
-        scene = random_scene(rng)
-        pairs = [(q.text, q.answer) for q in questions(scene, rng)]
-        for question, answer in [*pairs, caption(scene, rng)]:
-            turn = f"USER: \n{question} ASSISTANT: {answer}"
-            sentences += [turn, turn.lower()]
-    return sentences
 
 
 def picture_rng(seed: int, step: int, shard: int) -> np.random.Generator:
@@ -128,9 +146,13 @@ def random_picture_scene(
     rng: np.random.Generator, unnamed_shares: Sequence[float]
 ) -> Scene:
     """A training scene, mostly of the model's size."""
-    short_side = 96 if rng.random() < NATIVE_SIZE else int(rng.integers(64, 193))
-    scene = random_scene(rng, short_side=short_side)
+    scene = random_scene(rng, short_side=picture_side(rng))
     return recolour(scene, pick(rng, unnamed_shares), rng)
+
+
+def picture_side(rng: np.random.Generator) -> int:
+    """A picture's short side in pixels, mostly the model's."""
+    return 96 if rng.random() < NATIVE_SIZE else int(rng.integers(64, 193))
 
 
 def open_tokenizer(folder: Path, config: MM1Config) -> Tokenizer:

@@ -67,13 +67,16 @@ ALL_PAIRS: tuple[Pair, ...] = tuple((c, s) for c in COLOURS for s in SHAPES)
 SEEN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT)
 UNSEEN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair in HELD_OUT)
 
-MAX_OBJECTS = 4
+MAX_OBJECTS = 6
 # The long side is what the encoder's input is scaled to, so the least size hangs on it.
 MIN_DIAMETER = 0.16
 MIN_LINE_DIAMETER = 0.27  # for outlines, stripes and dots
 # Of the short side, by the number of objects.
-MAX_DIAMETER = {1: 0.62, 2: 0.46, 3: 0.37, 4: 0.33}
+MAX_DIAMETER = {1: 0.62, 2: 0.46, 3: 0.37, 4: 0.33, 5: 0.3, 6: 0.27}
 GAP = 0.03
+# How many objects a scene has: each as likely.
+COUNTS = (1, 2, 2, 3, 3, 4, 4, 5, 6)
+FEW = (1, 1, 2, 2, 3, 3, 4, 4)
 # CIELAB distance of an object from its background; lines also need a lightness step.
 MIN_CONTRAST = 20.0
 MIN_LINE_CONTRAST = 40.0
@@ -122,6 +125,19 @@ class Background:
 
 
 @dataclass(frozen=True)
+class Label:
+    """A drawn word or number; lengths in pixels."""
+
+    text: str
+    rgb: RGB
+    # Of its middle.
+    x: float
+    y: float
+    # Of a capital letter.
+    height: float
+
+
+@dataclass(frozen=True)
 class Scene:
     """Objects that do not overlap, from left to right; sizes in pixels."""
 
@@ -129,6 +145,7 @@ class Scene:
     background: Background
     width: int
     height: int
+    labels: tuple[Label, ...] = ()
 
 
 def split_rng(split: Split, seed: int) -> np.random.Generator:
@@ -142,13 +159,16 @@ def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
 
 
 def random_scene(
-    rng: np.random.Generator, split: Split = "train", short_side: int = 96
+    rng: np.random.Generator,
+    split: Split = "train",
+    short_side: int = 96,
+    counts: Sequence[int] = COUNTS,
 ) -> Scene:
-    """One to four objects on a canvas whose short side is ``short_side`` pixels."""
-    width, height = _random_canvas(rng, short_side)
-    pairs = _random_pairs(rng, split)
+    """As many objects as one of ``counts`` on a canvas of a short side in pixels."""
+    width, height = random_canvas(rng, short_side)
+    pairs = _random_pairs(rng, split, pick(rng, counts))
     rgbs = [random_rgb(rng, colour) for colour, _ in pairs]
-    background = _random_background(rng, rgbs)
+    background = random_background(rng, rgbs)
     places = _random_places(rng, len(pairs), width, height)
     objects = [
         _random_object(rng, pair, rgb, place, background, max(width, height))
@@ -247,18 +267,17 @@ def _lab(rgb: RGB) -> tuple[float, float, float]:
     return 116 * y - 16, 500 * (x - y), 200 * (y - z)
 
 
-def _random_canvas(rng: np.random.Generator, short_side: int) -> tuple[int, int]:
+def random_canvas(rng: np.random.Generator, short_side: int) -> tuple[int, int]:
     if rng.random() < 0.7:
         return short_side, short_side
     long_side = round(short_side * rng.uniform(1.0, 1.5))
     return (short_side, long_side) if rng.random() < 0.5 else (long_side, short_side)
 
 
-def _random_pairs(rng: np.random.Generator, split: Split) -> list[Pair]:
+def _random_pairs(rng: np.random.Generator, split: Split, count: int) -> list[Pair]:
     """Pairs of a scene, often sharing a colour or shape, so that counts vary."""
     pool = ALL_PAIRS if split == "held_out" else SEEN_PAIRS
     first = pick(rng, UNSEEN_PAIRS if split == "held_out" else SEEN_PAIRS)
-    count = pick(rng, (1, 1, 2, 2, 3, 3, 4, 4))
     mode = rng.random()
     if mode < 0.15:
         pool = tuple(p for p in pool if p[0] == first[0])
@@ -266,24 +285,24 @@ def _random_pairs(rng: np.random.Generator, split: Split) -> list[Pair]:
         pool = tuple(p for p in pool if p[1] == first[1])
     pairs = [first]
     while len(pairs) < count:
-        # Twins: the same pair again.
-        again = mode > 0.85 and rng.random() < 0.5
+        # Twins: the same pair again; of a small pool all there is left.
+        again = (mode > 0.85 and rng.random() < 0.5) or len(pairs) >= len(pool)
         pair = pick(rng, pairs) if again else pick(rng, pool)
         if again or pair not in pairs:
             pairs.append(pair)
     return pairs
 
 
-def _random_background(rng: np.random.Generator, rgbs: Sequence[RGB]) -> Background:
+def random_background(rng: np.random.Generator, rgbs: Sequence[RGB]) -> Background:
     for _ in range(20):
-        background = _any_background(rng)
+        background = any_background(rng)
         if all(background_contrast(rgb, background) >= MIN_CONTRAST for rgb in rgbs):
             return background
     # Every colour is far enough from white.
     return Background((255, 255, 255), (255, 255, 255))
 
 
-def _any_background(rng: np.random.Generator) -> Background:
+def any_background(rng: np.random.Generator) -> Background:
     kind = rng.random()
     if kind < 0.25:
         return Background((255, 255, 255), (255, 255, 255))

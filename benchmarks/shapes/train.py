@@ -55,6 +55,8 @@ def main() -> None:
     mx.random.seed(1)
     pupil = Pupil(recipe)
     for stage in recipe.stages:
+        for part in (pupil.mm1.vision, pupil.heads):
+            part.freeze() if stage.freeze_vision else part.unfreeze()
         trainer = make_trainer(stage, recipe, pupil, tokenizer, arguments.folder)
         if not trainer.resume():
             if arguments.export:

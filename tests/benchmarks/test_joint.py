@@ -1,25 +1,17 @@
-"""The second stage's loss: answers, patches and places, each by its weight."""
+"""The later stages' loss: what each form of batch teaches, each part by its weight."""
 
 from dataclasses import replace
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
-from benchmarks.shapes.conversations import Conversations
 from benchmarks.shapes.joint import Pupil, joint_loss
-from benchmarks.shapes.recipe import load_recipe, open_tokenizer
 
-
-@pytest.fixture(scope="module")
-def recipe():
-    return replace(load_recipe(), pictures_per_batch=4)
-
-
-@pytest.fixture(scope="module")
-def batch(recipe, tmp_path_factory):
-    tokenizer = open_tokenizer(tmp_path_factory.mktemp("tokenizer"), recipe.config)
-    return Conversations(recipe, recipe.stages[-1], tokenizer)(0, 0)
+FORMS = ("questions", "pairs", "reading", "parts", "episodes", "captions", "documents")
+WEIGHTS = ("patch_weight", "point_weight", "attribute_weight")
 
 
 @pytest.fixture
@@ -29,39 +21,116 @@ def pupil(recipe):
 
 
 def loss(pupil, batch, **weights):
-    for name in ("patch_weight", "point_weight"):
+    for name in WEIGHTS:
         setattr(pupil, name, weights.get(name, 0.0))
     return joint_loss(pupil, batch)[0].item()
 
 
-def test_the_weighted_losses_add_up(pupil, batch):
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_teaches_the_model(form, pupil, conversations):
+    batch = conversations(form)
+
+    def parts(batch):
+        value, weight, told = joint_loss(pupil, batch)
+        return value, weight, told
+
+    (value, weight, told), gradients = nn.value_and_grad(pupil, parts)(batch)
+    assert value.item() == pytest.approx(sum(told.values()).item(), rel=1e-5)
+    learned = sum(int(rows.batch.learned.sum()) for rows in batch.rows)
+    assert learned == sum(len(rows.weights) for rows in batch.rows)
+    assert weight.item() == pytest.approx(
+        sum(rows.weights.sum() for rows in batch.rows), rel=1e-5
+    )
+    flat = dict(tree_flatten(gradients["mm1"]))
+    for part in ("vision.patch_embedding", "connector.readout", "decoder.layers.4"):
+        found = [g for name, g in flat.items() if name.startswith(part)]
+        assert found
+        assert all(mx.abs(g).max().item() > 0 for g in found)
+
+
+@pytest.mark.parametrize(
+    ("form", "kinds"),
+    [
+        ("questions", {"patch_weight", "point_weight"}),
+        ("episodes", {"patch_weight", "attribute_weight"}),
+        ("pairs", {"patch_weight"}),
+        ("parts", {"point_weight"}),
+    ],
+)
+def test_the_weighted_losses_add_up(form, kinds, pupil, conversations):
+    batch = conversations(form, step=3)
     answers = loss(pupil, batch)
-    patches = loss(pupil, batch, patch_weight=1.0) - answers
-    places = loss(pupil, batch, point_weight=1.0) - answers
-    assert min(answers, patches, places) > 0
-    both = loss(pupil, batch, patch_weight=0.5, point_weight=3.0)
-    assert both == pytest.approx(answers + 0.5 * patches + 3 * places, rel=1e-4)
+    alone = {name: loss(pupil, batch, **{name: 1.0}) - answers for name in WEIGHTS}
+    assert {name for name, value in alone.items() if value > 1e-6} == kinds
+    together = loss(
+        pupil, batch, patch_weight=0.5, point_weight=3.0, attribute_weight=2
+    )
+    expected = answers + 0.5 * alone["patch_weight"] + 3 * alone["point_weight"]
+    assert together == pytest.approx(expected + 2 * alone["attribute_weight"], rel=1e-4)
 
 
-def test_pointing_at_the_very_places_costs_nothing(pupil, batch):
-    places = batch.mentions.places
-    middle = replace(batch.mentions, places=np.full_like(places, 0.25))
+def test_pointing_at_the_very_places_costs_nothing(pupil, conversations):
+    batch = conversations("questions")
     pupil.point.weight = mx.zeros_like(pupil.point.weight)
     pupil.point.bias = mx.array([0.25, 0.25])
-    shown = replace(batch, mentions=middle)
+    shown = replace(
+        batch,
+        rows=tuple(
+            replace(
+                rows,
+                mentions=replace(
+                    rows.mentions, places=np.full_like(rows.mentions.places, 0.25)
+                ),
+            )
+            for rows in batch.rows
+        ),
+    )
     assert loss(pupil, shown, point_weight=1.0) == loss(pupil, shown)
     assert loss(pupil, batch, point_weight=1.0) > loss(pupil, batch)
 
 
-def test_answers_are_balanced(pupil, batch):
-    plain = replace(batch, adjustment=np.zeros_like(batch.adjustment))
+def test_answers_are_balanced(pupil, conversations):
+    batch = conversations("questions")
+    plain = replace(
+        batch,
+        rows=tuple(
+            replace(rows, adjustment=np.zeros_like(rows.adjustment))
+            for rows in batch.rows
+        ),
+    )
     assert loss(pupil, batch) < loss(pupil, plain)
 
 
-def test_a_batch_that_names_nothing_can_be_learned_from(pupil, batch):
-    none = replace(
-        batch.mentions,
-        tokens=batch.mentions.tokens[:0],
-        places=batch.mentions.places[:0],
-    )
-    assert np.isfinite(loss(pupil, replace(batch, mentions=none), point_weight=1.0))
+def test_a_frozen_encoder_learns_nothing(pupil, conversations):
+    batch = conversations("captions")
+    pupil.mm1.vision.freeze()
+    pupil.heads.freeze()
+    value, _, told = joint_loss(pupil, batch)
+    assert set(told) == {"answers"}
+    gradients = nn.value_and_grad(pupil, lambda b: joint_loss(pupil, b)[0])(batch)[1]
+    assert not tree_flatten(gradients["mm1"].get("vision", {}))
+    assert value.item() > 0
+
+
+def test_a_row_counts_by_its_stage(conversations, recipe):
+    """Long answers would drown the short ones, were every token to count as much."""
+    batch = conversations("questions")
+    power = recipe.stages[-1].row_power
+    assert power == 0.5
+    for rows in batch.rows:
+        counts = rows.batch.learned.sum(axis=1)
+        starts = np.cumsum(counts) - counts
+        sums = np.add.reduceat(rows.weights, starts)
+        np.testing.assert_allclose(sums, counts**0.5, rtol=1e-5)
+
+
+def test_nothing_without_a_name_is_talked_about(conversations, tokenizer):
+    unnamed = 0
+    for form in ("questions", "captions", "reading", "documents"):
+        for step in (0, 1):
+            batch = conversations(form, step)
+            unnamed += int((batch.patches.colours < 0).sum())
+            for rows in batch.rows:
+                for row in rows.batch.tokens:
+                    assert "unnamed" not in tokenizer.hf.decode(row.tolist()).lower()
+    assert unnamed > 100

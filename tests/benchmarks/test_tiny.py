@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.shapes import evaluate as shapes
-from benchmarks.shapes.evaluate import evaluate, scene_cases, table
+from benchmarks.shapes.cases import scene_cases
+from benchmarks.shapes.evaluate import evaluate, table
+from benchmarks.shapes.scene import FEW
 from mm1_mlx import generate, load
 
 FOLDER = Path(shapes.__file__).parent
@@ -30,8 +32,10 @@ def test_held_out_pictures_are_answered_as_measured():
     measured = json.loads((FOLDER / "results.json").read_text())
     with load() as runtime:
         figures = evaluate(
-            lambda picture, question: generate(runtime, question, [picture]).text,
-            scene_cases(60),
+            lambda cases: [
+                generate(runtime, case.question, case.pictures).text for case in cases
+            ],
+            scene_cases(60, counts=FEW),
         )
     for kind in ("colour", "shape", "where", "all questions"):
         low, high = figures[kind]["interval_95"]

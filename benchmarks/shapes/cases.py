@@ -1,0 +1,268 @@
+"""What the embedded model is asked: questions, the pictures before them, and the answers.
+
+Every held-out picture shows a pair of colour and shape that no training picture did, or a
+word, a number or a name that none did; what is asked is about it where it is about one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.shapes.boxes import ask_box, overlap
+from benchmarks.shapes.compare import Two, compare
+from benchmarks.shapes.draw import draw
+from benchmarks.shapes.episodes import TEXTS, random_episode
+from benchmarks.shapes.plain import COLOURS as PLAIN_COLOURS
+from benchmarks.shapes.plain import SHAPES as PLAIN_SHAPES
+from benchmarks.shapes.plain import plain_pictures
+from benchmarks.shapes.questions import (
+    NUMBER_WORDS,
+    Question,
+    ask_place,
+    caption,
+    plural,
+    questions,
+)
+from benchmarks.shapes.reading import ask_reading
+from benchmarks.shapes.scene import (
+    COLOURS,
+    COUNTS,
+    FEW,
+    SHAPES,
+    UNSEEN_PAIRS,
+    Scene,
+    Split,
+    pick,
+    random_scene,
+    split_rng,
+)
+from benchmarks.shapes.writing import LARGE, SMALL, writing_scene
+
+# exact: after lower-casing; facts: what a caption states is true; box: IoU of at least 0.5.
+Judge = Literal["exact", "facts", "box"]
+IOU = 0.5
+# The resolution of an overview and four parts.
+IN_PARTS = "2x96"
+_BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
+_FACT = re.compile(
+    rf"\b(an?|{'|'.join(NUMBER_WORDS)}) ({'|'.join(COLOURS)}) "
+    rf"({'|'.join([*SHAPES, *map(plural, SHAPES)])})\b"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question about pictures.
+
+    Attributes:
+        kind: of which table row.
+        pictures: what it is about.
+        question: the text.
+        expected: the answer; of a caption, one of the sentences that are right.
+        options: the answers that the question leaves open, of which each is as likely
+            to somebody who sees nothing; none where they cannot be listed.
+        unseen: those that would make a pair which training never showed.
+        judge: how an answer is compared.
+        shots: solved examples, a picture and its answer each.
+        mode: of resolution, None for the model's own.
+    """
+
+    kind: str
+    pictures: tuple[Image.Image, ...]
+    question: str
+    expected: str
+    options: tuple[str, ...] = ()
+    unseen: frozenset[str] = frozenset()
+    judge: Judge = "exact"
+    shots: tuple[tuple[Image.Image, str], ...] = ()
+    mode: str | None = None
+
+    def is_right(self, answer: str) -> bool:
+        """Whether an answer is right."""
+        if self.judge == "facts":
+            return states_only_facts(answer, self.expected)
+        if self.judge == "box":
+            found, wanted = boxes(answer), boxes(self.expected)
+            return bool(found) and overlap(found[0], wanted[0]) >= IOU
+        return normalise(answer) == normalise(self.expected)
+
+
+def normalise(answer: str) -> str:
+    """Lower case, without surrounding space."""
+    return answer.strip().lower()
+
+
+def boxes(text: str) -> list[tuple[float, ...]]:
+    """The boxes that a text holds."""
+    return [tuple(map(float, match)) for match in _BOX.findall(text)]
+
+
+def facts(text: str) -> Counter[tuple[str, str]]:
+    """How many of each pair a caption states."""
+    found: Counter[tuple[str, str]] = Counter()
+    for number, colour, noun in _FACT.findall(text.lower()):
+        shape = next(s for s in SHAPES if noun in (s, plural(s)))
+        found[colour, shape] += _number(number)
+    return found
+
+
+def _number(word: str) -> int:
+    return 1 if word in ("a", "an") else NUMBER_WORDS.index(word) + 2
+
+
+def states_only_facts(answer: str, expected: str) -> bool:
+    """Whether a caption states something, nothing false, and nothing that is unreadable."""
+    stated, true = facts(answer), facts(expected)
+    rest = _FACT.sub("", normalise(answer))
+    understood = not re.sub(r"\band\b|[,.\s]", "", rest)
+    return bool(stated) and understood and stated <= true
+
+
+# The parts of an evaluation: cases of one seed each.
+
+
+def scene_cases(
+    number: int, split: Split = "held_out", counts: Sequence[int] = COUNTS
+) -> Iterator[Case]:
+    """One question of each kind, a caption, a half and a box, about each picture."""
+    for seed in range(number):
+        rng = split_rng(split, seed)
+        scene = random_scene(rng, split, counts=counts)
+        shown = (draw(scene),)
+        for q in questions(scene, rng):
+            yield Case(q.kind, shown, q.text, q.answer, q.options, unseen_answers(q))
+            if q.kind == "count" and int(q.answer) <= 4:
+                yield Case("count to 4", shown, q.text, q.answer, q.options)
+        instruction, sentence = caption(scene, rng)
+        yield Case("caption", shown, instruction, sentence, judge="facts")
+        yield Case("caption, whole and in order", shown, instruction, sentence)
+        # Last, so that they change nothing of what the others ask.
+        if half := ask_place(scene, rng):
+            yield Case("place", shown, half.text, half.answer, half.options)
+        if box := ask_box(scene, rng):
+            yield Case("box", shown, box.text, box.answer, judge="box")
+
+
+def unseen_answers(question: Question) -> frozenset[str]:
+    """The colours or shapes that training never showed on what is asked about."""
+    if question.target is None or question.kind not in ("colour", "shape"):
+        return frozenset()
+    colour, shape = question.target.pair
+    if question.kind == "colour":
+        return frozenset(c for c, s in UNSEEN_PAIRS if s == shape)
+    return frozenset(s for c, s in UNSEEN_PAIRS if c == colour)
+
+
+def style_cases(number: int, split: Split = "held_out") -> Iterator[Case]:
+    """The same question with a wish for a word, and for a sentence."""
+    for seed in range(number):
+        rng = split_rng(split, 1_000_000 + seed)
+        lone = seed % 2 == 0
+        scene = random_scene(rng, split, counts=(1,) if lone else COUNTS)
+        shown = (draw(scene),)
+        if lone:
+            # Without the wish, the answer is a sentence.
+            text = f"{caption(scene, rng)[0]} Answer with a single word."
+            yield Case("in a word", shown, text, scene.objects[0].shape, SHAPES)
+            continue
+        asked = [q for q in questions(scene, rng) if q.sentence]
+        if asked:
+            q = pick(rng, asked)
+            text = f"{q.text} Answer in a sentence."
+            yield Case("in a sentence", shown, text, q.sentence, q.options)
+
+
+def pair_cases(number: int, split: Split = "held_out") -> Iterator[Case]:
+    """A question about two pictures, of each form as often as can be."""
+    asked: Counter[str] = Counter()
+    for seed in range(number):
+        rng = split_rng(split, 2_000_000 + seed)
+        scenes: Two = (
+            random_scene(rng, split, counts=FEW),
+            random_scene(rng, split, counts=FEW),
+        )
+        found = list(compare(scenes, rng))
+        rng.shuffle(found)  # type: ignore[arg-type]
+        q = min(found, key=lambda q: asked[" ".join(q.options)])
+        asked[" ".join(q.options)] += 1
+        shown = (draw(scenes[0]), draw(scenes[1]))
+        yield Case("two pictures", shown, q.text, q.answer, q.options)
+
+
+def reading_cases(number: int, split: Split = "held_out") -> Iterator[Case]:
+    """A word or number that can be read at a glance."""
+    for seed in range(number):
+        rng = split_rng(split, 3_000_000 + seed)
+        scene = writing_scene(rng, split, heights=LARGE)
+        q = ask_reading(scene, rng)
+        yield Case("read", (draw(scene),), q.text, q.answer)
+
+
+def small_cases(number: int, split: Split = "held_out") -> Iterator[Case]:
+    """A small word or number, as one picture and with parts of it."""
+    for seed in range(number):
+        rng = split_rng(split, 4_000_000 + seed)
+        scene = writing_scene(rng, split, 192, SMALL)
+        q = ask_reading(scene, rng)
+        shown = (draw(scene),)
+        yield Case("read small, one picture", shown, q.text, q.answer)
+        yield Case("read small, with parts", shown, q.text, q.answer, mode=IN_PARTS)
+
+
+def word_cases(number: int, shots: int, split: Split = "held_out") -> Iterator[Case]:
+    """A new word, of two that as many examples tell apart."""
+    for seed in range(number):
+        rng = split_rng(split, 5_000_000 + 10 * seed + shots)
+        episode = None
+        while episode is None:
+            scenes = [random_scene(rng, split, counts=(1,)) for _ in range(48)]
+            pairs = [scene.objects[0].pair for scene in scenes]
+            new = split == "held_out"
+            episode = random_episode(rng, pairs, shots, held_out=new)
+        shown = [_picture_of(pair, scenes, rng) for pair in episode.pairs]
+        answers = tuple(sorted(set(episode.words)))
+        examples = tuple(zip(shown[:-1], episode.words[:-1], strict=True))
+        kind = f"new word, {shots} shots"
+        text, expected = pick(rng, TEXTS), episode.words[-1]
+        yield Case(kind, (shown[-1],), text, expected, answers, shots=examples)
+
+
+def _picture_of(
+    pair: tuple[str, str], scenes: Sequence[Scene], rng: np.random.Generator
+) -> Image.Image:
+    return draw(pick(rng, [s for s in scenes if s.objects[0].pair == pair]))
+
+
+def plain_cases() -> Iterator[Case]:
+    """The colour and the shape of every plainly drawn picture."""
+    for picture, colour, shape in plain_pictures():
+        question = f"What colour is the {shape}?"
+        yield Case("plain colour", (picture,), question, colour, PLAIN_COLOURS)
+        question = "What shape is this?"
+        yield Case("plain shape", (picture,), question, shape, PLAIN_SHAPES)
+
+
+PARTS = ("scenes", "style", "pairs", "reading", "small", "words", "plain")
+
+
+def part_cases(part: str, number: int, split: Split = "held_out") -> Iterable[Case]:
+    """The cases of one part, so many pictures, pairs or prompts."""
+    if part == "words":
+        return [case for shots in (4, 8) for case in word_cases(number, shots, split)]
+    if part == "plain":
+        return plain_cases()
+    makers = {
+        "scenes": scene_cases,
+        "style": style_cases,
+        "pairs": pair_cases,
+        "reading": reading_cases,
+        "small": small_cases,
+    }
+    return makers[part](number, split)

@@ -1,0 +1,94 @@
+"""New words: what a picture is called is told by examples in the prompt, and nowhere else.
+
+An episode has two made-up words. They name two shapes, whatever their colours, or two
+colours, whatever their shapes: the examples tell which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.shapes.questions import article
+from benchmarks.shapes.scene import COLOURS, SHAPES, Pair, pick
+
+CONSONANTS, VOWELS = "bdfgklmnprstvwz", "aeiou"
+# Syllables that no training word ends with.
+HELD_OUT_ENDINGS = ("dax", "wug", "zup", "fep", "kiv", "tob")
+LENGTHS = (4, 6, 8)
+TEXTS = ("What is this called?", "What is it called?", "What do you call this?")
+TOLD_TEXTS = (
+    "Here is {thing}. What is it called?",
+    "You see {thing}. What do you call this?",
+)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Examples, the last of which is the question."""
+
+    # Of the pictures that are shown, and what each is called.
+    pairs: tuple[Pair, ...]
+    words: tuple[str, ...]
+    # The answers that cannot be known: the first time each word is told.
+    unknown: tuple[int, ...]
+
+
+def random_episode(
+    rng: np.random.Generator,
+    pairs: Sequence[Pair],
+    shots: int,
+    *,
+    held_out: bool = False,
+) -> Episode | None:
+    """Examples of two words, as many of each, and a question, out of pairs at hand.
+
+    What the words do not name varies alike under both, so that it tells nothing. None
+    where the pairs do not suffice.
+    """
+    by_shape = rng.random() < 0.5
+    key, names = (1, SHAPES) if by_shape else (0, tuple(COLOURS))
+    groups = {name: [p for p in pairs if p[key] == name] for name in names}
+    enough = [name for name in names if len(set(groups[name])) >= 2]
+    if len(enough) < 2:
+        return None
+    meanings = [str(name) for name in rng.permutation(enough)[:2]]
+    words = random_words(rng, held_out=held_out)
+    order = [0, 1] * (shots // 2) + ([pick(rng, (0, 1))] if shots % 2 else [])
+    rng.shuffle(order)
+    asked = pick(rng, (0, 1))
+    query = pick(rng, groups[meanings[asked]])
+    chosen = [_example(rng, groups[meanings[side]], query) for side in order]
+    sides = [*order, asked]
+    unknown = tuple(sorted({sides.index(0), sides.index(1)}))
+    return Episode((*chosen, query), tuple(words[side] for side in sides), unknown)
+
+
+def _example(rng: np.random.Generator, group: Sequence[Pair], query: Pair) -> Pair:
+    """One of a word's pairs, another than the one that is asked about."""
+    return pick(rng, [pair for pair in group if pair != query])
+
+
+def random_words(
+    rng: np.random.Generator, *, held_out: bool = False
+) -> tuple[str, str]:
+    """Two made-up words that differ; held-out ones end as no other does."""
+    words: list[str] = []
+    while len(words) < 2:
+        syllable = pick(rng, CONSONANTS) + pick(rng, VOWELS)
+        ending = pick(rng, CONSONANTS) + pick(rng, VOWELS) + pick(rng, CONSONANTS + "x")
+        if held_out:
+            ending = pick(rng, HELD_OUT_ENDINGS)
+        elif ending in HELD_OUT_ENDINGS:
+            continue
+        word = ending if rng.random() < 0.4 else syllable + ending
+        if word not in words:
+            words.append(word)
+    return words[0], words[1]
+
+
+def told(pair: Pair, rng: np.random.Generator) -> str:
+    """The question about a picture that is told in words."""
+    return pick(rng, TOLD_TEXTS).format(thing=article(" ".join(pair)))

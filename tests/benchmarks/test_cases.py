@@ -1,0 +1,69 @@
+"""What is right, and how it is judged."""
+
+from collections import Counter
+
+import pytest
+
+from benchmarks.shapes.cases import (
+    PARTS,
+    Case,
+    facts,
+    part_cases,
+    states_only_facts,
+    word_cases,
+)
+from benchmarks.shapes.evaluate import evaluate
+from benchmarks.shapes.questions import caption
+from benchmarks.shapes.scene import random_scene, split_rng
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("A red star and two blue circles.", True),
+        ("Two blue circles and a red star.", True),
+        ("A red star.", True),
+        ("A blue circle and a red star.", True),
+        ("Three blue circles.", False),
+        ("A red star and a green heart.", False),
+        ("A red star and a red star.", False),
+        ("A red star and a big house.", False),
+        ("", False),
+        ("red", False),
+    ],
+)
+def test_a_caption_may_leave_out_but_not_make_up(answer, right):
+    assert states_only_facts(answer, "A red star and two blue circles.") == right
+
+
+def test_facts_of_a_caption_are_the_scenes():
+    for seed in range(200):
+        rng = split_rng("train", seed)
+        scene = random_scene(rng)
+        _, sentence = caption(scene, rng)
+        assert facts(sentence) == Counter(item.pair for item in scene.objects)
+        assert states_only_facts(sentence, sentence)
+
+
+def test_boxes_are_judged_by_their_overlap():
+    case = Case("box", (), "?", "The star [100, 100, 300, 300].", judge="box")
+    assert case.is_right("The star [120, 110, 310, 300].")
+    assert not case.is_right("The star [300, 300, 400, 400].")
+    assert not case.is_right("The star.")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_expected_answers_are_right_and_nothing_else_is(part):
+    cases = list(part_cases(part, 20))
+    asked = evaluate(lambda some: [case.expected for case in some], cases)
+    assert {row["accuracy"] for row in asked.values()} == {1.0}
+    wrong = evaluate(lambda some: ["no idea"] * len(some), cases)
+    assert {row["accuracy"] for row in wrong.values()} == {0.0}
+
+
+def test_new_words_have_as_many_examples_as_they_say():
+    for shots in (4, 8):
+        for case in word_cases(20, shots):
+            assert len(case.shots) == shots
+            assert {word for _, word in case.shots} == set(case.options)
+            assert case.expected in case.options

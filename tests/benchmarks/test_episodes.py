@@ -1,0 +1,100 @@
+"""New words: what they mean follows from the examples, and only from them."""
+
+from collections import Counter
+
+import pytest
+
+from benchmarks.shapes.episodes import (
+    HELD_OUT_ENDINGS,
+    random_episode,
+    random_words,
+)
+from benchmarks.shapes.scene import SEEN_PAIRS, split_rng
+
+
+def episodes(count, shots=8, **options):
+    for seed in range(count):
+        episode = random_episode(split_rng("train", seed), SEEN_PAIRS, shots, **options)
+        assert episode is not None
+        yield episode
+
+
+def meanings(episode):
+    """Of each word, the colours and the shapes that it was said of."""
+    said = {}
+    for pair, word in zip(episode.pairs, episode.words, strict=True):
+        colours, shapes = said.setdefault(word, (set(), set()))
+        colours.add(pair[0])
+        shapes.add(pair[1])
+    return list(said.values())
+
+
+@pytest.mark.parametrize("shots", [4, 6, 8])
+def test_two_words_tell_two_shapes_or_two_colours_apart(shots):
+    kinds = Counter()
+    for episode in episodes(300, shots):
+        assert len(episode.pairs) == len(episode.words) == shots + 1
+        (colours, shapes), (others, forms) = meanings(episode)
+        by_shape = len(shapes) == len(forms) == 1 and shapes != forms
+        by_colour = len(colours) == len(others) == 1 and colours != others
+        assert by_shape or by_colour
+        kinds[by_shape] += 1
+        # Each word has as many examples; the pair that is asked about is in none.
+        counts = Counter(episode.words[:-1])
+        assert set(counts.values()) == {shots // 2}
+        assert episode.pairs[-1] not in [
+            pair
+            for pair, word in zip(episode.pairs[:-1], episode.words[:-1], strict=True)
+            if word == episode.words[-1]
+        ]
+    assert min(kinds.values()) > 100
+
+
+def test_neither_word_is_asked_for_more_often_or_stands_more_often_last():
+    last = [e.words[-1] == e.words[-2] for e in episodes(600)]
+    first = [e.words[-1] == e.words[0] for e in episodes(600)]
+    assert 0.4 < sum(last) / 600 < 0.6
+    assert 0.4 < sum(first) / 600 < 0.6
+
+
+def test_words_are_unknown_when_they_are_first_said():
+    for episode in episodes(50):
+        first = [episode.words.index(word) for word in dict.fromkeys(episode.words)]
+        assert list(episode.unknown) == first
+
+
+def test_held_out_words_end_as_no_training_word_does():
+    rng = split_rng("train", 1)
+    known = {word for _ in range(3000) for word in random_words(rng)}
+    assert not any(word.endswith(HELD_OUT_ENDINGS) for word in known)
+    new = [random_words(rng, held_out=True) for _ in range(300)]
+    assert all(word.endswith(HELD_OUT_ENDINGS) for words in new for word in words)
+    assert all(a != b for a, b in new)
+
+
+def test_too_few_pictures_make_no_episode():
+    assert random_episode(split_rng("train", 0), SEEN_PAIRS[:1], 8) is None
+
+
+def test_only_what_can_be_known_is_learned(conversations, tokenizer):
+    batch = conversations("episodes")
+    assert len(batch.rows) == 2
+    for rows in batch.rows:
+        for tokens, learned in zip(rows.batch.tokens, rows.batch.learned, strict=True):
+            text = tokenizer.hf.decode(tokens.tolist())
+            said = tokenizer.hf.decode(tokens[learned].tolist()).split("</s>")
+            answers = [
+                turn.split("</s>")[0].strip() for turn in text.split("ASSISTANT:")[1:]
+            ]
+            firsts = [answers.index(word) for word in dict.fromkeys(answers)]
+            expected = [w for i, w in enumerate(answers) if i not in firsts]
+            assert [word.strip() for word in said if word.strip()] == expected
+
+
+def test_every_example_is_named_behind_its_own_picture(conversations, tokenizer):
+    seen, told = conversations("episodes").rows
+    assert told.examples is None
+    T = seen.batch.tokens.shape[1]
+    for place in seen.examples.tokens.tolist():
+        row, t = divmod(place, T)
+        assert tokenizer.hf.decode([int(seen.batch.tokens[row, t])]) == "ASSISTANT:"
