@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from mm1_mlx.config import MM1Config
     from mm1_mlx.errors import MM1Error
     from mm1_mlx.models import MM1
+    from mm1_mlx.pool import Pool
     from mm1_mlx.prompt import Prompt
-    from mm1_mlx.runtime import Runtime, forecast, generate, load, stream
+    from mm1_mlx.runtime import Runtime, astream, forecast, generate, load, stream
 
     __version__: str
 
@@ -24,8 +25,10 @@ _HOMES = {
     "MM1": "models",
     "MM1Config": "config",
     "MM1Error": "errors",
+    "astream": "runtime",
     "forecast": "runtime",
     "Piece": "answer",
+    "Pool": "pool",
     "Prompt": "prompt",
     "Runtime": "runtime",
     "generate": "runtime",
@@ -43,9 +46,11 @@ __all__ = [
     "MM1Config",
     "MM1Error",
     "Piece",
+    "Pool",
     "Prompt",
     "Runtime",
     "__version__",
+    "astream",
     "forecast",
     "generate",
     "generate_batch",

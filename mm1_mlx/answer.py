@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from mm1_mlx.errors import PromptError
 
 KV_BITS = [4, 8]
 KV_GROUP_SIZES = [32, 64, 128]
+MAX_TOP_LOGPROBS = 20
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -23,6 +24,11 @@ class Options(TypedDict, total=False):
     seed: int | None
     stop: Sequence[str]
     schema: Mapping[str, Any] | None
+    logit_bias: Mapping[int, float]
+    presence_penalty: float
+    frequency_penalty: float
+    top_logprobs: int | None
+    raw: bool
     cancel: threading.Event | None
     progress: Callable[[int, int], None] | None
     tiled: int | None
@@ -54,6 +60,15 @@ class Settings:
     stop: Sequence[str] = ()
     # A JSON schema that the answer is held to, as far as max_tokens lets it.
     schema: Mapping[str, Any] | None = None
+    # Added to the logits of tokens; taken from those of tokens that the answer holds
+    # already, once and for every time.
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    # How likely every token was, with so many of the likeliest; None for not at all.
+    top_logprobs: int | None = None
+    # The prompt is gone on with as it is, without the model's chat template.
+    raw: bool = False
     # Set from any thread, ends the answer at the next token.
     cancel: threading.Event | None = None
     # Called with prompt tokens processed and in all, on the runtime's thread.
@@ -81,10 +96,16 @@ class Settings:
         for name, low, high in (
             ("max_tokens", 1, 1_000_000), ("kv_start", 0, 10_000_000),
             ("num_draft_tokens", 1, 32), ("seed", 0, 2**64 - 1), ("tiled", 0, 10**6),
+            ("top_logprobs", 0, MAX_TOP_LOGPROBS),
         ):  # fmt: skip
-            self._check(name, (int,), low, high, optional=name in ("seed", "tiled"))
+            optional = name in ("seed", "tiled", "top_logprobs")
+            self._check(name, (int,), low, high, optional=optional)
         self._check("temperature", (int, float), 0, 2)
         self._check("top_p", (int, float), 0, 1)
+        self._check("presence_penalty", (int, float), -2, 2)
+        self._check("frequency_penalty", (int, float), -2, 2)
+        if not all(-100 <= value <= 100 for value in self.logit_bias.values()):
+            raise PromptError("logit_bias has a value outside -100 to 100")
         if self.top_p == 0:
             raise PromptError("top_p is 0, expected more; temperature 0 is greedy")
         for name, known in (
@@ -136,6 +157,8 @@ class Timings:
 
     # Reading and encoding the pictures and the prompt.
     encode: float
+    # Running the prompt, up to the first token.
+    prefill: float
     # From when it was first asked for, waiting for other answers included.
     first_token: float
     total: float
@@ -180,6 +203,15 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Score:
+    """How likely a token was, and the likeliest in its place with theirs."""
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Piece:
     """A stretch of the answer; the last one carries ``finish_reason`` and ``stats``."""
 
@@ -187,6 +219,8 @@ class Piece:
     token: int | None = None
     finish_reason: FinishReason | None = None
     stats: Stats | None = None
+    # Of the token, where ``top_logprobs`` asks for it.
+    score: Score | None = None
 
 
 @dataclass(frozen=True)

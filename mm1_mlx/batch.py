@@ -21,7 +21,7 @@ from mm1_mlx.answer import Answer, Piece, Settings, join
 from mm1_mlx.budget import kv_bytes
 from mm1_mlx.caches.quantized import KVCache
 from mm1_mlx.caches.shared import Prefix
-from mm1_mlx.engine import Engine
+from mm1_mlx.engine import Engine, Plan
 from mm1_mlx.errors import MemoryLimitError, MM1Error
 from mm1_mlx.image import ImageSource
 from mm1_mlx.memory.named import Prefix as NamedPrefix
@@ -87,16 +87,41 @@ class Batch:
         Raises:
             PromptError: prompt, pictures, settings and model do not fit together.
         """
-        start, shared = time.perf_counter(), self._share(ask.settings)
+        start = time.perf_counter()
+        plan = self._engine.plan(ask.prompt, ask.images, ask.settings)
+        return self.begin(number, plan, start, gone=self._gone)
+
+    def begin(
+        self,
+        number: int,
+        plan: Plan,
+        start: float,
+        *,
+        gone: threading.Event | None = None,
+        again: bool = False,
+    ) -> list[Piece]:
+        """Begin an answer to a question that was made ready; its first pieces.
+
+        Args:
+            number: what ``step`` calls it.
+            plan: the question.
+            start: when it was asked for, by ``time.perf_counter``.
+            gone: set when nobody listens to this answer any more.
+            again: whether the same prompt will be answered once more, so that what is
+                computed of it is kept for that.
+
+        Raises:
+            PromptError: settings and model do not fit together.
+            MemoryLimitError: it will not fit beside those under way.
+        """
+        shared = self._share(plan.asked.settings)
         request = self._engine.open(
-            ask.prompt,
-            ask.images,
-            ask.settings,
+            plan,
             start,
             alone=False,
             shared=shared,
             promised=self._promised(),
-            gone=self._gone,
+            gone=gone,
         )
         try:
             pieces = request.add(request.first())
@@ -107,7 +132,10 @@ class Batch:
             request.keep()
             return pieces
         prefix = id(shared) if request.context.shared else None
-        self._insert(_Row(number, request, prefix), request.context.cache)
+        cache = request.context.cache
+        if again:
+            request.keep(cache)
+        self._insert(_Row(number, request, prefix), cache)
         return pieces
 
     def step(self) -> list[tuple[int, Piece | MM1Error]]:
@@ -217,8 +245,7 @@ class _Group:
         """Go on with an answer whose last token the cache does not hold yet."""
         request = row.request
         # Rows that share a sampler are drawn from at once; greedy ones share the default.
-        own = request.constraint is not None or not request.sampler.greedy
-        sampler: Any = request.sampler if own else None
+        sampler: Any = None if request.sampler.plain else request.sampler
         (number,) = self.generator.insert(
             [request.drawn[-1:]],
             max_tokens=[_ENDLESS],

@@ -141,6 +141,11 @@ def embed_texts(embedder: Embedder, texts: Sequence[str]) -> Vectors:
     return _joined(vectors, embedder)
 
 
+def count_tokens(embedder: Embedder, texts: Sequence[str]) -> int:
+    """How many tokens of the texts count."""
+    return sum(len(_tokens(embedder, text)) for text in texts)
+
+
 def classify(
     embedder: Embedder,
     images: Sequence[ImageSource],

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -49,6 +50,27 @@ class Asked:
     prefix: Prefix | None = None
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A question that is ready to be run.
+
+    Attributes:
+        asked: the question behind its prefix.
+        prompt: its tokens and pictures.
+        settings: how to answer.
+        precision: how the cache holds keys and values.
+        room: how many tokens may be generated.
+        seconds: how long it took to be made.
+    """
+
+    asked: Asked
+    prompt: Prompt
+    settings: Settings
+    precision: KVPrecision
+    room: int
+    seconds: float = 0.0
+
+
 @dataclass
 class Engine:
     """A model, its tokenizer, and what is kept from answer to answer.
@@ -71,11 +93,37 @@ class Engine:
         assert self.config.decoder is not None
         self.grammars = Grammars(self.tokenizer, self.config.decoder.vocab_size)
 
-    def open(
+    def plan(
         self,
         prompt: str | Sequence[Message],
         images: Sequence[ImageSource],
         settings: Settings,
+    ) -> Plan:
+        """A question made ready: what can be done of it on any thread, without mlx.
+
+        Raises:
+            PromptError: prompt, pictures, settings and model do not fit together.
+        """
+        began = time.perf_counter()
+        precision = self.precision(settings)
+        assert self.config.decoder is not None
+        width = self.config.decoder.vocab_size
+        if strangers := [t for t in settings.logit_bias if not 0 <= t < width]:
+            raise PromptError(
+                f"logit_bias names token {strangers[0]}, the model's are 0 to {width - 1}"
+            )
+        if settings.schema is not None:
+            # Compiled once, and looked up by every answer.
+            self.grammars.constraint(settings.schema)
+        asked = self._behind(Asked(prompt, images, settings))
+        built, settings = self._build(asked)
+        room = self._room(built, settings)
+        seconds = time.perf_counter() - began
+        return Plan(asked, built, settings, precision, room, seconds)
+
+    def open(
+        self,
+        plan: Plan,
         start: float,
         *,
         alone: bool = True,
@@ -83,12 +131,10 @@ class Engine:
         promised: int = 0,
         gone: threading.Event | None = None,
     ) -> Request:
-        """The answer to a prompt, begun but for its first token.
+        """The answer to a question, begun but for its first token.
 
         Args:
-            prompt: a question, or chat messages.
-            images: pictures for its places.
-            settings: how to answer.
+            plan: the question made ready.
             start: when it was asked for, by ``time.perf_counter``.
             alone: whether no other answer is decoded with it, so that guessing pays.
             shared: a prefix whose cache others use too; taken if the prompt begins so.
@@ -96,22 +142,23 @@ class Engine:
             gone: set when nobody listens any more.
 
         Raises:
-            PromptError: prompt, pictures, settings and model do not fit together.
+            PromptError: settings and model do not fit together.
+            MemoryLimitError: the device has not the memory for it.
         """
         began = time.perf_counter()
-        asked, built, settings, precision, room = self._plan(prompt, images, settings)
-        guess = self._guess(asked, built, precision) if alone else None
+        asked, built, settings = plan.asked, plan.prompt, plan.settings
+        guess = self._guess(asked, built, plan.precision) if alone else None
         schema = settings.schema
         constraint = None if schema is None else self.grammars.constraint(schema)
         if asked.prefix:
-            self.named.recall(asked.prefix, built.positions, precision)
+            self.named.recall(asked.prefix, built.positions, plan.precision)
         context = prepare(
             self.model,
             built,
             self.features,
             self.prefixes,
-            precision,
-            room,
+            plan.precision,
+            plan.room,
             shared,
             promised,
         )
@@ -120,14 +167,14 @@ class Engine:
             prefixes=self.prefixes,
             context=context,
             settings=self._agreed(settings),
-            max_tokens=room,
+            max_tokens=plan.room,
             transcript=Transcript(self.tokenizer, settings.stop),
             guess=guess,
             constraint=constraint,
             group=self.group,
             gone=gone or threading.Event(),
             start=start,
-            encode=time.perf_counter() - began,
+            encode=plan.seconds + time.perf_counter() - began,
         )
 
     def continued(
@@ -192,7 +239,9 @@ class Engine:
         Raises:
             PromptError: prompt, pictures and model do not fit together.
         """
-        asked, built, settings, precision, room = self._plan(prompt, images, settings)
+        plan = self.plan(prompt, images, settings)
+        asked, built, settings = plan.asked, plan.prompt, plan.settings
+        precision, room = plan.precision, plan.room
         if asked.prefix:
             self.named.recall(asked.prefix, built.positions, precision)
         reused = self.prefixes.longest(built.positions, precision)
@@ -212,18 +261,6 @@ class Engine:
             first_token=first,
             total=None if guessed else total,
         )
-
-    def _plan(
-        self,
-        prompt: str | Sequence[Message],
-        images: Sequence[ImageSource],
-        settings: Settings,
-    ) -> tuple[Asked, Prompt, Settings, KVPrecision, int]:
-        """What is asked, built, how to answer, how keys are held, how much may be said."""
-        precision = self.precision(settings)
-        asked = self._behind(Asked(prompt, images, settings))
-        built, settings = self._build(asked)
-        return asked, built, settings, precision, self._room(built, settings)
 
     def precision(self, settings: Settings) -> KVPrecision:
         """How an answer's cache holds keys and values.
@@ -308,6 +345,14 @@ class Engine:
         prefill(self.model, context, progress=progress)
         return context
 
+    @cached_property
+    def _raw(self) -> MM1Config:
+        """The config of the same model without its chat template."""
+        assert self.config.prompt is not None
+        return replace(
+            self.config, prompt=replace(self.config.prompt, template="plain")
+        )
+
     def _behind(self, asked: Asked) -> Asked:
         """The question behind the prefix that its settings name."""
         if asked.settings.prefix is None:
@@ -320,12 +365,15 @@ class Engine:
         """The prompt behind its examples, and where its answer ends."""
         asked = self._behind_shots(asked)
         settings = asked.settings
+        config = self._raw if settings.raw else self.config
+        assert config.decoder is not None
         built = Prompt.build(
             asked.prompt,
             asked.images,
-            self.config,
+            config,
             self.tokenizer,
             tiled=settings.tiled,
+            most=config.decoder.max_position_embeddings,
         )
         return built, settings
 

@@ -24,5 +24,13 @@ class MemoryLimitError(PromptError):
     """An answer will not fit into memory; it may once others have ended."""
 
 
+class BusyError(MM1Error):
+    """Too many questions wait; ``seconds`` is about when one more may be put."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
 class DataError(MM1Error, ValueError):
     """A training file, or a row of one, that cannot be used."""

@@ -8,6 +8,7 @@ Source: https://github.com/guidance-ai/llguidance
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ class Grammars:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._vocabulary: LLTokenizer | None = None
+        # Schemas are compiled where prompts are read, and looked up where they are run.
+        self._lock = threading.Lock()
         # Those used last, last; none has read a token.
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
@@ -57,13 +60,14 @@ class Grammars:
                 or asks for what cannot be held to.
         """
         text = check_schema(schema)
-        if text in self._compiled:
-            self._compiled.move_to_end(text)
-        else:
-            self._compiled[text] = self._compile(text)
-            if len(self._compiled) > KEPT:
-                self._compiled.popitem(last=False)
-        matcher = self._compiled[text].deep_copy()
+        with self._lock:
+            if text in self._compiled:
+                self._compiled.move_to_end(text)
+            else:
+                self._compiled[text] = self._compile(text)
+                if len(self._compiled) > KEPT:
+                    self._compiled.popitem(last=False)
+            matcher = self._compiled[text].deep_copy()
         return Constraint(matcher, self._vocab_size, self._tokenizer.hf.eos_token_ids)
 
     def _compile(self, text: str) -> LLMatcher:
@@ -87,12 +91,13 @@ class Grammars:
 
         hf = self._tokenizer.hf
         try:
-            return from_tokenizer(
-                hf._tokenizer,
-                # A picture's token may lie behind the decoder's own.
-                n_vocab=max(self._vocab_size, len(hf)),
-                eos_token=sorted(hf.eos_token_ids),
-            )
+            with self._tokenizer.lock:
+                return from_tokenizer(
+                    hf._tokenizer,
+                    # A picture's token may lie behind the decoder's own.
+                    n_vocab=max(self._vocab_size, len(hf)),
+                    eos_token=sorted(hf.eos_token_ids),
+                )
         except ValueError as error:
             reason = " ".join(str(error).split())
             raise PromptError(

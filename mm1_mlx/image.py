@@ -34,8 +34,17 @@ class Frame:
     image: Image.Image
 
 
+@dataclass(frozen=True)
+class Viewed:
+    """A picture that becomes tiles in a way of its own; ``split``: several, if it may."""
+
+    source: str | Path | bytes | Image.Image
+    config: ImageConfig
+    split: bool = True
+
+
 # A str is a path or a ``data:image/...;base64,...`` URI.
-ImageSource = str | Path | bytes | Image.Image | Frame
+ImageSource = str | Path | bytes | Image.Image | Frame | Viewed
 
 # Pillow's other readers are rarely needed and have had most of its security holes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -125,11 +134,10 @@ def load_pictures(
             f"{len(sources)} pictures were given, expected at most "
             f"{limits.max_pictures}; ask about fewer at a time"
         )
-    opened: deque[tuple[Image.Image, str, bool]] = deque()
+    opened: deque[tuple[Image.Image, str, ImageSource]] = deque()
     for number, source in enumerate(sources, start=1):
         name = name_of(source, number)
-        frame = isinstance(source, Frame)
-        opened.append((open_picture(source, name, limits), name, frame))
+        opened.append((open_picture(source, name, limits), name, source))
     total = sum(image.width * image.height for image, _, _ in opened)
     if total > limits.max_total_pixels:
         raise PromptError(
@@ -137,18 +145,28 @@ def load_pictures(
             f"{limits.max_total_pixels}; scale them down or ask about fewer at a time"
         )
     whole = _count_whole(len(sources), config, tiled)
-    tiles = whole + (len(sources) - whole) * config.max_tiles
-    if tiles * config.size**2 > limits.max_tile_pixels:
+    views = [
+        _view(source, config, split=number >= whole)
+        for number, source in enumerate(sources)
+    ]
+    pixels = sum((own.max_tiles if split else 1) * own.size**2 for own, split in views)
+    if pixels > limits.max_tile_pixels:
         raise PromptError(
-            f"{len(sources)} pictures may become {tiles} tiles of {config.size} x "
-            f"{config.size} pixels, expected at most {limits.max_tile_pixels} pixels in "
-            "all; ask about fewer, or at a lower resolution"
+            f"{len(sources)} pictures may become tiles of {pixels} pixels together, "
+            f"expected at most {limits.max_tile_pixels}; ask about fewer, or at a lower "
+            "resolution"
         )
     # Popped, so that only one decoded picture is held at a time.
-    return [
-        _picture(*opened.popleft(), config, split=number >= whole)
-        for number in range(len(sources))
-    ]
+    return [_picture(*opened.popleft(), own, split=split) for own, split in views]
+
+
+def _view(
+    source: ImageSource, config: ImageConfig, *, split: bool
+) -> tuple[ImageConfig, bool]:
+    """How a picture becomes tiles, and whether it may become several."""
+    if isinstance(source, Viewed):
+        return source.config, split and source.split
+    return config, split and not isinstance(source, Frame)
 
 
 def _count_whole(count: int, config: ImageConfig, tiled: int | None) -> int:
@@ -161,6 +179,8 @@ def _count_whole(count: int, config: ImageConfig, tiled: int | None) -> int:
 
 def name_of(source: ImageSource, number: int) -> str:
     """What messages call a picture: its path, or its place among the pictures."""
+    if isinstance(source, Viewed):
+        return name_of(source.source, number)
     if isinstance(source, Path) or (isinstance(source, str) and not _is_data(source)):
         text = str(source)
         return repr(text if len(text) <= 200 else f"{text[:100]}...{text[-50:]}")
@@ -173,6 +193,8 @@ def open_picture(source: ImageSource, name: str, limits: Limits) -> Image.Image:
     Raises:
         PromptError: it cannot be read, or is too large.
     """
+    if isinstance(source, Viewed):
+        source = source.source
     if isinstance(source, Frame):
         image = source.image
     elif isinstance(source, Image.Image):
@@ -198,6 +220,8 @@ def encoded(source: ImageSource, name: str, limits: Limits) -> bytes:
         PromptError: it cannot be read, or is too large.
     """
     image = open_picture(source, name, limits)
+    if isinstance(source, Viewed):
+        source = source.source
     if isinstance(source, str | Path | bytes):
         return _read(source, name, limits)
     buffer = io.BytesIO()
@@ -345,10 +369,15 @@ def _check_size(size: tuple[int, int], name: str, limits: Limits) -> None:
 
 
 def _picture(
-    image: Image.Image, name: str, frame: bool, config: ImageConfig, *, split: bool
+    image: Image.Image,
+    name: str,
+    source: ImageSource,
+    config: ImageConfig,
+    *,
+    split: bool,
 ) -> Picture:
     image = decode(image, name)
-    tiles, places = to_tiles(image, config, split=split and not frame)
+    tiles, places = to_tiles(image, config, split=split)
     head = (image.size, [tile.shape for tile in tiles], places)
     digest = hashlib.sha256(repr(head).encode())
     for tile in tiles:
@@ -358,7 +387,7 @@ def _picture(
         size=image.size,
         digest=digest.hexdigest(),
         places=places,
-        kind="frame" if frame else "picture",
+        kind="frame" if isinstance(source, Frame) else "picture",
     )
 
 

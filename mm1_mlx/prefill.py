@@ -144,10 +144,16 @@ def needs_of(
     reused: int,
 ) -> Needs:
     """What an answer takes: arguments as ``prepare`` has them, and positions known."""
+    shown = _shown(prompt.after(reused))
+    tiles = features.count_new_tiles(shown)
+    if tiles and model.config.image is not None:
+        # As many of the model's own size as have the area of the largest.
+        side = max(tile.shape[0] for picture in shown for tile in picture.tiles)
+        tiles = -(-tiles * side**2 // model.config.image.size**2)
     return Needs(
         positions=len(prompt.tokens),
         room=room,
-        tiles=features.count_new_tiles(_shown(prompt.after(reused))),
+        tiles=tiles,
         reused=reused,
         itemsize=model.decoder.norm.weight.dtype.size,
         kv_bits=precision.bits,

@@ -97,6 +97,7 @@ class Prompt:
         tokenizer: Tokenizer,
         *,
         tiled: int | None = None,
+        most: int | None = None,
     ) -> Prompt:
         """The prompt of a conversation that ends where the assistant answers.
 
@@ -108,12 +109,13 @@ class Prompt:
             config: the model's config.
             tokenizer: the model's tokenizer.
             tiled: how many of the last pictures may be split into tiles, None for all.
+            most: a number of tokens; texts that must have more are refused unread.
 
         Raises:
             PromptError: messages and pictures do not fit together or the model.
         """
         return cls.build_continued(
-            messages, images, config, tokenizer, (), tiled=tiled
+            messages, images, config, tokenizer, (), tiled=tiled, most=most
         )[0]
 
     @classmethod
@@ -126,6 +128,7 @@ class Prompt:
         continuations: Sequence[str],
         *,
         tiled: int | None = None,
+        most: int | None = None,
     ) -> tuple[Prompt, list[tuple[int, ...]]]:
         """The prompt, and the tokens of texts that may stand behind it.
 
@@ -139,6 +142,7 @@ class Prompt:
             tokenizer: the model's tokenizer.
             continuations: the texts.
             tiled: how many of the last pictures may be split into tiles, None for all.
+            most: as of ``build``.
 
         Raises:
             PromptError: messages and pictures do not fit together or the model.
@@ -146,6 +150,8 @@ class Prompt:
         if config.prompt is None or config.decoder is None:
             raise ConfigError("the model has no decoder, so it cannot answer")
         turns, sources = collect(messages, images)
+        if most is not None:
+            _check_length(turns, tokenizer, most)
         if sources and not config.sees:
             raise PromptError(
                 f"{len(sources)} picture(s) given, but the model takes text only; "
@@ -154,6 +160,19 @@ class Prompt:
         pictures = (
             load_pictures(sources, config.image, tiled=tiled) if config.image else []
         )
+        with tokenizer.lock:
+            return cls._build(turns, pictures, config, tokenizer, continuations)
+
+    @classmethod
+    def _build(
+        cls,
+        turns: Sequence[Turn],
+        pictures: Sequence[Picture],
+        config: MM1Config,
+        tokenizer: Tokenizer,
+        continuations: Sequence[str],
+    ) -> tuple[Prompt, list[tuple[int, ...]]]:
+        assert config.prompt is not None
         turns, pictures = refer(turns, pictures, config)
         tokens = encode_turns(turns, config.prompt, tokenizer)
         if not tokens and not pictures:
@@ -171,6 +190,17 @@ class Prompt:
             behind.append(tuple(whole[len(tokens) :]))
             check_vocabulary(behind[-1], config, ())
         return prompt, behind
+
+
+def _check_length(turns: Sequence[Turn], tokenizer: Tokenizer, most: int) -> None:
+    """Pass only if the texts may be so few tokens; making them takes its time."""
+    texts = [part for _, parts in turns for part in parts if isinstance(part, str)]
+    size = sum(len(text.encode()) for text in texts)
+    if size > most * tokenizer.longest:
+        raise PromptError(
+            f"prompt has {size:,} bytes of text, more than the model's context of "
+            f"{most:,} tokens can hold; ask with less of it"
+        )
 
 
 def render(

@@ -14,10 +14,12 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mm1_mlx.answer import FinishReason, Piece, Settings, Stats, Timings
+from mm1_mlx.bias import Bias
 from mm1_mlx.memory.prefixes import KVPrecision, PrefixCache, copied, pack
 from mm1_mlx.models import MM1
 from mm1_mlx.prefill import Cancelled, Context, Stop, prefill
 from mm1_mlx.sampling import Constraint, Sampler
+from mm1_mlx.scores import Scores
 from mm1_mlx.speculate import Drafter, speculate
 from mm1_mlx.transcript import Transcript
 
@@ -73,11 +75,22 @@ class Request:
     # What was drawn, the end token included, and when.
     drawn: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    opened: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         settings = self.settings
+        liked, top = settings.logit_bias, settings.top_logprobs
+        penalties = settings.presence_penalty, settings.frequency_penalty
+        assert self.model.config.decoder is not None
+        width = self.model.config.decoder.vocab_size
+        moved = bool(liked) or any(penalties)
         self.sampler = Sampler(
-            settings.temperature, settings.top_p, settings.seed, self.constraint
+            settings.temperature,
+            settings.top_p,
+            settings.seed,
+            self.constraint,
+            Bias(width, liked, *penalties) if moved else None,
+            None if top is None else Scores(top),
         )
 
     def first(self) -> int:
@@ -92,6 +105,8 @@ class Request:
             progress=self.settings.progress,
             cancelled=self.cancelled,
         )
+        # Their pixels are many, and not wanted any more.
+        self.context.prompt = replace(self.context.prompt, pictures=())
         return int(self.sampler(logits))
 
     def tokens(self) -> Generator[int, None, None]:
@@ -148,8 +163,12 @@ class Request:
         if self.constraint is not None:
             self.constraint.check()
         self.times.append(time.perf_counter())
+        scores = self.sampler.scores
+        score = None if scores is None else scores.take(len(self.drawn))
         self.drawn.append(token)
         piece = self.transcript.add(token)
+        if piece.token is not None:
+            piece = replace(piece, score=score)
         if piece.finish_reason is not None:
             return [self._last(piece)]
         if self.cancelled():
@@ -194,6 +213,7 @@ class Request:
         prompt = self.context.prompt
         timings = Timings(
             encode=self.encode,
+            prefill=first - self.opened,
             first_token=first - self.start,
             total=last - self.start,
             decode_rate=(len(self.times) - 1) / (last - first) if last > first else 0.0,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -289,6 +289,23 @@ def stream(
     )
 
 
+async def astream(
+    runtime: Runtime,
+    prompt: str | Sequence[Message],
+    images: Sequence[ImageSource] = (),
+    **options: Unpack[Options],
+) -> AsyncGenerator[Piece]:
+    """The answer, piece by piece, for asyncio; arguments and errors as for ``stream``."""
+    settings = Settings(**options)
+    start = time.perf_counter()
+    pieces = runtime._worker.aiterate(
+        lambda gone: _answer(runtime, prompt, images, settings, start, gone)
+    )
+    async with aclosing(pieces):
+        async for piece in pieces:
+            yield piece
+
+
 def generate(
     runtime: Runtime,
     prompt: str | Sequence[Message],
@@ -329,7 +346,8 @@ def _answer(
     """The pieces of an answer that was asked for at ``start``."""
     engine = runtime.engine
     with engine.lock, wired():
-        request = engine.open(prompt, images, settings, start, gone=gone)
+        plan = engine.plan(prompt, images, settings)
+        request = engine.open(plan, start, gone=gone)
         with closing(answer(request)) as pieces:
             yield from pieces
 

@@ -7,6 +7,8 @@ picture, or a typed "</s>" from ending a turn.
 
 from __future__ import annotations
 
+import threading
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,15 @@ class Tokenizer:
         region_id: its token, likewise.
         vocabulary: the checkpoint's tokens by their texts.
         size: how many tokens the checkpoint's files know; a decoder may have more.
+        lock: held by whoever turns text into tokens while other threads may, too: texts
+            that were typed may add to it.
     """
 
     def __init__(
         self, hf: TokenizerWrapper, image_token: str, region_token: str | None = None
     ) -> None:
         self.hf = hf
+        self.lock = threading.RLock()
         self.image_token = image_token
         self.region_token = region_token
         self.size = len(hf)
@@ -81,6 +86,11 @@ class Tokenizer:
             range(_FIRST_STAND_IN, _LAST_STAND_IN + 1), "\ufffd"
         )
         self._typed: dict[int, list[int]] = {}
+
+    @cached_property
+    def longest(self) -> int:
+        """At least as many bytes as the text of any token has."""
+        return max(len(text.encode()) for text in self.vocabulary)
 
     def shield(self, text: str) -> str:
         """``text`` with every special token in it replaced by a stand-in.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
@@ -35,6 +37,11 @@ class Worker:
         self._thread = thread
         # Also called when the worker is forgotten, and at the interpreter's exit.
         self._end = weakref.finalize(self, _close, self._jobs, self._lock, thread)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread takes calls."""
+        return self._thread.is_alive()
 
     def submit(
         self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs
@@ -71,28 +78,32 @@ class Worker:
         """
         items: SimpleQueue[tuple[T] | None] = SimpleQueue()
         abandoned = threading.Event()
-
-        def work() -> None:
-            try:
-                if abandoned.is_set():  # while other jobs were under way
-                    return
-                made = make(abandoned)
-                try:
-                    for item in made:
-                        items.put((item,))
-                        if abandoned.is_set():
-                            break
-                finally:
-                    if isinstance(made, Generator):
-                        made.close()
-            finally:
-                items.put(None)
-
-        job = self.submit(work)
+        job = self.submit(_hand_over, make, items.put, abandoned)
         try:
             while (held := items.get()) is not None:
                 yield held[0]
             job.result()
+        finally:
+            abandoned.set()
+
+    async def aiterate(
+        self, make: Callable[[threading.Event], Iterator[T]]
+    ) -> AsyncGenerator[T]:
+        """As ``iterate``, for asyncio."""
+        items: asyncio.Queue[tuple[T] | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        abandoned = threading.Event()
+
+        def give(item: tuple[T] | None) -> None:
+            # A loop that has ended listens no more.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(items.put_nowait, item)
+
+        job = self.submit(_hand_over, make, give, abandoned)
+        try:
+            while (held := await items.get()) is not None:
+                yield held[0]
+            await asyncio.wrap_future(job)
         finally:
             abandoned.set()
 
@@ -107,6 +118,28 @@ class Worker:
         # Another thread may have been first to close it.
         self._thread.join()
         return True
+
+
+def _hand_over(
+    make: Callable[[threading.Event], Iterator[T]],
+    give: Callable[[tuple[T] | None], None],
+    abandoned: threading.Event,
+) -> None:
+    """Give what an iterator gives, each in a tuple, and None behind it."""
+    try:
+        if abandoned.is_set():  # while other jobs were under way
+            return
+        made = make(abandoned)
+        try:
+            for item in made:
+                give((item,))
+                if abandoned.is_set():
+                    break
+        finally:
+            if isinstance(made, Generator):
+                made.close()
+    finally:
+        give(None)
 
 
 def _run(jobs: SimpleQueue[Job | None]) -> None:

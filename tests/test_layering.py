@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 # A module imports only from rows above its own; a package's modules from each other.
 ROWS = [
     ["errors", "chips", "folders", "room", "sizes", "worker"],
-    ["blas", "section", "files", "answer", "hold", "journal"],
-    ["device", "hub", "kernels", "partial", "shard"],
+    ["blas", "section", "files", "answer", "bias", "hold", "journal"],
+    ["device", "hub", "kernels", "scores", "partial", "shard"],
     ["config", "pieces"],
     ["layout", "presets", "resize", "resolution", "templates", "work"],
     ["caches"],
@@ -23,7 +23,7 @@ ROWS = [
     ["limits"],
     ["image", "checkpoint"],
     ["tokenizer", "video", "writer", "original", "adapters"],
-    ["messages", "grounding", "grammar"],
+    ["messages", "grounding", "grammar", "spelling"],
     ["regions"],
     ["prompt", "sampling", "shots", "transcript"],
     ["memory"],
@@ -33,7 +33,7 @@ ROWS = [
     ["engine"],
     ["runtime"],
     ["batch", "embed"],
-    ["likelihood", "captions"],
+    ["likelihood", "captions", "pool"],
     ["train"],
     ["eval"],
     ["quantize"],

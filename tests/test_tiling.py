@@ -211,7 +211,9 @@ def test_all_tiles_of_a_request_are_counted_before_any_is_made():
     config = image_config(20, SplitTiling())
     limits = Limits(max_tile_pixels=2 * 5 * 400 - 1)
     assert len(load_pictures([noise(30, 30)], config, limits)) == 1
-    message = "2 pictures may become 10 tiles of 20 x 20 pixels, expected at most 3999"
+    message = (
+        "2 pictures may become tiles of 4000 pixels together, expected at most 3999"
+    )
     with pytest.raises(PromptError, match=message):
         load_pictures([noise(30, 30)] * 2, config, limits)
     assert len(load_pictures([noise(30, 30)] * 2, config, limits, tiled=1)) == 2

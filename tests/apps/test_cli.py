@@ -90,7 +90,13 @@ def test_generate_json_is_one_object(mm1):
     assert answer["finish_reason"] == "stop"
     assert answer["prompt_tokens"] > 16
     assert len(answer["tokens"]) >= 1
-    assert set(answer["timings"]) == {"encode", "first_token", "total", "decode_rate"}
+    assert set(answer["timings"]) == {
+        "encode",
+        "prefill",
+        "first_token",
+        "total",
+        "decode_rate",
+    }
 
 
 def test_generate_verbose_times_on_stderr(mm1):
