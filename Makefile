@@ -5,13 +5,14 @@
 # make peers  measure beside mlx-vlm, mlx-lm and transformers; an hour on a quiet machine
 # make mac-proof  what only a Mac can say, as one file in benchmarks/results
 # make page   check and build the web page from its sources; needs node and npm
+# make api    write the HTTP API's manual from the code
 # make wheel  build wheel and sdist, install the wheel elsewhere and ask it
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PICTURES := mm1_mlx/tiny
 
-.PHONY: demo test lint page drill peers mac-proof wheel clean
+.PHONY: demo test lint page api drill peers mac-proof wheel clean
 
 demo: $(VENV)/demo
 	@echo "Two pictures: $(CURDIR)/$(PICTURES)/red-star.png"
@@ -26,6 +27,9 @@ test: $(VENV)/test
 
 drill: $(VENV)/test
 	$(BIN)/python -m pytest -m drill
+
+api: $(VENV)/test
+	$(BIN)/python -m mm1_mlx.apps.server.reference > apps/server/API.md
 
 mac-proof: $(VENV)/test
 	$(BIN)/python -m benchmarks.mac_proof

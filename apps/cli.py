@@ -23,6 +23,7 @@ from .generate import generate
 from .inspect import inspect
 from .prefix import prefix
 from .quantize import quantize
+from .serve import serve
 from .train import train
 from .verify import verify
 
@@ -39,6 +40,7 @@ for command in (
     *(
         generate,
         chat,
+        serve,
         caption,
         convert,
         quantize,

@@ -1,0 +1,237 @@
+"""``mm1 serve``: an OpenAI-compatible server and a web page around a model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import AdapterNames, Model, Resolution, Yes, named_adapters, note
+
+if TYPE_CHECKING:
+    from .server.keeper import Loaded
+    from .server.policy import Policy
+
+KEY_VARIABLE = "MM1_API_KEY"
+# Of a key, in characters: what is shorter could be guessed.
+MIN_KEY = 8
+
+
+def serve(
+    model: Model = None,
+    adapter: AdapterNames = None,
+    resolution: Resolution = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="the model's id in the API (default: the end of its name)",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="address to listen at; others than this machine's need a key")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="0 takes one that is free", min=0, max=65535)
+    ] = 8080,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help=f"what callers must send as a Bearer token (default: ${KEY_VARIABLE}; "
+            "other users of this machine can read it here, not in a file)",
+            show_default=False,
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="a file that holds the key alone", show_default=False),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a name of this server's that callers may use, several times",
+            show_default=False,
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a site whose pages may call it, https://example.org, several times",
+            show_default=False,
+        ),
+    ] = None,
+    allow_remote_images: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a host that pictures may be fetched from, by https, several times",
+            show_default=False,
+        ),
+    ] = None,
+    media_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="a folder that file:// pictures may lie in", show_default=False
+        ),
+    ] = None,
+    parallel: Annotated[
+        int, typer.Option(help="answers under way at once", min=1, max=128)
+    ] = 8,
+    max_waiting: Annotated[
+        int, typer.Option(help="questions that may wait; more are refused", min=1)
+    ] = 64,
+    max_tokens: Annotated[
+        int,
+        typer.Option(help="longest answer where a caller names none, in tokens", min=1),
+    ] = 1024,
+    idle_unload: Annotated[
+        float | None,
+        typer.Option(
+            help="let the model go after so many seconds without a question, and load "
+            "it again for the next",
+            min=1, show_default=False,
+        ),
+    ] = None,
+    log: Annotated[
+        bool, typer.Option("--log/--no-log", help="print a line for every request")
+    ] = True,
+    yes: Yes = False,
+) -> None:  # fmt: skip
+    """Serve a model to OpenAI's clients, and a web page to talk with it."""
+    _check_installed()
+    from mm1_mlx.blas import preload_blas
+
+    preload_blas()
+    from .cached import resolve
+    from .server.app import make_app
+    from .server.keeper import Keeper, open_model
+    from .server.policy import is_loopback
+    from .server.run import listen, make_server
+    from .server.service import Service
+
+    key = _read_key(api_key, api_key_file)
+    if key is None and not is_loopback(host):
+        raise typer.BadParameter(
+            f"--host {host} lets others in: give a key by --api-key-file or ${KEY_VARIABLE}"
+        )
+    policy = _policy(
+        key, host, allow_host, allow_origin, allow_remote_images, media_root, max_tokens
+    )
+    # Before gigabytes are read.
+    held = listen(host, port)
+
+    def load() -> Loaded:
+        return open_model(
+            parallel,
+            max_waiting,
+            source=resolve(model, yes),
+            resolution=resolution,
+            adapters=named_adapters(adapter),
+        )
+
+    loaded = load()
+    folder = loaded.path
+    service = Service(
+        name=name or _name(model, folder),
+        created=int((folder / "config.json").stat().st_mtime),
+        keeper=Keeper(load, loaded, idle_unload, policy.load_seconds),
+        policy=policy,
+    )
+    address, bound = held.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+
+    def ready() -> None:
+        note(f"serving {service.name} at http://{shown}:{bound} (Ctrl-C ends it)")
+
+    app = make_app(service, note if log else None)
+    make_server(app, policy, ready).run(sockets=[held])
+
+
+def _check_installed() -> None:
+    from importlib.util import find_spec
+
+    from mm1_mlx.errors import ConfigError
+
+    needed = ("starlette", "uvicorn", "h11", "pydantic", "prometheus_client")
+    if missing := [part for part in needed if find_spec(part) is None]:
+        raise ConfigError(
+            f'the server needs {", ".join(missing)}; pip install "mm1-mlx[server]"'
+        )
+
+
+def _read_key(given: str | None, file: Path | None) -> str | None:
+    """The key, None where there is none."""
+    from mm1_mlx.errors import ConfigError
+    from mm1_mlx.folders import user_path
+
+    if given is not None and file is not None:
+        raise typer.BadParameter("give --api-key or --api-key-file, not both")
+    source = "--api-key"
+    key = given
+    if file is not None:
+        source = str(file)
+        try:
+            key = user_path(str(file)).read_text().strip()
+        except UnicodeDecodeError:
+            key = "\0"
+    elif given is None:
+        source, key = f"${KEY_VARIABLE}", os.environ.get(KEY_VARIABLE)
+    if key is None:
+        return None
+    printable = key.isascii() and key.isprintable() and " " not in key
+    if len(key) < MIN_KEY or not printable:
+        raise ConfigError(
+            f"{source} holds no key: expected at least {MIN_KEY} printable ASCII "
+            "characters without a space"
+        )
+    return key
+
+
+def _policy(
+    key: str | None,
+    host: str,
+    hosts: list[str] | None,
+    origins: list[str] | None,
+    remote_hosts: list[str] | None,
+    media_root: Path | None,
+    max_tokens: int,
+) -> Policy:
+    from mm1_mlx.errors import ConfigError
+    from mm1_mlx.folders import user_path
+
+    from .server.policy import Policy
+
+    for origin in origins or []:
+        if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
+            raise typer.BadParameter(
+                f"--allow-origin {origin!r} is none, expected such as https://example.org"
+            )
+    for remote in remote_hosts or []:
+        if not remote or any(c in remote for c in "/:@*"):
+            raise typer.BadParameter(
+                f"--allow-remote-images {remote!r} is no host's name, expected such as "
+                "images.example.org"
+            )
+    root = None
+    if media_root is not None:
+        root = user_path(str(media_root)).resolve()
+        if not root.is_dir():
+            raise ConfigError(f"--media-root {str(root)!r} is no folder")
+    return Policy(
+        key=key,
+        hosts=frozenset(x.lower() for x in [*(hosts or []), host] if x),
+        origins=frozenset(origins or []),
+        remote_hosts=frozenset(x.lower() for x in remote_hosts or []),
+        media_root=root,
+        max_tokens=max_tokens,
+    )
+
+
+def _name(model: str | None, folder: Path) -> str:
+    """What a model is called that nobody named."""
+    from mm1_mlx.runtime import TINY
+
+    if folder == TINY:
+        return "mm1-tiny"
+    return model if model and model.count("/") == 1 else folder.resolve().name

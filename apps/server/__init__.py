@@ -1,0 +1,1 @@
+"""An OpenAI-compatible HTTP server around a ``Runtime``; ``apps/serve.py`` is its command."""

@@ -1,0 +1,120 @@
+"""A request's body to its checked fields; what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import ValidationError
+
+from .errors import APIError
+from .fields import Fields
+
+F = TypeVar("F", bound=Fields)
+
+# Of values shown in messages.
+SHOWN = 60
+
+
+def parse(body: bytes, kind: type[F]) -> F:
+    """The checked fields of a body.
+
+    Raises:
+        APIError: 400; it is not JSON, or a field is unknown, missing or wrong.
+    """
+    content = _read_json(body)
+    if not isinstance(content, dict):
+        raise APIError(400, "the body is not a JSON object", code="invalid_json")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise _refusal(error, content, kind) from None
+
+
+def _read_json(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode(), parse_constant=_no_number)
+    # A number of thousands of digits is a ValueError, thousands of brackets the last.
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "malformed"
+        raise APIError(
+            400, f"the body is not JSON ({reason:.200})", code="invalid_json"
+        ) from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _refusal(
+    error: ValidationError, content: dict[str, Any], kind: type[Fields]
+) -> APIError:
+    """The fault that lies deepest: of a field of several kinds the one that was meant."""
+    faults = error.errors(include_url=False, include_context=True)
+    # Of a text or a list: the one that it is, and is wrong as.
+    fault = max(
+        faults,
+        key=lambda fault: (
+            len(_place(fault, content)),
+            not fault["type"].endswith("_type"),
+        ),
+    )
+    place = _place(fault, content)
+    param = _spell(place)
+    if fault["type"] == "extra_forbidden":
+        known = ", ".join(kind.model_fields) if len(place) == 1 else ""
+        way_out = f"; the fields are {known}" if known else ""
+        return APIError(
+            400,
+            f"the field {param!r:.200} is not supported{way_out}",
+            param=param[:200],
+            code="unknown_parameter",
+        )
+    if fault["type"] == "missing":
+        return APIError(
+            400,
+            f"the field {param!r:.200} is missing",
+            param=param[:200],
+            code="missing_required_parameter",
+        )
+    said = fault["msg"].replace("Input should be", "expected")
+    return APIError(
+        400,
+        f"{param:.200} is {_shown(_at(place, content))}: {said:.300}",
+        param=param[:200],
+        code="invalid_value",
+    )
+
+
+def _place(fault: Any, content: Any) -> tuple[str | int, ...]:
+    """Where a fault lies in the body; pydantic also names the kinds that it tried."""
+    place: list[str | int] = []
+    for step in fault["loc"]:
+        inside = isinstance(content, dict) and step in content
+        if inside or (isinstance(content, list) and isinstance(step, int)):
+            content = content[step]
+            place.append(step)
+    last = fault["loc"][-1] if fault["loc"] else None
+    if fault["type"] == "missing" and last is not None:
+        place.append(last)
+    return tuple(place)
+
+
+def _at(place: tuple[str | int, ...], content: Any) -> Any:
+    for step in place:
+        content = content[step]
+    return content
+
+
+def _spell(place: tuple[str | int, ...]) -> str:
+    text = ""
+    for step in place:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}"
+    return text.removeprefix(".") or "body"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return f"an {'object' if isinstance(value, dict) else 'array'} of {len(value)}"
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
