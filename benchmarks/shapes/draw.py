@@ -96,6 +96,10 @@ def outline(shape: str, form: float) -> NDArray[np.float64]:
                 ]
             )
         )
+    if shape == "arrow":
+        a, b = 0.16 + 0.1 * form, 0.5 + 0.1 * form
+        tip = [(0, -1), (b, -0.25), (a, -0.25), (a, 0.8)]
+        return _fit(np.array([*tip, *((-x, y) for x, y in reversed(tip[1:]))]))
     return _heart(form)
 
 

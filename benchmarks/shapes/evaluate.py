@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -125,7 +125,9 @@ def main() -> None:
         print(f"written to {arguments.json}", file=sys.stderr)
 
 
-def answerer(model: str | None, stack: ExitStack) -> Answerer:
+def answerer(
+    model: str | None, stack: ExitStack, adapters: Sequence[Path] = ()
+) -> Answerer:
     """What answers by a model, as it is and with parts of large pictures."""
     from mm1_mlx.answer import Settings
     from mm1_mlx.batch import Ask, generate_batch
@@ -137,7 +139,9 @@ def answerer(model: str | None, stack: ExitStack) -> Answerer:
 
     def runtime_of(mode: str | None) -> Runtime:
         if mode not in runtimes:
-            runtimes[mode] = stack.enter_context(load(model, resolution=mode))
+            runtimes[mode] = stack.enter_context(
+                load(model, resolution=mode, adapters=adapters)
+            )
         return runtimes[mode]
 
     def answer(cases: list[Case]) -> list[str]:

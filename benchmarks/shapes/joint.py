@@ -63,7 +63,8 @@ def joint_loss(
     the sum of these weights.
     """
     mm1 = pupil.mm1
-    losses = {}
+    # Every process of a run logs the same parts, whatever its batches are of.
+    losses = {name: mx.array(0.0) for name in ("patches", "points", "attributes")}
     if batch.patches is not None:
         features = mm1.vision(mx.array(batch.patches.pixels))
         images = list(mm1.connector(features))
