@@ -165,7 +165,7 @@ class Conversations:
 
     def _pairs(self, rng: np.random.Generator) -> JointBatch:
         """Two pictures at a time, each of which stands in two prompts."""
-        count = self.stage.pictures * 2 // 3
+        count = self.stage.pictures
         scenes = [random_scene(rng, short_side=96, counts=FEW) for _ in range(count)]
         places = [[i, (i + 1) % count] for i in range(count)]
         asked = []
@@ -176,7 +176,7 @@ class Conversations:
 
     def _reading(self, rng: np.random.Generator) -> JointBatch:
         """Words and numbers that can be read at a glance."""
-        count = self.stage.pictures
+        count = self.stage.pictures * 3 // 2
         scenes = []
         for _ in range(count):
             scene = writing_scene(rng, short_side=picture_side(rng))
@@ -187,7 +187,7 @@ class Conversations:
 
     def _parts(self, rng: np.random.Generator) -> JointBatch:
         """Small words and numbers, and shapes, in pictures of several tiles."""
-        count = self.stage.pictures // 4
+        count = self.stage.pictures // 3
         scenes, asked = [], []
         for i in range(count):
             if i % 4 == 3:

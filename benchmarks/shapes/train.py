@@ -14,14 +14,16 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mm1_mlx.blas import preload_blas
 
 preload_blas()
 
 import mlx.core as mx  # noqa: E402
+from mlx.utils import tree_flatten, tree_map  # noqa: E402
 
 from benchmarks.shapes.conversations import Conversations  # noqa: E402
 from benchmarks.shapes.joint import Pupil, joint_loss  # noqa: E402
@@ -46,6 +48,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the run is kept")
     parser.add_argument("--export", type=Path, help="write the model here and stop")
     parser.add_argument("--processes", type=int, default=1, help="that share a step")
+    parser.add_argument(
+        "--keep", type=int, default=0, help="steps between weights that are kept"
+    )
+    parser.add_argument("--stage", help="begin with this stage")
+    parser.add_argument(
+        "--weights", type=Path, help="kept weights that it begins with, half precision"
+    )
     arguments = parser.parse_args()
     recipe = load_recipe()
     # Before there are several processes that could write it.
@@ -54,18 +63,43 @@ def main() -> None:
         sys.exit(start_ring(arguments.folder, arguments.processes))
     mx.random.seed(1)
     pupil = Pupil(recipe)
-    for stage in recipe.stages:
+    names = [stage.name for stage in recipe.stages]
+    if arguments.weights:
+        restore(pupil, arguments.weights)
+    for stage in recipe.stages[names.index(arguments.stage or names[0]) :]:
         for part in (pupil.mm1.vision, pupil.heads):
             part.freeze() if stage.freeze_vision else part.unfreeze()
         trainer = make_trainer(stage, recipe, pupil, tokenizer, arguments.folder)
         if not trainer.resume():
             if arguments.export:
-                sys.exit(f"stage {stage.name} has not been trained")
+                break
             show_places(pupil.mm1, stage.position_scale)
         if not arguments.export:
+            trainer.saved = partial(keep, trainer, pupil, stage, arguments)
             trainer.run(report)
     if arguments.export:
         export(pupil.mm1, arguments.folder, arguments.export)
+
+
+def keep(
+    trainer: Trainer[Any, Any], pupil: Pupil, stage: Stage, arguments: Any
+) -> None:
+    """Keep the weights of this step, beside the checkpoints, if it is one to keep."""
+    last = trainer.step == stage.train.steps
+    if not arguments.keep or (trainer.step % arguments.keep and not last):
+        return
+    place = arguments.folder / "kept"
+    place.mkdir(exist_ok=True)
+    weights = tree_flatten(tree_map(lambda x: x.astype(mx.float16), pupil.parameters()))
+    mx.save_safetensors(
+        str(place / f"{stage.name}-{trainer.step:06}.safetensors"), dict(weights)
+    )
+
+
+def restore(pupil: Pupil, path: Path) -> None:
+    """Give a pupil the weights that were kept of one."""
+    weights = cast(dict[str, mx.array], mx.load(str(path)))
+    pupil.load_weights([(name, x.astype(mx.float32)) for name, x in weights.items()])
 
 
 def make_trainer(
@@ -99,7 +133,7 @@ def start_ring(folder: Path, size: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
-    command = [sys.executable, "-m", "benchmarks.shapes.train", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.shapes.train", *sys.argv[1:]]
     ring = [
         subprocess.Popen(
             command, env=os.environ | {"MLX_HOSTFILE": str(hosts), RANK: str(rank)}

@@ -1,0 +1,110 @@
+"""How each kind was learned: ``python -m benchmarks.shapes.curve runs/tiny -n 300``.
+
+Measures the weights that ``train --keep`` left behind, on held-out cases, and draws the
+share that is right over the steps of the later stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from mm1_mlx.blas import preload_blas
+
+preload_blas()
+
+from benchmarks.shapes.cases import part_cases  # noqa: E402
+from benchmarks.shapes.evaluate import answerer, evaluate  # noqa: E402
+from benchmarks.shapes.joint import Pupil  # noqa: E402
+from benchmarks.shapes.recipe import Recipe, load_recipe  # noqa: E402
+from benchmarks.shapes.train import export, restore  # noqa: E402
+
+FIGURES = Path(__file__).with_name("curve.json")
+PARTS = ("scenes", "pairs", "reading", "small", "words")
+SHOWN = (
+    *("colour", "shape", "count to 4", "exists", "where", "caption", "box"),
+    *("two pictures", "read", "read small, one picture", "read small, with parts"),
+    *("new word, 4 shots", "new word, 8 shots"),
+)
+
+Point = dict[str, Any]
+
+
+def measure(recipe: Recipe, folder: Path, number: int) -> list[Point]:
+    """The figures of every kept step, in the order of the stages."""
+    points: list[Point] = []
+    before = 0
+    for stage in recipe.stages:
+        if stage.task == "patches":
+            continue
+        kept = sorted((folder / "kept").glob(f"{stage.name}-*.safetensors"))
+        for path in kept:
+            step = int(path.stem.rsplit("-", 1)[1])
+            figures = _figures(recipe, folder, path, number)
+            points.append({"stage": stage.name, "step": before + step, **figures})
+            print(stage.name, step, flush=True)
+        before += stage.train.steps
+    return points
+
+
+def _figures(recipe: Recipe, folder: Path, path: Path, number: int) -> Point:
+    pupil = Pupil(recipe)
+    restore(pupil, path)
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        model = Path(place) / "model"
+        export(pupil.mm1, folder, model)
+        answer = answerer(str(model), stack)
+        found: dict[str, dict[str, Any]] = {}
+        for part in PARTS:
+            found |= evaluate(answer, part_cases(part, number))
+    return {name: found[name] for name in SHOWN}
+
+
+def draw(points: list[Point], out: Path) -> None:
+    """A panel for every kind: the share that is right, its interval, and chance."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = 4
+    rows = -(-len(SHOWN) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(12, 2.4 * rows), sharex=True, sharey=True
+    )
+    steps = [point["step"] for point in points]
+    for panel, name in zip(panels.flat, SHOWN, strict=False):
+        values = [point[name] for point in points]
+        low, high = zip(*(value["interval_95"] for value in values), strict=True)
+        panel.fill_between(steps, low, high, alpha=0.25)
+        panel.plot(steps, [value["accuracy"] for value in values], marker=".")
+        chance = values[-1]["chance_majority"]
+        if chance > 0.02:
+            panel.axhline(chance, color="grey", linestyle=":", linewidth=1)
+        panel.set_title(name, fontsize=9)
+        panel.set_ylim(0, 1.02)
+        panel.grid(alpha=0.3)
+    for panel in panels.flat[len(SHOWN) :]:
+        panel.axis("off")
+    figure.supxlabel("steps behind the encoder's stage", fontsize=9)
+    figure.supylabel("right", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="of the run")
+    parser.add_argument("-n", type=int, default=300, help="pictures of a part")
+    arguments = parser.parse_args()
+    points = measure(load_recipe(), arguments.folder, arguments.n)
+    FIGURES.write_text(json.dumps(points, indent=1) + "\n")
+    draw(points, FIGURES.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
