@@ -22,7 +22,16 @@ from mm1_mlx.apps.page import DIST, POLICY
 MODEL = "stub-model"
 # Seconds between two numbers.
 PAUSE = 0.05
-USAGE = {"prompt_tokens": 28, "completion_tokens": 5, "total_tokens": 33}
+USAGE = {
+    "prompt_tokens": 28,
+    "completion_tokens": 5,
+    "total_tokens": 33,
+    "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 16},
+}
+ABILITIES = {
+    "answers": True,
+    "resolution": {"low": "378", "auto": "672", "high": "2x672"},
+}
 TIMINGS = {"ttft_seconds": 0.25, "tokens_per_second": 230.0}
 
 
@@ -36,6 +45,7 @@ class Stub:
         # Questions of which a client went away.
         self.left = []
         self.key = None
+        self.abilities = ABILITIES
         self.was_busy = False
 
     def app(self):
@@ -53,7 +63,9 @@ class Stub:
         return refusal(401, "the API key is missing or wrong")
 
     async def models(self, request):
-        return self.locked(request) or JSONResponse({"data": [{"id": MODEL}]})
+        return self.locked(request) or JSONResponse(
+            {"data": [{"id": MODEL, "mm1": self.abilities}]}
+        )
 
     async def chat(self, request):
         if locked := self.locked(request):

@@ -163,8 +163,23 @@ def test_earlier_turns_are_sent_along(page, stub):
 def test_tokens_and_times_stand_under_an_answer(page):
     answer = page.asked("say yes")
     expect(answer.locator(".cost")).to_have_text(
-        "28 prompt tokens · first token after 0.25 s · 5 tokens, 230 per second"
+        "28 prompt tokens (16 of pictures) · first token after 0.25 s · 5 tokens, 230 per second"
     )
+
+
+def test_what_the_model_cannot_do_is_said(page, stub):
+    choice = page.page.get_by_label("Resolution")
+    expect(choice.locator("option")).to_have_text(
+        ["auto: 672", "low: 378", "high: 2x672"]
+    )
+    for answers, said in ((True, "takes no pictures"), (False, "answers no questions")):
+        stub.abilities = {"answers": answers, "resolution": None}
+        page.page.reload()
+        expect(page.page.get_by_role("status")).to_contain_text(said)
+    # Another server says nothing of it.
+    stub.abilities = None
+    page.page.reload()
+    expect(choice.locator("option")).to_have_text(["auto", "low", "high"])
 
 
 def test_an_answer_that_was_cut_says_so(page):

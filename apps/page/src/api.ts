@@ -2,6 +2,7 @@
 
 import { signal } from "@preact/signals";
 import { EventSourceParserStream } from "eventsource-parser/stream";
+import type { Model } from "./models";
 
 /** What a person is told of a request that failed. */
 export class Problem extends Error {}
@@ -9,6 +10,7 @@ export class Problem extends Error {}
 /** What an answer cost; null where the server did not say. */
 export interface Figures {
   promptTokens: number | null;
+  imageTokens: number | null;
   cachedTokens: number | null;
   tokens: number | null;
   /** Seconds to the first token. */
@@ -106,10 +108,8 @@ function sentence(words: string): string {
   return /[.!?]$/.test(text) ? text : `${text}.`;
 }
 
-/** Names of the models that the server has. */
-export async function listModels(): Promise<string[]> {
-  const body = await (await call("v1/models")).json();
-  return body.data.map((model: { id: string }) => model.id);
+export async function listModels(): Promise<Model[]> {
+  return (await (await call("v1/models")).json()).data;
 }
 
 /** The pieces of an answer; the last ones carry how it ended and what it cost. */
@@ -164,6 +164,7 @@ function read(data: string): Piece {
 function figures(usage: any, timings: any): Figures {
   return {
     promptTokens: usage.prompt_tokens ?? null,
+    imageTokens: usage.prompt_tokens_details?.image_tokens ?? null,
     cachedTokens: usage.prompt_tokens_details?.cached_tokens ?? null,
     tokens: usage.completion_tokens ?? null,
     firstToken: timings?.ttft_seconds ?? null,

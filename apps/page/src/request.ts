@@ -32,7 +32,7 @@ export async function request(conversation: Conversation): Promise<object> {
   const last = exchanges.at(-1);
   if (last) messages.push(await asked(last.question, detail));
   return {
-    model: model.value,
+    model: model.value?.id ?? "",
     messages,
     temperature,
     top_p: topP,

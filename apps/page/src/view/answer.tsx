@@ -96,10 +96,14 @@ function CopyButton({ text }: { text: string }) {
 }
 
 function Cost({ figures }: { figures: Figures }) {
-  const { promptTokens, cachedTokens, tokens, firstToken, rate } = figures;
+  const { promptTokens, imageTokens, cachedTokens, tokens, firstToken, rate } = figures;
+  const told = [
+    imageTokens && `${imageTokens} of pictures`,
+    cachedTokens && `${cachedTokens} known before`,
+  ].filter(Boolean);
   const parts = [
     promptTokens !== null &&
-      `${promptTokens} prompt tokens${cachedTokens ? ` (${cachedTokens} known before)` : ""}`,
+      `${promptTokens} prompt tokens${told.length ? ` (${told.join(", ")})` : ""}`,
     firstToken !== null && `first token after ${firstToken.toFixed(2)} s`,
     tokens !== null &&
       `${tokens} tokens${rate ? `, ${Math.round(rate)} per second` : ""}`,

@@ -3,7 +3,7 @@
 import { Menu, Moon, SlidersHorizontal, SquareStack, Sun, SunMoon } from "lucide";
 import { useState } from "preact/hooks";
 import { current } from "../chats";
-import { findModel, model, unreachable } from "../models";
+import { findModel, lack, model, unreachable } from "../models";
 import { THEMES, theme } from "../settings";
 import { Composer } from "./composer";
 import { Dialog } from "./dialog";
@@ -85,6 +85,11 @@ export function App() {
               </button>
             </p>
           )}
+          {model.value && lack(model.value) && (
+            <p class="notice" role="status">
+              {lack(model.value)}
+            </p>
+          )}
           <Log conversation={conversation} />
           <Composer conversation={conversation} />
         </main>
@@ -107,7 +112,7 @@ export function App() {
 }
 
 function ModelName() {
-  return <p class="model">{model.value}</p>;
+  return <p class="model">{model.value?.id}</p>;
 }
 
 function ThemeButton() {

@@ -3,7 +3,8 @@
 import { ArrowUp, Square } from "lucide";
 import type { TargetedKeyboardEvent } from "preact";
 import type { Conversation } from "../conversation";
-import { change, DETAILS, type Detail, settings } from "../settings";
+import { change, settings } from "../settings";
+import { DetailChoice } from "./detail";
 import { Icon } from "./icon";
 import { AddPictures, RemovablePictures } from "./pictures";
 
@@ -47,19 +48,10 @@ export function Composer({ conversation }: { conversation: Conversation }) {
       />
       <div class="bar">
         <AddPictures pictures={pictures} onChange={(pictures) => write({ pictures })} />
-        <label class="detail">
-          <span>Resolution</span>
-          <select
-            value={settings.value.detail}
-            onChange={({ currentTarget }) =>
-              change({ detail: currentTarget.value as Detail })
-            }
-          >
-            {DETAILS.map((detail) => (
-              <option key={detail}>{detail}</option>
-            ))}
-          </select>
-        </label>
+        <DetailChoice
+          value={settings.value.detail}
+          onChange={(detail) => change({ detail })}
+        />
         {conversation.busy.value ? (
           <button type="button" class="main" onClick={() => conversation.stop()}>
             <Icon of={Square} solid />

@@ -4,7 +4,8 @@ import { Plus, Trash2 } from "lucide";
 import type { Conversation } from "../conversation";
 import type { Shot } from "../exchange";
 import { newId } from "../pictures";
-import { change, DETAILS, type Detail, settings } from "../settings";
+import { change, settings } from "../settings";
+import { DetailChoice } from "./detail";
 import { Dialog } from "./dialog";
 import { Icon, IconButton } from "./icon";
 import { AddPictures, PictureTarget, RemovablePictures } from "./pictures";
@@ -52,19 +53,10 @@ export function ExamplesDialog({
           <Icon of={Plus} />
           Add an example
         </button>
-        <label class="detail">
-          Resolution
-          <select
-            value={settings.value.exampleDetail}
-            onChange={({ currentTarget }) =>
-              change({ exampleDetail: currentTarget.value as Detail })
-            }
-          >
-            {DETAILS.map((detail) => (
-              <option key={detail}>{detail}</option>
-            ))}
-          </select>
-        </label>
+        <DetailChoice
+          value={settings.value.exampleDetail}
+          onChange={(exampleDetail) => change({ exampleDetail })}
+        />
       </div>
     </Dialog>
   );
