@@ -19,6 +19,7 @@ from .common import (
     Temperature,
     TopP,
     Yes,
+    counted,
     note,
     open_runtime,
 )
@@ -129,13 +130,9 @@ def caption(
             tell(captions + errors)
     had = f" ({len(before):,} from before)" if before else ""
     where = f".{sidecar} files beside the pictures" if sidecar else str(path)
-    note(f"{_count(captions, 'caption')}, {_count(errors, 'error')}{had}: {where}")
+    note(f"{counted(captions, 'caption')}, {counted(errors, 'error')}{had}: {where}")
     if errors:
         raise typer.Exit(1)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @contextmanager

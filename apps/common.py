@@ -120,6 +120,11 @@ def print_json(value: Any, indent: int | None = 2) -> None:
     print(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, of one thing or several."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def picture(source: str) -> str | bytes:
     """A picture named on the command line; ``-`` is read from stdin."""
     from mm1_mlx.folders import user_path

@@ -128,69 +128,6 @@ def test_what_is_expected_is_said_before_it_is_refused(mm1, monkeypatch):
     assert refused.startswith("error: the answer needs ")
 
 
-def test_chat_keeps_the_conversation(mm1):
-    lines = f"/image {STAR}\nWhat colour is it?\n/clear\n/help\n/nonsense\n/exit\n"
-    code, out, err = mm1("chat", stdin=lines.encode())
-    assert (code, out) == (0, "red\n")
-    assert "picture 1:" in err
-    assert "forgotten" in err
-    assert "/image PATH" in err
-    assert "unknown command '/nonsense'" in err
-
-
-def test_chat_takes_several_pictures_with_spaces_in_their_names(mm1, tmp_path):
-    spaced = shutil.copy(STAR, tmp_path / "my red star.png")
-    lines = f"/image {FOUR} '{spaced}'\nDescribe them.\nAnd again?\n"
-    code, out, err = mm1("chat", stdin=lines.encode())
-    assert code == 0
-    assert len(out.splitlines()) == 2
-    assert "picture 2:" in err
-
-
-def test_chat_survives_a_picture_that_is_none(mm1, tmp_path):
-    lines = f"/image {tmp_path / 'no.png'}\n/image {STAR}\nWhat colour is it?\n"
-    code, out, err = mm1("chat", stdin=lines.encode())
-    assert (code, out) == (0, "red\n")
-    assert "error:" in err
-
-
-def test_chat_goes_on_where_a_picture_file_is_gone(mm1, tmp_path, monkeypatch):
-    import mm1_mlx.apps.chat as chat
-
-    star = Path(shutil.copy(STAR, tmp_path / "star.png"))
-    lines = iter([f"/image {star}", "What colour is it?", "What shape is it?", None])
-
-    def read_line():
-        line = next(lines)
-        if line == "What shape is it?":
-            star.unlink()
-        return line
-
-    monkeypatch.setattr(chat, "_read_line", read_line)
-    code, out, err = mm1("chat")
-    assert code == 0
-    assert out.startswith("red\n")
-    assert out.count("\n") == 2
-    assert "error" not in err
-
-
-def test_chat_says_when_it_holds_enough_pictures(mm1):
-    lines = f"/image {' '.join([STAR] * 25)}\n/clear\n/image {STAR}\n"
-    code, _, err = mm1("chat", stdin=lines.encode())
-    assert code == 0
-    assert "error: a conversation holds 24 pictures; /clear starts a new one" in err
-    assert "picture 1: " in err.splitlines()[-1]
-
-
-def test_chat_whose_context_is_full_names_the_way_out(mm1):
-    lines = "What shape is a star?\n" + "star " * 1100 + "\n/clear\nHello\n"
-    code, out, err = mm1("chat", stdin=lines.encode())
-    assert code == 0
-    assert out.count("\n") == 2
-    assert "context holds 1,024" in err
-    assert "/clear starts a new conversation" in err
-
-
 def test_inspect_takes_the_environments_model(mm1, monkeypatch, tmp_path):
     monkeypatch.setenv("MM1_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MM1_MODEL", "somebody/llava")
