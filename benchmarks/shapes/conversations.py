@@ -90,6 +90,8 @@ WORD_SUFFIXES = (
 SENTENCE_SUFFIXES = ("Answer in a sentence.", "Answer in a full sentence.")
 # Rows up to this many tokens are read together, and longer ones.
 SHORT = 24
+# How often each kind is asked about a picture, if that makes other questions.
+ROUNDS = 2
 GRID = 2
 
 
@@ -113,6 +115,8 @@ class JointBatch:
     patches: PatchBatch | None
     # Of several tiles each; else ``patches`` holds the pictures.
     tiled: tuple[Picture, ...] = ()
+    # Whether the encoder learns from them.
+    teaches_encoder: bool = True
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,8 @@ class Conversations:
         batch: JointBatch = getattr(self, f"_{form}")(rng)
         weight = self.stage.weights.get(form, 1.0)
         rows = [replace(some, weights=some.weights * weight) for some in batch.rows]
-        return replace(batch, rows=tuple(rows))
+        teaches = form not in self.stage.only_seen
+        return replace(batch, rows=tuple(rows), teaches_encoder=teaches)
 
     # Forms: what a micro-batch is made of.
 
@@ -165,7 +170,7 @@ class Conversations:
 
     def _pairs(self, rng: np.random.Generator) -> JointBatch:
         """Two pictures at a time, each of which stands in two prompts."""
-        count = self.stage.pictures
+        count = self.stage.pictures * 3 // 2
         scenes = [random_scene(rng, short_side=96, counts=FEW) for _ in range(count)]
         places = [[i, (i + 1) % count] for i in range(count)]
         asked = []
@@ -187,7 +192,7 @@ class Conversations:
 
     def _parts(self, rng: np.random.Generator) -> JointBatch:
         """Small words and numbers, and shapes, in pictures of several tiles."""
-        count = self.stage.pictures // 3
+        count = self.stage.pictures // 2
         scenes, asked = [], []
         for i in range(count):
             if i % 4 == 3:
@@ -444,12 +449,14 @@ def _read(scenes: Sequence[Scene], rng: np.random.Generator) -> list[list[Exchan
 
 
 def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[Exchange]:
-    """At most ``count`` questions, of different kinds, a caption among them."""
+    """At most ``count`` different questions of all kinds, a caption among them."""
     named = sum(o.colour != UNNAMED for o in scene.objects) / len(scene.objects)
     asked: list[Exchange] = []
-    for q in [*questions(scene, rng), ask_place(scene, rng), ask_box(scene, rng)]:
-        if q is not None and (rng.random() < named or not _denies(q)):
-            asked.append(_exchange(q, rng))
+    for _ in range(ROUNDS):
+        found = [*questions(scene, rng), ask_place(scene, rng), ask_box(scene, rng)]
+        for q in found:
+            if q is not None and (rng.random() < named or not _denies(q)):
+                asked.append(_exchange(q, rng))
     asked.append(_told(scene, rng))
     asked = _sayable(asked)
     rng.shuffle(asked)  # type: ignore[arg-type]

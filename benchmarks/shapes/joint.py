@@ -12,6 +12,7 @@ from benchmarks.shapes.patches import PatchHeads, patch_loss
 from benchmarks.shapes.recipe import Recipe
 from benchmarks.shapes.rows import Behind, Examples, Recorder, Rows, layer_states
 from benchmarks.shapes.scene import COLOURS, SHAPES
+from mm1_mlx.layout import group_tiles
 from mm1_mlx.models import MM1
 
 
@@ -65,14 +66,16 @@ def joint_loss(
     mm1 = pupil.mm1
     # Every process of a run logs the same parts, whatever its batches are of.
     losses = {name: mx.array(0.0) for name in ("patches", "points", "attributes")}
-    if batch.patches is not None:
+    if batch.patches is None:
+        images = _encoded(mm1, batch)
+    else:
         features = mm1.vision(mx.array(batch.patches.pixels))
-        images = list(mm1.connector(features))
-        if _learns(mm1.vision):
+        if not batch.teaches_encoder:
+            features = mx.stop_gradient(features)
+        elif _learns(mm1.vision):
             patches = patch_loss(pupil.heads, features, batch.patches, balanced=True)
             losses["patches"] = pupil.patch_weight * patches
-    else:
-        images = mm1.encode(batch.tiled)
+        images = list(mm1.connector(features))
     caches = [Recorder() for _ in mm1.layers]
     if batch.prefixes is not None:
         B, P = batch.prefixes.tokens.shape
@@ -99,6 +102,19 @@ def joint_loss(
         losses["points"] = pupil.point_weight * misses / (pointed / 2)
     loss = answers + sum(losses.values())
     return loss, mx.array(weight), losses | {"answers": answers}
+
+
+def _encoded(mm1: MM1, batch: JointBatch) -> list[mx.array]:
+    """The image tokens of pictures of several tiles, one tile's behind another's."""
+    (group,) = group_tiles(batch.tiled)
+    features = mm1.vision(mx.array(group.pixels))
+    if not batch.teaches_encoder:
+        features = mx.stop_gradient(features)
+    tokens = dict(zip(group.places, mm1.connector(features), strict=True))
+    return [
+        mx.concatenate([tokens[i, j] for j in range(len(picture.tiles))])
+        for i, picture in enumerate(batch.tiled)
+    ]
 
 
 def _learns(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from benchmarks.shapes.joint import Pupil, joint_loss
+from benchmarks.shapes.joint import Pupil, _encoded, joint_loss
 
 FORMS = ("questions", "pairs", "reading", "parts", "episodes", "captions", "documents")
 WEIGHTS = ("patch_weight", "point_weight", "attribute_weight")
@@ -99,6 +99,22 @@ def test_answers_are_balanced(pupil, conversations):
         ),
     )
     assert loss(pupil, batch) < loss(pupil, plain)
+
+
+def test_pictures_in_parts_are_encoded_as_the_runtime_does(pupil, conversations):
+    batch = conversations("parts")
+    ours = _encoded(pupil.mm1, batch)
+    for tokens, expected in zip(ours, pupil.mm1.encode(batch.tiled), strict=True):
+        np.testing.assert_allclose(tokens, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["pairs", "parts", "episodes"])
+def test_an_encoder_that_only_sees_learns_nothing(form, pupil, conversations):
+    batch = replace(conversations(form), teaches_encoder=False)
+    gradients = nn.value_and_grad(pupil, lambda b: joint_loss(pupil, b)[0])(batch)[1]
+    flat = dict(tree_flatten(gradients["mm1"]))
+    learned = {n.split(".")[0] for n, g in flat.items() if mx.abs(g).max().item() > 0}
+    assert learned == {"connector", "decoder"}
 
 
 def test_every_form_tells_the_same_parts(pupil, conversations):
