@@ -27,7 +27,7 @@ def conversations(recipe, tokenizer):
     stage = recipe.stages[-1]
 
     def conversations(form, step=0):
-        made = replace(stage, forms=((form,),), weights={})
+        made = replace(stage, forms=((form,),), weights={}, only_seen=())
         return Conversations(recipe, made, tokenizer)(step, 0)
 
     return conversations
