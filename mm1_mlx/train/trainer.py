@@ -161,7 +161,9 @@ class Trainer(Generic[Model, Batch]):
             raise ConfigError("nothing is trained: every weight is frozen")
         parallel = 1
         if mx.default_device() == mx.cpu:
-            parallel = min(self._share, os.cpu_count() or 1)
+            # Processes of one run are most often on one machine.
+            cores = (os.cpu_count() or 1) // self.group.size()
+            parallel = max(1, min(self._share, cores))
         self._loading: dict[tuple[int, int], Future[Batch]] = {}
         self._training = self._training_step(parallel)
         if self._training and isinstance(model, MM1):
