@@ -388,3 +388,19 @@ def test_the_answer_is_copied(page, context):
     page.button("Copy the answer").click()
     expect(page.button("Copied")).to_be_visible()
     assert page.page.evaluate("navigator.clipboard.readText()") == "a **star**"
+
+
+def test_an_answer_that_comes_fast_is_not_rendered_for_every_token(page):
+    page.page.evaluate(
+        """() => {
+          window.renders = 0;
+          const count = all => all.some(
+            ({target}) => target.parentElement?.closest(".markdown")) && window.renders++;
+          new MutationObserver(count).observe(
+            document.body, {childList: true, subtree: true, characterData: true});
+        }"""
+    )
+    text = "word " * 2000
+    answer = page.asked(f"say {text}")
+    expect(answer.locator(".markdown")).to_have_text(text.strip())
+    assert 0 < page.page.evaluate("window.renders") < 500

@@ -109,17 +109,16 @@ export class Conversation {
       for await (const piece of complete(body, stopped)) {
         if (piece.text) {
           firstToken ??= (performance.now() - asked) / 1000;
-          // Many tokenizers begin an answer with a space.
-          const before = answer.text.value;
-          answer.text.value = before ? before + piece.text : piece.text.trimStart();
-          answer.state.value = "writing";
+          answer.add(piece.text);
           this.changed(this, "soon");
         }
         finish = piece.finish ?? finish;
         if (piece.figures) answer.figures.value = withClock(piece.figures, firstToken);
       }
+      answer.show();
       answer.state.value = finish === "length" ? "cut" : "done";
     } catch (error) {
+      answer.show();
       if (stopped.aborted) {
         answer.state.value = "stopped";
         return;

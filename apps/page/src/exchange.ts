@@ -34,12 +34,18 @@ function isRunning(state: State): boolean {
   return state === "asked" || state === "writing";
 }
 
+// Milliseconds: each time an answer is rendered whole, and more often nobody sees.
+const FRAME = 40;
+
 export class Answer {
   readonly text = signal("");
   readonly state = signal<State>("asked");
   readonly problem = signal("");
   readonly figures = signal<Figures | null>(null);
   readonly running = computed(() => isRunning(this.state.value));
+
+  private coming = "";
+  private timer = 0;
 
   /** A new one, or one that was kept. */
   constructor(kept?: KeptAnswer) {
@@ -49,6 +55,24 @@ export class Answer {
     this.figures.value = kept.figures;
     // The page was left while it came.
     this.state.value = isRunning(kept.state) ? "stopped" : kept.state;
+  }
+
+  /** Write more of it, which is seen a moment later. */
+  add(piece: string): void {
+    this.coming += piece;
+    if (this.state.value === "asked") this.show();
+    else this.timer ||= window.setTimeout(() => this.show(), FRAME);
+  }
+
+  /** Let all that was written be seen. */
+  show(): void {
+    clearTimeout(this.timer);
+    this.timer = 0;
+    const before = this.text.value;
+    // Many tokenizers begin an answer with a space.
+    this.text.value = before ? before + this.coming : this.coming.trimStart();
+    this.coming = "";
+    if (this.text.value && this.state.value === "asked") this.state.value = "writing";
   }
 
   kept(): KeptAnswer {
