@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from mlx_lm.generate import BatchGenerator
@@ -23,7 +26,7 @@ from mm1_mlx.caches.quantized import KVCache
 from mm1_mlx.caches.shared import Prefix
 from mm1_mlx.engine import Engine, Plan
 from mm1_mlx.errors import MemoryLimitError, MM1Error
-from mm1_mlx.image import ImageSource
+from mm1_mlx.image import DECODERS, ImageSource
 from mm1_mlx.memory.named import Prefix as NamedPrefix
 from mm1_mlx.memory.prefixes import KVPrecision, pack
 from mm1_mlx.messages import Message
@@ -47,6 +50,25 @@ class Ask:
     prompt: str | Sequence[Message]
     images: Sequence[ImageSource] = ()
     settings: Settings = field(default_factory=Settings)
+
+    def plan(self, engine: Engine) -> Plan:
+        """The question made ready.
+
+        Raises:
+            PromptError: prompt, pictures, settings and model do not fit together.
+        """
+        return engine.plan(self.prompt, self.images, self.settings)
+
+
+@dataclass(frozen=True)
+class _Begun(Ask):
+    """A question that a thread is making ready."""
+
+    made: Future[Plan] | None = None
+
+    def plan(self, engine: Engine) -> Plan:  # noqa: ARG002
+        assert self.made is not None
+        return self.made.result()
 
 
 class Batch:
@@ -88,7 +110,7 @@ class Batch:
             PromptError: prompt, pictures, settings and model do not fit together.
         """
         start = time.perf_counter()
-        plan = self._engine.plan(ask.prompt, ask.images, ask.settings)
+        plan = ask.plan(self._engine)
         return self.begin(number, plan, start, gone=self._gone)
 
     def begin(
@@ -336,6 +358,28 @@ class _Examples:
         if self.name is not None:
             return engine.named.find(self.name)
         return NamedPrefix("", shots=self.shots, shot_style=self.style)
+
+
+def made_ready(
+    runtime: Runtime, asks: Iterable[Ask], *, ahead: int = DECODERS
+) -> Iterator[Ask]:
+    """The questions, whose pictures are decoded by threads while others are answered.
+
+    Args:
+        runtime: from ``load``.
+        asks: the questions.
+        ahead: how many are made ready before they are asked.
+    """
+    engine, waiting = runtime.engine, iter(asks)
+    begun: deque[_Begun] = deque()
+    with ThreadPoolExecutor(ahead, thread_name_prefix="mm1-ready") as pool:
+        while True:
+            for ask in islice(waiting, ahead - len(begun)):
+                made = pool.submit(ask.plan, engine)
+                begun.append(_Begun(ask.prompt, ask.images, ask.settings, made))
+            if not begun:
+                return
+            yield begun.popleft()
 
 
 def stream_batch(

@@ -24,6 +24,7 @@ from mm1_mlx.image import ImageSource
 from mm1_mlx.limits import answer_seconds
 from mm1_mlx.memory.features import FeatureCache
 from mm1_mlx.memory.named import NamedPrefixes, Prefix
+from mm1_mlx.memory.pictures import PictureCache
 from mm1_mlx.memory.prefixes import KVPrecision, PrefixCache, common
 from mm1_mlx.messages import Message
 from mm1_mlx.models import MM1
@@ -88,6 +89,7 @@ class Engine:
     # Held while it answers: another engine's thread may use it to guess.
     lock: threading.RLock = field(default_factory=threading.RLock)
     grammars: Grammars = field(init=False)
+    pictures: PictureCache = field(default_factory=PictureCache)
 
     def __post_init__(self) -> None:
         assert self.config.decoder is not None
@@ -207,6 +209,7 @@ class Engine:
             self.tokenizer,
             continuations,
             tiled=settings.tiled,
+            seen=self.pictures,
         )
         for text, tokens in zip(continuations, behind, strict=True):
             if not tokens:
@@ -285,6 +288,7 @@ class Engine:
 
     def forget(self) -> None:
         """Let go of what is kept in memory of earlier pictures and prompts."""
+        self.pictures.clear()
         self.features.clear()
         self.prefixes.clear()
         mx.clear_cache()
@@ -374,6 +378,7 @@ class Engine:
             self.tokenizer,
             tiled=settings.tiled,
             most=config.decoder.max_position_embeddings,
+            seen=self.pictures,
         )
         return built, settings
 

@@ -13,10 +13,11 @@ import threading
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -41,6 +42,18 @@ class Viewed:
     source: str | Path | bytes | Image.Image
     config: ImageConfig
     split: bool = True
+
+
+class Seen(Protocol):
+    """Pictures that were decoded before; ``memory.pictures.PictureCache`` is one."""
+
+    def find(self, key: Hashable) -> Picture | None:
+        """The picture that was kept under a key."""
+        ...
+
+    def keep(self, key: Hashable, picture: Picture) -> None:
+        """Keep a picture for a while."""
+        ...
 
 
 # A str is a path or a ``data:image/...;base64,...`` URI.
@@ -114,6 +127,7 @@ def load_pictures(
     limits: Limits = DEFAULT_LIMITS,
     *,
     tiled: int | None = None,
+    seen: Seen | None = None,
 ) -> list[Picture]:
     """The pictures in order, upright, as normalised tiles [size, size, 3].
 
@@ -125,6 +139,7 @@ def load_pictures(
         limits: what is refused.
         tiled: how many of the last pictures may become several tiles, None for all;
             those before stay at low resolution.
+        seen: knows pictures by their encoded bytes, so that they need not be decoded.
 
     Raises:
         PromptError: a picture cannot be read, or a limit is exceeded.
@@ -135,9 +150,15 @@ def load_pictures(
             f"{limits.max_pictures}; ask about fewer at a time"
         )
     opened: deque[tuple[Image.Image, str, ImageSource]] = deque()
+    digests: list[str | None] = []
     for number, source in enumerate(sources, start=1):
         name = name_of(source, number)
-        opened.append((open_picture(source, name, limits), name, source))
+        content = _content(source, name, limits)
+        digest = None
+        if seen is not None and isinstance(content, bytes):
+            digest = hashlib.sha256(content).hexdigest()
+        digests.append(digest)
+        opened.append((open_picture(content, name, limits), name, source))
     total = sum(image.width * image.height for image, _, _ in opened)
     if total > limits.max_total_pixels:
         raise PromptError(
@@ -156,8 +177,31 @@ def load_pictures(
             f"expected at most {limits.max_tile_pixels}; ask about fewer, or at a lower "
             "resolution"
         )
-    # Popped, so that only one decoded picture is held at a time.
-    return [_picture(*opened.popleft(), own, split=split) for own, split in views]
+    pictures = []
+    for digest, (own, split) in zip(digests, views, strict=True):
+        key = (digest, own, split)
+        picture = seen.find(key) if seen is not None and digest else None
+        # Popped, so that only one decoded picture is held at a time.
+        image, name, source = opened.popleft()
+        if picture is None:
+            picture = _picture(image, name, source, own, split=split)
+            if seen is not None and digest:
+                seen.keep(key, picture)
+        pictures.append(picture)
+    return pictures
+
+
+def _content(
+    source: ImageSource, name: str, limits: Limits
+) -> bytes | Image.Image | Frame:
+    """What is decoded: the encoded bytes, where there are any."""
+    if isinstance(source, Viewed):
+        source = source.source
+    if isinstance(source, Frame | Image.Image):
+        return source
+    data = _read(source, name, limits)
+    _check_bytes(len(data), name, limits)
+    return data
 
 
 def _view(

@@ -15,7 +15,7 @@ import jinja2
 
 from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.errors import ConfigError, PromptError
-from mm1_mlx.image import ImageSource, load_pictures
+from mm1_mlx.image import ImageSource, Seen, load_pictures
 from mm1_mlx.layout import Picture, Span, count_picture_tokens, indicator_texts
 from mm1_mlx.messages import Message, Part, RegionToken, Turn, collect
 from mm1_mlx.regions import refer
@@ -98,6 +98,7 @@ class Prompt:
         *,
         tiled: int | None = None,
         most: int | None = None,
+        seen: Seen | None = None,
     ) -> Prompt:
         """The prompt of a conversation that ends where the assistant answers.
 
@@ -110,12 +111,13 @@ class Prompt:
             tokenizer: the model's tokenizer.
             tiled: how many of the last pictures may be split into tiles, None for all.
             most: a number of tokens; texts that must have more are refused unread.
+            seen: knows pictures that were decoded before.
 
         Raises:
             PromptError: messages and pictures do not fit together or the model.
         """
         return cls.build_continued(
-            messages, images, config, tokenizer, (), tiled=tiled, most=most
+            messages, images, config, tokenizer, (), tiled=tiled, most=most, seen=seen
         )[0]
 
     @classmethod
@@ -129,6 +131,7 @@ class Prompt:
         *,
         tiled: int | None = None,
         most: int | None = None,
+        seen: Seen | None = None,
     ) -> tuple[Prompt, list[tuple[int, ...]]]:
         """The prompt, and the tokens of texts that may stand behind it.
 
@@ -143,6 +146,7 @@ class Prompt:
             continuations: the texts.
             tiled: how many of the last pictures may be split into tiles, None for all.
             most: as of ``build``.
+            seen: as of ``build``.
 
         Raises:
             PromptError: messages and pictures do not fit together or the model.
@@ -158,7 +162,9 @@ class Prompt:
                 "ask without pictures, or choose a model that sees"
             )
         pictures = (
-            load_pictures(sources, config.image, tiled=tiled) if config.image else []
+            load_pictures(sources, config.image, tiled=tiled, seen=seen)
+            if config.image
+            else []
         )
         with tokenizer.lock:
             return cls._build(turns, pictures, config, tokenizer, continuations)

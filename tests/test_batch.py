@@ -8,7 +8,7 @@ from PIL import Image
 
 from mm1_mlx import Ask, budget, generate, generate_batch, load, stream_batch
 from mm1_mlx.answer import Settings
-from mm1_mlx.batch import Batch
+from mm1_mlx.batch import Batch, made_ready
 from mm1_mlx.errors import MemoryLimitError, PromptError
 from mm1_mlx.memory.named import Prefix
 from mm1_mlx.runtime import TINY
@@ -329,3 +329,34 @@ def test_what_rows_will_still_take_is_kept_free(runtime, monkeypatch):
     assert second >= budget.kv_bytes(config, 26 + 9, 4)
     # Both rows as long as the longer may become.
     assert third >= 2 * budget.kv_bytes(config, 26 + 500, 4)
+
+
+def test_what_threads_make_ready_is_answered_as_before(runtime, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    asks = [Ask(q, images) for q, images in QUESTIONS] * 2
+    asks.insert(3, Ask("What is this?", [tmp_path / "bad.png"]))
+    expected = generate_batch(runtime, asks, size=3)
+    runtime.forget()
+    answers = generate_batch(runtime, made_ready(runtime, asks, ahead=4), size=3)
+    assert isinstance(answers[3], PromptError)
+    assert "bad.png" in str(answers[3])
+    for answer, known in zip(
+        answers[:3] + answers[4:], expected[:3] + expected[4:], strict=True
+    ):
+        assert (answer.text, answer.tokens) == (known.text, known.tokens)
+
+
+def test_few_questions_are_made_ready_before_they_are_asked(runtime):
+    read = []
+
+    def asks():
+        for number in range(20):
+            read.append(number)
+            yield Ask("What is this?")
+
+    ready = made_ready(runtime, asks(), ahead=3)
+    for count in range(1, 4):
+        next(ready)
+        assert len(read) == count + 2
+    ready.close()
+    assert len(read) == 5

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mm1_mlx.answer import Answer, Piece, Settings, join
-from mm1_mlx.batch import SIZE, Ask, stream_batch
+from mm1_mlx.batch import SIZE, Ask, made_ready, stream_batch
 from mm1_mlx.captions.folder import Pictures
 from mm1_mlx.captions.store import Row, Store
 from mm1_mlx.errors import MM1Error, PromptError
@@ -133,12 +133,16 @@ def _rows(
 
     def asks() -> Iterator[Ask]:
         for name in names:
-            places.acquire()
             image = {"type": "image", "image": pictures.folder / name}
             yield Ask(asked.messages(image), (), asked.settings)
 
+    def begun() -> Iterator[Ask]:
+        for ask in made_ready(runtime, asks()):
+            places.acquire()
+            yield ask
+
     pieces: dict[int, list[Piece]] = {}
-    for number, piece in stream_batch(runtime, asks(), size=size):
+    for number, piece in stream_batch(runtime, begun(), size=size):
         if isinstance(piece, MM1Error):
             pieces.pop(number, None)
             yield names[number], {"error": str(piece)}
