@@ -26,6 +26,7 @@ import mlx.core as mx  # noqa: E402
 from mlx.utils import tree_flatten, tree_map  # noqa: E402
 
 from benchmarks.shapes.conversations import Conversations  # noqa: E402
+from benchmarks.shapes.host_math import use_host_math  # noqa: E402
 from benchmarks.shapes.joint import Pupil, joint_loss  # noqa: E402
 from benchmarks.shapes.patches import (  # noqa: E402
     PatchClassifier,
@@ -61,6 +62,7 @@ def main() -> None:
     tokenizer = open_tokenizer(arguments.folder, recipe.config)
     if arguments.processes > 1 and RANK not in os.environ and not arguments.export:
         sys.exit(start_ring(arguments.folder, arguments.processes))
+    use_host_math()
     mx.random.seed(1)
     pupil = Pupil(recipe)
     names = [stage.name for stage in recipe.stages]
