@@ -67,10 +67,11 @@ class Asked:
 def record(runtime: Runtime, asked: Asked) -> dict[str, Any]:
     """What decides the captions, as JSON values."""
     return {
-        "model": f"{runtime.path.name} {runtime.digest[:12]}",
+        "model": runtime.path.name,
         "adapters": [f"{name}:{scale:g}" for name, scale in runtime.adapters],
         "resolution": name_mode(runtime.config.image) if runtime.config.image else None,
         **asdict(asked),
+        "digest": runtime.digest,
     }
 
 

@@ -17,6 +17,8 @@ from mm1_mlx.journal import Journal, encoded, written
 Row = dict[str, Any]
 # Of the first line, which says what was asked.
 VERSION = 1
+# What the digest of a model decides, wherever it lies and whatever it is called.
+NAMES = ("model", "adapters")
 
 
 class Store(Protocol):
@@ -117,15 +119,23 @@ class Lines:
             raise DataError(
                 f"{self.path} is no file of captions that is known here; give another --out"
             )
-        if overwrite or before == header:
+        if overwrite:
             return
-        keys = [key for key in header if before.get(key) != header[key]]
-        keys += [key for key in before if key not in header]
-        key = next((key for key in keys if key != "digest"), "model")
-        raise DataError(
-            f"{self.path} was begun with {key} {before.get(key)!r:.80}, not "
-            f"{header.get(key)!r:.80}; give another --out, or --overwrite to begin again"
-        )
+        keys = [*header, *(key for key in before if key not in header)]
+        for key in keys:
+            if key in NAMES or before.get(key) == header.get(key):
+                continue
+            was, now = before.get(key), header.get(key)
+            if key == "digest":
+                key = "another model or adapter:"
+                was, now = (
+                    f"{x.get('model')} {str(x.get('digest')):.12}"
+                    for x in (before, header)
+                )
+            raise DataError(
+                f"{self.path} was begun with {key} {was!r:.80}, not {now!r:.80}; give "
+                "another --out, or --overwrite to begin again"
+            )
 
 
 class Sidecars:

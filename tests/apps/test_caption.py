@@ -93,7 +93,7 @@ def test_a_line_that_was_cut_is_written_again(mm1, folder):
         (("-p", "What?"), "with prompt 'Describe the picture.', not 'What?'"),
         (("--system", "Be brief."), "with system None, not 'Be brief.'"),
         (("--max-tokens", "7"), "with max_tokens 256, not 7"),
-        (("--resolution", "192"), "with model 'tiny "),
+        (("--resolution", "192"), "with resolution '96', not '192'"),
     ],
 )
 def test_captions_of_another_question_or_model_are_not_mixed(
@@ -109,6 +109,19 @@ def test_captions_of_another_question_or_model_are_not_mixed(
     code, _, err = mm1("caption", folder, *arguments, "--overwrite")
     assert err.startswith("2 captions, 1 error: ")
     assert len(rows_of(folder / "captions.jsonl")) == 3
+
+
+def test_a_model_is_known_by_its_digest(mm1, folder):
+    mm1("caption", folder)
+    path = folder / "captions.jsonl"
+    lines = path.read_text()
+    path.write_text(lines.replace('"model": "tiny"', '"model": "renamed"'))
+    assert mm1("caption", folder)[2].startswith("2 captions, 1 error (3 from before)")
+    header = json.loads(lines.partition("\n")[0])
+    path.write_text(lines.replace(header["digest"], "0" * 64))
+    code, _, err = mm1("caption", folder)
+    assert code == 1
+    assert f"another model or adapter: 'tiny {'0' * 12}', not 'tiny " in err
 
 
 @pytest.mark.parametrize("content", ['{"file": "a.png"}\n', "hello\n", "[1]\n", "1\n"])
