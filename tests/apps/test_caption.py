@@ -308,7 +308,7 @@ def test_generate_takes_a_schema_too(mm1, folder):
     assert json.loads(out)["kind"] in ("a star", "many shapes")
 
 
-# Writes a letter for every picture that is asked about.
+# Writes a letter for every picture whose caption is begun; damaged ones have none.
 COUNTING = """
 import sys
 from mm1_mlx.blas import preload_blas
@@ -362,8 +362,9 @@ def test_a_thousand_pictures_twice_killed(tmp_path):
         kept = out.read_bytes()
         # As a line is cut by a machine that goes down.
         out.write_bytes(kept + b'{"file": "0')
-        begun = len(asked.read_bytes())
-        assert begun - (kept.count(b"\n") - 1) <= (16 if most == 300 else 32)
+        # Of each run at most a batch was computed and not kept.
+        lost = len(asked.read_bytes()) - kept.count(b'"caption":')
+        assert 0 <= lost <= (16 if most == 300 else 32)
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith("980 captions, 20 errors (")
@@ -373,4 +374,4 @@ def test_a_thousand_pictures_twice_killed(tmp_path):
     assert len(rows) == len({row["file"] for row in rows}) == 1000
     assert {int(row["file"][:4]) for row in rows if "error" in row} == bad
     assert SAID["star"] in {row.get("caption") for row in rows}
-    assert 1000 <= len(asked.read_bytes()) <= 1000 + 2 * 16
+    assert 980 <= len(asked.read_bytes()) <= 980 + 2 * 16
