@@ -7,6 +7,7 @@ import json
 import math
 import os
 import socket
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("MM1_MODEL", None)
@@ -30,6 +31,7 @@ from transformers import PreTrainedTokenizerFast
 from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.models import MM1
 from mm1_mlx.tokenizer import load_tokenizer
+from mm1_mlx.writer import CheckpointWriter
 
 # Largest relative difference; never invented per test.
 TOLERANCES = {
@@ -68,6 +70,17 @@ TINY = {
     },
     "prompt": {"template": "llava", "image_token_id": 2},
 }  # fmt: skip
+
+CLIP_TEXT = {
+    "vocab_size": 340,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "hidden_act": "quick_gelu",
+    "max_position_embeddings": 40,
+    "projection_size": 16,
+}
 
 
 @pytest.fixture(scope="session")
@@ -219,6 +232,27 @@ def _leading(token, token_id):
         pair=f"{token} $A {token} $B",
         special_tokens=[(token, token_id)],
     )
+
+
+@pytest.fixture(scope="session")
+def clip_folder(make_config, reinitialise, byte_folder, tmp_path_factory):
+    """A model with two towers and a tokenizer, in our format."""
+    sections = make_config().to_dict()
+    shared = {"feature_layer": -1, "apply_post_norm": True, "projection_size": 16}
+    config = MM1Config.from_dict(
+        {
+            "vision": sections["vision"] | shared,
+            "text": CLIP_TEXT,
+            "image": sections["image"],
+        }
+    )
+    out = tmp_path_factory.mktemp("clip") / "model"
+    with CheckpointWriter(out, config, {}) as writer:
+        for name, tensor in reinitialise(MM1(config)).tensors().items():
+            writer.add(name, tensor)
+        for path in Path(byte_folder).iterdir():
+            writer.add_file(path.name, path)
+    return out
 
 
 @pytest.fixture(params=["byte_folder", "spm_folder"])

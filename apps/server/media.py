@@ -31,13 +31,16 @@ def read(url: str, root: Path | None, max_bytes: int, param: str) -> bytes:
     parts = _parts(url, root, param)
     try:
         file = _open(root, parts)
+        try:
+            if stat.S_ISREG(os.fstat(file).st_mode):
+                with open(file, "rb", closefd=False) as held:
+                    return held.read(max_bytes + 1)
+        finally:
+            os.close(file)
     # A link, a folder, a missing file: which of them is nobody's business.
     except OSError:
-        raise _refusal("there is no such picture below the media root", param) from None
-    with os.fdopen(file, "rb") as held:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise _refusal("there is no such picture below the media root", param)
-        return held.read(max_bytes + 1)
+        pass
+    raise _refusal("there is no such picture below the media root", param)
 
 
 def _parts(url: str, root: Path, param: str) -> list[str]:

@@ -41,7 +41,11 @@ def fetch(url: str, hosts: frozenset[str], max_bytes: int, param: str) -> bytes:
         with plain, _Deadline(plain, deadline):
             context = ssl.create_default_context()
             with context.wrap_socket(plain, server_hostname=host) as secure:
-                return _get(secure, host, target, max_bytes, param)
+                picture = _get(secure, host, target, max_bytes, param)
+        # A socket that was shut looks like one whose other end had said all.
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+        return picture
     except (OSError, http.client.HTTPException) as error:
         late = time.monotonic() >= deadline
         reason = f"it took over {SECONDS:g} seconds" if late else type(error).__name__
@@ -121,6 +125,8 @@ def _get(
         size += len(part)
         if size > max_bytes:
             raise _refusal(f"the picture has more than {max_bytes:,} bytes", param)
+    if response.length:
+        raise http.client.IncompleteRead(b"", response.length)
     return b"".join(parts)
 
 

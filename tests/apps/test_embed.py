@@ -10,44 +10,10 @@ import numpy as np
 import pytest
 
 from mm1_mlx.apps.cli import main
-from mm1_mlx.config import MM1Config
 from mm1_mlx.embed import classify, embed_images, embed_texts, load_embedder
-from mm1_mlx.models import MM1
 from mm1_mlx.runtime import TINY
-from mm1_mlx.writer import CheckpointWriter
 
 STAR, FOUR = str(TINY / "red-star.png"), str(TINY / "four-shapes.png")
-TEXT = {
-    "vocab_size": 340,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "hidden_act": "quick_gelu",
-    "max_position_embeddings": 40,
-    "projection_size": 16,
-}
-
-
-@pytest.fixture(scope="session")
-def clip_folder(make_config, reinitialise, byte_folder, tmp_path_factory):
-    """A model with two towers and a tokenizer, in our format."""
-    sections = make_config().to_dict()
-    shared = {"feature_layer": -1, "apply_post_norm": True, "projection_size": 16}
-    config = MM1Config.from_dict(
-        {
-            "vision": sections["vision"] | shared,
-            "text": TEXT,
-            "image": sections["image"],
-        }
-    )
-    out = tmp_path_factory.mktemp("clip") / "model"
-    with CheckpointWriter(out, config, {}) as writer:
-        for name, tensor in reinitialise(MM1(config)).tensors().items():
-            writer.add(name, tensor)
-        for path in Path(byte_folder).iterdir():
-            writer.add_file(path.name, path)
-    return out
 
 
 @pytest.fixture
