@@ -11,70 +11,28 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self, Unpack
 
-from mm1_mlx.answer import Options, Piece, Settings, Stats, Timings
+from mm1_mlx.answer import Options, Piece, Settings
 from mm1_mlx.batch import SIZE, Ask, Batch
 from mm1_mlx.engine import Plan
 from mm1_mlx.errors import BusyError, MemoryLimitError
 from mm1_mlx.image import ImageSource
 from mm1_mlx.messages import Message
 from mm1_mlx.runtime import Runtime, wired
+from mm1_mlx.ticket import Listener, Ticket
 
 # Questions that wait while as many as there are places are answered.
 MAX_WAITING = 64
 # Of them as many are made ready at a time, and held with their pictures' pixels.
 AHEAD = 2
-# Which answer to a question it belongs to, and what came.
-Listener = Callable[[int, Piece | BaseException], None]
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A question that was put to a pool."""
-
-    ask: Ask
-    count: int
-    _listen: Listener
-    _withdraw: Callable[[Ticket], None]
-    start: float = field(default_factory=time.perf_counter)
-    gone: threading.Event = field(default_factory=threading.Event)
-    plan: Future[Plan] | None = None
-    # How many of its answers have begun.
-    begun: int = 0
-
-    def cancel(self) -> None:
-        """Want no more of it: it leaves the queue, or its answers end where they are."""
-        self.gone.set()
-        self._withdraw(self)
-
-    def tell(self, number: int, came: Piece | BaseException) -> None:
-        """Hand over what came; a listener that fails is not told again."""
-        if self.gone.is_set():
-            return
-        try:
-            self._listen(number, came)
-        # Whatever it is, it is the listener's own, and the others' answers go on.
-        except Exception:
-            self.gone.set()
-
-    @property
-    def unwanted(self) -> bool:
-        """Whether its caller has left or called it off."""
-        cancel = self.ask.settings.cancel
-        return self.gone.is_set() or (cancel is not None and cancel.is_set())
-
-    @property
-    def ready(self) -> bool:
-        """Whether its prompt is made, or cannot be."""
-        return self.plan is not None and self.plan.done()
 
 
 class Pool:
@@ -82,7 +40,8 @@ class Pool:
 
     Questions are answered in the order in which they came, but that one may pass another
     while that one's pictures are being opened. One that has not the memory beside those
-    under way waits until some have ended, and those behind it wait with it.
+    under way waits until some have ended, and those behind it wait with it. What else is
+    asked of the runtime waits until nobody asks the pool.
 
     Args:
         runtime: from ``load``; it stays open when the pool is closed.
@@ -104,8 +63,9 @@ class Pool:
         self._closed = False
         self._idle = threading.Event()
         self._idle.set()
-        # Used on the model's thread alone: answers under way, by their numbers in a batch.
-        self._rows: dict[int, tuple[Ticket, int]] = {}
+        # Used on the model's thread alone: answers under way, by their numbers in a batch,
+        # and when each began.
+        self._rows: dict[int, tuple[Ticket, int, float]] = {}
         self._next_row = 0
         # As many were under way when the next one had not the memory beside them.
         self._full: int | None = None
@@ -296,7 +256,7 @@ class Pool:
 
     def _tell_all(self, error: BaseException, tickets: Sequence[Ticket] = ()) -> None:
         """End all answers under way, and what waits behind their questions."""
-        for ticket in [*(ticket for ticket, _ in self._rows.values()), *tickets]:
+        for ticket in [*(ticket for ticket, _, _ in self._rows.values()), *tickets]:
             ticket.tell(0, error)
             ticket.gone.set()
         self._rows.clear()
@@ -317,8 +277,7 @@ class Pool:
         """Let those leave the queue whose callers want no more."""
         for ticket in [ticket for ticket in self._waiting if ticket.unwanted]:
             self._leave(ticket)
-            for number in range(ticket.begun, ticket.count):
-                ticket.tell(number, _called_off(ticket.start))
+            ticket.call_off()
 
     def _leave(self, ticket: Ticket) -> None:
         if ticket in self._waiting:
@@ -342,7 +301,7 @@ class Pool:
     def _begin(self, batch: Batch, ticket: Ticket) -> None:
         """Begin the next answer to a question."""
         assert ticket.plan is not None
-        number, row = ticket.begun, self._next_row
+        number, row, began = ticket.begun, self._next_row, time.perf_counter()
         try:
             plan = _with_seed(ticket.plan.result(), number)
             pieces = batch.begin(
@@ -363,7 +322,7 @@ class Pool:
             self._refuse(ticket, error)
         else:
             ticket.begun, self._next_row = number + 1, row + 1
-            self._rows[row] = ticket, number
+            self._rows[row] = ticket, number, began
             if ticket.begun == ticket.count:
                 # Its pictures' pixels go with it.
                 ticket.plan = None
@@ -379,11 +338,10 @@ class Pool:
             self._leave(ticket)
 
     def _tell(self, row: int, came: Piece | BaseException) -> None:
-        ticket, number = self._rows[row]
+        ticket, number, began = self._rows[row]
         if isinstance(came, BaseException) or came.finish_reason is not None:
             del self._rows[row]
-            took = time.perf_counter() - ticket.start
-            self._pace += 0.2 * (took - self._pace)
+            self._pace += 0.2 * (time.perf_counter() - began - self._pace)
         ticket.tell(number, came)
 
 
@@ -399,10 +357,3 @@ def _with_seed(plan: Plan, number: int) -> Plan:
     if seed is None or not number:
         return plan
     return replace(plan, settings=replace(plan.settings, seed=(seed + number) % 2**64))
-
-
-def _called_off(start: float) -> Piece:
-    """The only piece of an answer that never began."""
-    waited = time.perf_counter() - start
-    stats = Stats(0, 0, 0, 0, Timings(0.0, 0.0, waited, waited, 0.0))
-    return Piece("", None, "cancelled", stats)

@@ -33,6 +33,7 @@ ROWS = [
     ["engine"],
     ["runtime"],
     ["batch", "embed"],
+    ["ticket"],
     ["likelihood", "captions", "pool"],
     ["train"],
     ["eval"],
