@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -24,16 +23,13 @@ from .replies import (
     Logprobs,
 )
 from .service import (
-    DONE,
-    Events,
-    EventStream,
     Pieces,
     Service,
-    event,
-    now,
+    head_of,
     respond,
     unless_left,
 )
+from .stream import DONE, Events, EventStream, event
 from .written import Written, collect, timings_of, usage_of
 
 
@@ -71,19 +67,13 @@ class _Chat:
     def __init__(
         self, service: Service, loaded: Loaded, fields: ChatRequest, count: int
     ) -> None:
-        assert loaded.runtime is not None
         assert loaded.spelling is not None
         self._count = count
         self._spelling = loaded.spelling
         self._scores = bool(fields.logprobs)
         options = fields.stream_options
         self._tells_usage = options is not None and bool(options.include_usage)
-        self._head: dict[str, Any] = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "created": now(),
-            "model": service.name,
-            "system_fingerprint": f"fp_{loaded.runtime.digest[:12]}",
-        }
+        self._head = head_of(service, loaded, "chatcmpl")
 
     async def whole(self, pieces: Pieces) -> Response:
         """All answers at once."""

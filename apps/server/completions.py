@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -15,16 +14,13 @@ from .keeper import Loaded
 from .logprobs import Scored, completion_logprobs
 from .replies import Completion, CompletionChoice, CompletionLogprobs, FinishReason
 from .service import (
-    DONE,
-    Events,
-    EventStream,
     Pieces,
     Service,
-    event,
-    now,
+    head_of,
     respond,
     unless_left,
 )
+from .stream import DONE, Events, EventStream, event
 from .written import Written, collect, timings_of, usage_of
 
 
@@ -67,7 +63,6 @@ class _Completions:
         prompts: int,
         count: int,
     ) -> None:
-        assert loaded.runtime is not None
         assert loaded.spelling is not None
         self._number = prompts * count
         self._count = count
@@ -75,12 +70,7 @@ class _Completions:
         self._scores = fields.logprobs is not None
         options = fields.stream_options
         self._tells_usage = options is not None and bool(options.include_usage)
-        self._head: dict[str, Any] = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "created": now(),
-            "model": service.name,
-            "system_fingerprint": f"fp_{loaded.runtime.digest[:12]}",
-        }
+        self._head = head_of(service, loaded, "cmpl")
 
     async def whole(self, pieces: Pieces) -> Response:
         """All texts at once."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from mm1_mlx.answer import Piece
 from mm1_mlx.batch import Ask
@@ -21,7 +21,7 @@ from mm1_mlx.errors import BusyError, MM1Error
 from mm1_mlx.pool import Pool
 
 from .bodies import Bodies, ClientLeft, left
-from .errors import APIError, bug
+from .errors import APIError
 from .fields import Fields
 from .keeper import Keeper, Loaded
 from .metrics import Metrics
@@ -31,13 +31,9 @@ from .replies import Abilities
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Fields)
-Events = AsyncGenerator[bytes, None]
 # Of answers, with their numbers.
 Pieces = AsyncIterator[tuple[int, Piece]]
 
-DONE = b"data: [DONE]\n\n"
-# A line that clients leave out, and that shows whether they are there.
-PULSE = b": still here\n\n"
 # Bodies longer than this are read by another thread than the one that serves everybody.
 LONG = 1 << 20
 MOST_RETRY = 120
@@ -184,96 +180,23 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(job, gone, return_exceptions=True)
 
 
-def event(reply: BaseModel) -> bytes:
-    """An object as an event of a stream."""
-    return b"data: " + reply.__pydantic_serializer__.to_json(reply) + b"\n\n"
-
-
 def respond(reply: BaseModel) -> Response:
     """An object as a whole response."""
     return Response(reply.model_dump_json(), media_type="application/json")
 
 
-def now() -> int:
-    """Seconds since 1970."""
-    return int(time.time())
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events, which end where the client has left or takes none.
+def head_of(service: Service, loaded: Loaded, kind: str) -> dict[str, Any]:
+    """What all objects of an answer say.
 
     Args:
-        events: encoded, ``[DONE]`` among them; errors become the last one.
-        stack: what they need, which is closed behind them, or instead of them.
-        policy: how long is waited.
+        service: the server's.
+        loaded: the model that answers.
+        kind: what the answer's id begins with.
     """
-
-    def __init__(self, events: Events, stack: AsyncExitStack, policy: Policy) -> None:
-        # Of the request, for the log.
-        self._name = "-"
-        super().__init__(
-            _with_pulse(self._with_errors(events), policy.pulse_seconds),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
-        self._stack = stack
-        self._seconds = policy.send_seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
-        self._name = scope["state"]["request_id"]
-        async with self._stack:
-            await super().__call__(scope, receive, send)
-
-    async def stream_response(self, send: Send) -> None:
-        """Send them; the generator is closed, whatever happens."""
-
-        async def sender(message: Any) -> None:
-            try:
-                async with asyncio.timeout(self._seconds):
-                    await send(message)
-            except TimeoutError:
-                raise ClientLeft from None
-
-        body: Any = self.body_iterator
-        try:
-            await super().stream_response(sender)
-        finally:
-            await body.aclose()
-
-    async def _with_errors(self, events: Events) -> Events:
-        """The events, and behind them what ended them."""
-        async with aclosing(events):
-            try:
-                async for held in events:
-                    yield held
-            except APIError as error:
-                yield _error_event(error)
-            except Exception as error:
-                yield _error_event(bug(error, self._name))
-
-
-def _error_event(error: APIError) -> bytes:
-    return b"data: " + bytes(JSONResponse(error.body()).body) + b"\n\n"
-
-
-async def _with_pulse(events: Events, seconds: float) -> Events:
-    """The events, and a comment where none came for so long."""
-    async with aclosing(events):
-        coming: asyncio.Future[bytes | None] | None = None
-        try:
-            while True:
-                if coming is None:
-                    coming = asyncio.ensure_future(anext(events, None))
-                await asyncio.wait({coming}, timeout=seconds)
-                if not coming.done():
-                    yield PULSE
-                    continue
-                held, coming = coming.result(), None
-                if held is None:
-                    return
-                yield held
-        finally:
-            if coming is not None:
-                coming.cancel()
-                await asyncio.gather(coming, return_exceptions=True)
+    assert loaded.runtime is not None
+    return {
+        "id": f"{kind}-{secrets.token_hex(12)}",
+        "created": int(time.time()),
+        "model": service.name,
+        "system_fingerprint": f"fp_{loaded.runtime.digest[:12]}",
+    }
