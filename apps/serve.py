@@ -200,7 +200,7 @@ def _policy(
     from mm1_mlx.errors import ConfigError
     from mm1_mlx.folders import user_path
 
-    from .server.policy import Policy
+    from .server.policy import Policy, is_address
 
     for origin in origins or []:
         if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
@@ -213,6 +213,8 @@ def _policy(
                 f"--allow-remote-images {remote!r} is no host's name, expected such as "
                 "images.example.org"
             )
+    # An address is known by the connection; of a wildcard nobody makes a name.
+    named = [] if is_address(host) or host == "localhost" else [host]
     root = None
     if media_root is not None:
         root = user_path(str(media_root)).resolve()
@@ -220,7 +222,7 @@ def _policy(
             raise ConfigError(f"--media-root {str(root)!r} is no folder")
     return Policy(
         key=key,
-        hosts=frozenset(x.lower() for x in [*(hosts or []), host] if x),
+        hosts=frozenset(x.lower() for x in [*(hosts or []), *named]),
         origins=frozenset(origins or []),
         remote_hosts=frozenset(x.lower() for x in remote_hosts or []),
         media_root=root,

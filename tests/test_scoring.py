@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mm1_mlx.answer import Piece
+from mm1_mlx.answer import Piece, Score
 from mm1_mlx.bias import Bias
 from mm1_mlx.sampling import Sampler
 from mm1_mlx.scores import Scores
@@ -66,39 +66,19 @@ def test_scores_are_the_models_own(count):
         np.testing.assert_allclose(likeliest, row[order], atol=1e-5)
 
 
-def test_spelled_tokens_are_the_text_that_is_written(any_tokenizer):
-    spelling, random = Spelling(any_tokenizer), np.random.default_rng(0)
-    texts = ["a blue star", " red", "h\u00e9llo \u4f60\u597d \U0001f600!", "  two  "]
-    written = [any_tokenizer.encode(t, add_special_tokens=False) for t in texts]
-    drawn = random.integers(4, any_tokenizer.size, (40, 8)).tolist()
-    ends = any_tokenizer.hf.eos_token_ids
-    for tokens in [*written, *drawn]:
-        tokens = [t for t in tokens if t not in ends]
-        transcript = Transcript(any_tokenizer)
-        said = "".join(transcript.add(token).text for token in tokens)
-        said += transcript.finish("length").text
-        spelled = b"".join(spelling(token) for token in tokens)
-        if spelling.trims:
-            spelled = spelled.removeprefix(b" ")
-        assert spelled.decode(errors="replace").rstrip(" ") == said.rstrip(" ")
-
-
 def test_a_token_that_only_pads_has_no_bytes(any_tokenizer):
     assert Spelling(any_tokenizer)(any_tokenizer.size + 5) == b""
 
 
-@pytest.fixture
-def scorer(any_tokenizer):
+def scorer_of(tokenizer):
     logprobs = pytest.importorskip("mm1_mlx.apps.server.logprobs")
-    return logprobs.Scorer(Spelling(any_tokenizer))
+    return logprobs.Scorer(Spelling(tokenizer))
 
 
-def pieces(tokenizer, text, stop=()):
+def pieces(tokenizer, tokens, stop=()):
     """What an answer of these tokens gives, each with a score."""
-    from mm1_mlx.answer import Score
-
     transcript = Transcript(tokenizer, stop)
-    for token in tokenizer.encode(text, add_special_tokens=False):
+    for token in tokens:
         piece = transcript.add(token)
         yield Piece(
             piece.text, token, piece.finish_reason, None, Score(token, -1.0, ())
@@ -108,13 +88,29 @@ def pieces(tokenizer, text, stop=()):
     yield transcript.finish("length")
 
 
-def test_offsets_are_where_tokens_begin(any_tokenizer, scorer):
-    text, told = "a blue \u4f60\u597d star", []
-    came = [*pieces(any_tokenizer, text)]
-    for piece in came:
+def test_spelled_tokens_are_the_text_that_is_written(any_tokenizer):
+    random = np.random.default_rng(0)
+    texts = ["a blue star", " red", "h\u00e9llo \u4f60\u597d \U0001f600!", "  two  "]
+    written = [any_tokenizer.encode(t, add_special_tokens=False) for t in texts]
+    drawn = random.integers(4, any_tokenizer.size, (60, 8)).tolist()
+    ends = any_tokenizer.hf.eos_token_ids
+    for tokens in [*written, *drawn]:
+        scorer, told, said = scorer_of(any_tokenizer), [], ""
+        for piece in pieces(any_tokenizer, [t for t in tokens if t not in ends]):
+            told += scorer.add(piece)
+            said += piece.text
+        spelled = b"".join(scored.text for scored in told)
+        # Spaces that may yet be followed by something are not written.
+        assert spelled.decode(errors="replace").rstrip(" ") == said.rstrip(" ")
+
+
+def test_offsets_are_where_tokens_begin(any_tokenizer):
+    tokens = any_tokenizer.encode("a blue \u4f60\u597d star", add_special_tokens=False)
+    scorer, told, said = scorer_of(any_tokenizer), [], ""
+    for piece in pieces(any_tokenizer, tokens):
         told += scorer.add(piece)
-    said = "".join(piece.text for piece in came)
-    assert len(told) == sum(piece.token is not None for piece in came)
+        said += piece.text
+    assert len(told) == len(tokens)
     whole = b"".join(scored.text for scored in told)
     assert whole.decode() == said
     at = 0
@@ -124,9 +120,10 @@ def test_offsets_are_where_tokens_begin(any_tokenizer, scorer):
         at += len(scored.text)
 
 
-def test_tokens_of_a_stop_string_are_not_told(any_tokenizer, scorer):
-    told, said = [], ""
-    for piece in pieces(any_tokenizer, "a red star", ["red"]):
+def test_tokens_of_a_stop_string_are_not_told(any_tokenizer):
+    tokens = any_tokenizer.encode("a red star", add_special_tokens=False)
+    scorer, told, said = scorer_of(any_tokenizer), [], ""
+    for piece in pieces(any_tokenizer, tokens, ["red"]):
         said += piece.text
         told += scorer.add(piece)
     assert said.strip() == "a"

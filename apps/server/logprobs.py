@@ -41,13 +41,15 @@ class Scorer:
         self._spelling = spelling
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held: deque[Scored] = deque()
+        self._first = True
         self._written = 0
         self._sent = 0
 
     def add(self, piece: Piece) -> list[Scored]:
         """The scores that belong to what was sent, this piece included."""
         if piece.score is not None:
-            trimmed = self._spelling.trims and not self._written
+            trimmed = not self._written and self._spelling.trims(first=self._first)
+            self._first = False
             text = _spell(piece.score.token, self._spelling, trimmed=trimmed)
             self._held.append(Scored(piece.score, self._written, text, trimmed))
             self._written += len(self._decoder.decode(text))

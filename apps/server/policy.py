@@ -56,6 +56,25 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _plain(address: str) -> str:
+    """The address as people spell it: IPv4 within IPv6 as IPv4, no zone."""
+    address = address.partition("%")[0]
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return str(getattr(ip, "ipv4_mapped", None) or ip)
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an address and no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def knows_host(host: str, local: tuple[str, int], policy: Policy) -> bool:
     """Whether a ``Host`` header names this server.
 
@@ -67,7 +86,7 @@ def knows_host(host: str, local: tuple[str, int], policy: Policy) -> bool:
         local: address and port that the client connected to.
         policy: names that are allowed beside the server's own.
     """
-    address, port = local
+    address, port = _plain(local[0]), local[1]
     spelled = f"[{address}]" if ":" in address else address
     names = {spelled, *policy.hosts}
     if is_loopback(address):

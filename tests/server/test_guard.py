@@ -71,7 +71,11 @@ def test_an_address_that_others_reach_it_by_is_known():
     assert knows_host("192.168.1.5", ("192.168.1.5", 80), policy)
     assert not knows_host("192.168.1.6:8080", ("192.168.1.5", 8080), policy)
     assert not knows_host("localhost:8080", ("192.168.1.5", 8080), policy)
-    assert knows_host("[fe80::1]:8080", ("fe80::1", 8080), policy)
+    assert knows_host("[fe80::1]:8080", ("fe80::1%en0", 8080), policy)
+    # A socket for both kinds of addresses.
+    assert knows_host("192.168.1.5:8080", ("::ffff:192.168.1.5", 8080), policy)
+    assert knows_host("localhost:8080", ("::ffff:127.0.0.1", 8080), policy)
+    assert not knows_host("0.0.0.0:8080", ("127.0.0.1", 8080), policy)
 
 
 def test_loopback_is_told_by_the_address():
