@@ -148,10 +148,15 @@ def test_answers_are_those_of_the_runtime(client, runtime, name):
 
 def test_every_field_changes_what_it_should(client):
     plain = ask(client, DESCRIBE).choices[0].message.content
-    for name in ("short", "stop", "stops", "seed", "presence", "bias"):
+    for name in ("short", "stop", "stops", "seed", "bias"):
         changed = ask(client, DESCRIBE, **FIELDS[name]).choices[0].message.content
         assert changed != plain, name
     assert "heart" not in ask(client, DESCRIBE, stop="heart").choices[0].message.content
+    # Of what the model repeats where it is shown nothing.
+    idle = ask(client, "What is this?").choices[0].message.content
+    for name in ("presence_penalty", "frequency_penalty"):
+        changed = ask(client, "What is this?", **{name: 2.0})
+        assert changed.choices[0].message.content != idle, name
     # So few that the likeliest is left alone.
     fields = {"temperature": 2, "seed": 1, "top_p": 0.0001}
     assert ask(client, DESCRIBE, **fields).choices[0].message.content == plain
