@@ -223,8 +223,7 @@ class Pool:
                 ticket.plan.add_done_callback(self._tell_ready)
 
     def _plan(self, ticket: Ticket) -> Plan:
-        ask = ticket.ask
-        return self._runtime.engine.plan(ask.prompt, ask.images, ask.settings)
+        return ticket.ask.plan(self._runtime.engine)
 
     def _tell_ready(self, _: Future[Plan]) -> None:
         with self._changed:

@@ -148,10 +148,12 @@ def test_answers_are_those_of_the_runtime(client, runtime, name):
 
 def test_every_field_changes_what_it_should(client):
     plain = ask(client, DESCRIBE).choices[0].message.content
-    for name in ("short", "stop", "stops", "seed", "bias"):
+    for name in ("short", "stop", "stops", "seed"):
         changed = ask(client, DESCRIBE, **FIELDS[name]).choices[0].message.content
         assert changed != plain, name
     assert "heart" not in ask(client, DESCRIBE, stop="heart").choices[0].message.content
+    forced = ask(client, DESCRIBE, logit_bias={"300": 100}, max_tokens=3)
+    assert not plain.startswith(forced.choices[0].message.content)
     # Of what the model repeats where it is shown nothing.
     idle = ask(client, "What is this?").choices[0].message.content
     for name in ("presence_penalty", "frequency_penalty"):
