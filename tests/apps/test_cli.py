@@ -27,6 +27,7 @@ COMMANDS = (
         "",
         "generate",
         "chat",
+        "serve",
         "caption",
         "convert",
         "quantize",
