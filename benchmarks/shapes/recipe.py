@@ -77,7 +77,7 @@ class Recipe:
 def load_recipe() -> Recipe:
     """The committed recipe."""
     values = json.loads(RECIPE.read_text())
-    config, train = _config(values.pop("model")), values.pop("train")
+    config, train = make_config(values.pop("model")), values.pop("train")
     stages = []
     for stage in values.pop("stages"):
         stage["train"] = TrainConfig(**train | stage["train"])
@@ -88,7 +88,8 @@ def load_recipe() -> Recipe:
     return Recipe(config, tuple(stages), **values)
 
 
-def _config(parts: dict[str, dict[str, Any]]) -> MM1Config:
+def make_config(parts: Mapping[str, Mapping[str, Any]]) -> MM1Config:
+    """The config of sections that say what the others, and the tokenizer, leave open."""
     vision, decoder = parts["vision"], parts["decoder"]
     size = vision["image_size"]
     defaults = {
@@ -107,7 +108,9 @@ def _config(parts: dict[str, dict[str, Any]]) -> MM1Config:
         },
         "image": {"size": size, "mean": list(CLIP_MEAN), "std": list(CLIP_STD)},
     }
-    sections = {name: defaults.get(name, {}) | part for name, part in parts.items()}
+    sections = {
+        name: {**defaults.get(name, {}), **part} for name, part in parts.items()
+    }
     prompt = {"template": "llava", "image_token_id": SPECIALS.index("<image>")}
     return MM1Config.from_dict(sections | {"prompt": prompt})
 

@@ -1,0 +1,117 @@
+"""A point is trained: its encoder, on documents, on questions, by the project's trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mm1_mlx.blas import preload_blas
+
+preload_blas()
+
+import mlx.core as mx  # noqa: E402
+from mlx.utils import tree_flatten  # noqa: E402
+
+from benchmarks.lessons.batches import Documents, Labelled, Questions  # noqa: E402
+from benchmarks.lessons.models import WIDTH, config_of  # noqa: E402
+from benchmarks.lessons.points import Point  # noqa: E402
+from benchmarks.shapes.patches import (  # noqa: E402
+    PatchClassifier,
+    PatchHeads,
+    encoder_loss,
+)
+from mm1_mlx.models import MM1  # noqa: E402
+from mm1_mlx.models.vision import VisionEncoder  # noqa: E402
+from mm1_mlx.tokenizer import Tokenizer  # noqa: E402
+from mm1_mlx.train.config import TrainConfig  # noqa: E402
+from mm1_mlx.train.loss import next_token_loss, sparse_loss  # noqa: E402
+from mm1_mlx.train.trainer import Trainer  # noqa: E402
+
+# Streams of pictures, so that no two stages of a seed see the same ones.
+ENCODER, DOCUMENTS, QUESTIONS = 0, 1, 2
+STREAMS = 3
+# Shares of a stage's steps.
+WARMUP, DECAY = 0.1, 0.4
+
+
+def settings(steps: int, seed: int) -> TrainConfig:
+    """A stage of so many steps."""
+    return TrainConfig(
+        steps=steps,
+        seed=seed,
+        optimizer="muon",
+        learning_rate=0.002,
+        matrix_learning_rate=0.02,
+        warmup_steps=round(WARMUP * steps),
+        decay_steps=round(DECAY * steps),
+        final_fraction=0.05,
+        save_every=steps,
+        log_every=25,
+    )
+
+
+def stream(seed: int, stage: int) -> int:
+    """The seed of a stage's batches."""
+    return STREAMS * seed + stage
+
+
+def train_encoder(
+    point: Point, seed: int, steps: int, folder: Path, out: Path
+) -> dict[str, Any]:
+    """Train an encoder of the point's resolution on labelled patches and keep it.
+
+    Returns:
+        The last line of its log.
+    """
+    config = config_of(point)
+    assert config.vision is not None
+    mx.random.seed(seed)
+    model = PatchClassifier(VisionEncoder(config.vision), PatchHeads(WIDTH))
+    number = stream(seed, ENCODER)
+    batches = Labelled(config, number)
+    last = _run(Trainer(model, encoder_loss, batches, settings(steps, number), folder))
+    weights = dict(tree_flatten(model.vision.parameters()))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # In one go: whoever finds it finds all of it.
+    partial = out.with_suffix(".partial.safetensors")
+    mx.save_safetensors(str(partial), weights)
+    partial.replace(out)
+    return last
+
+
+def train(
+    point: Point,
+    seed: int,
+    encoder: Path,
+    tokenizer: Tokenizer,
+    folder: Path,
+) -> tuple[MM1, dict[str, dict[str, Any]]]:
+    """A point's model with an encoder that stays as it is, and its stages' last log lines."""
+    config = config_of(point)
+    mx.random.seed(stream(seed, DOCUMENTS))
+    model = MM1(config)
+    model.vision.load_weights(str(encoder))
+    model.vision.freeze()
+    loss: Any = sparse_loss if point.experts else next_token_loss
+    logs = {}
+    stages = (
+        ("documents", point.pretrain_steps, DOCUMENTS),
+        ("questions", point.question_steps, QUESTIONS),
+    )
+    for name, steps, number in stages:
+        if not steps:
+            continue
+        own = stream(seed, number)
+        batches: Any = Questions(config, tokenizer, own)
+        if name == "documents":
+            batches = Documents(config, tokenizer, own, point.mix)
+        made = settings(steps, own)
+        logs[name] = _run(Trainer(model, loss, batches, made, folder / name))
+    return model, logs
+
+
+def _run(trainer: Trainer[Any, Any]) -> dict[str, Any]:
+    """Train to the end; the last line of the log."""
+    lines: list[dict[str, Any]] = []
+    trainer.run(lines.append)
+    return lines[-1] if lines else {}

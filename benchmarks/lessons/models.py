@@ -1,0 +1,91 @@
+"""A point's model: small enough to be trained on one core in minutes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from benchmarks.lessons.points import Connector, Point
+from benchmarks.shapes.recipe import make_config
+from mm1_mlx.config import MM1Config
+from mm1_mlx.models import MM1
+from mm1_mlx.writer import CheckpointWriter
+
+WIDTH = 64
+LAYERS = 4
+# Of a dense feed-forward part.
+INTERMEDIATE = 192
+EVERY = 2
+
+
+def config_of(point: Point) -> MM1Config:
+    """Its config; one with experts has as many weights at work as one without."""
+    decoder = {
+        "hidden_size": WIDTH,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }
+    if point.experts:
+        # Of two layers one has two experts at work: three parts in place of two.
+        decoder["intermediate_size"] = INTERMEDIATE * 2 // 3
+        decoder["moe"] = {
+            "num_experts": point.experts,
+            "every": EVERY,
+            "offset": EVERY - 1,
+        }
+    parts = {
+        "vision": {
+            "image_size": point.image_size,
+            "patch_size": 8,
+            "hidden_size": WIDTH,
+            "intermediate_size": 4 * WIDTH,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "hidden_act": "quick_gelu",
+        },
+        "connector": {
+            "kind": point.connector,
+            "num_image_tokens": point.image_tokens,
+            **_inside(point.connector),
+        },
+        "decoder": decoder,
+        "image": {"resize": "pad"},
+    }
+    return make_config(parts)
+
+
+def _inside(kind: Connector) -> dict[str, int]:
+    if kind == "c_abstractor":
+        return {"hidden_size": WIDTH, "depth": 1}
+    return {"num_attention_heads": 4} if kind == "attention_pool" else {}
+
+
+def working_weights(model: MM1) -> int:
+    """How many weights of the decoder a token meets."""
+    moe = model.config.decoder.moe if model.config.decoder else None
+    total = 0
+    for name, x in tree_flatten(model.decoder.parameters()):
+        size = x.size
+        if moe and ".switch_mlp." in name:
+            size = size * moe.experts_per_token // moe.num_experts
+        total += size
+    return total
+
+
+def export(model: MM1, tokenizer: Path, out: Path, *, answers: bool) -> None:
+    """Write a model that ``load`` takes; one that answers nothing gets no template."""
+    config = model.config
+    assert config.prompt is not None
+    if not answers:
+        config = replace(config, prompt=replace(config.prompt, template="plain"))
+    source = {"name": "lesson", "recipe": "benchmarks/lessons", "licence": "MIT"}
+    with CheckpointWriter(out, config, source, overwrite=True) as writer:
+        for name, tensor in model.tensors().items():
+            writer.add(name, tensor.astype(mx.float32))
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            writer.add_file(name, tokenizer / name)

@@ -1,0 +1,205 @@
+"""Figures of all runs -> a table, a plot: ``python -m benchmarks.lessons.report FOLDER``.
+
+Writes ``results.json``, the table in ``README.md`` and ``lessons.png`` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lessons.points import LESSONS, Claim, Lesson, points_of
+from benchmarks.lessons.run import FIGURES, as_json
+from benchmarks.lessons.verdict import Estimate, Shares, estimate, gains, judge
+
+PLACE = Path(__file__).parent
+RESULTS, README, PLOT = (
+    PLACE / name for name in ("results.json", "README.md", "lessons.png")
+)
+BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
+COLOURS = {
+    "answers": "tab:blue",
+    "zero-shot": "tab:blue",
+    "few-shot": "tab:orange",
+    "text": "tab:green",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the runs are kept")
+    arguments = parser.parse_args()
+    runs = read_runs(arguments.folder)
+    if not runs:
+        sys.exit(
+            f"error: {arguments.folder} has no figures; run benchmarks.lessons.run"
+        )
+    results = summarise(runs)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    before, rest = README.read_text().split(BEGIN)
+    _, behind = rest.split(END)
+    README.write_text(f"{before}{BEGIN}{table(results)}{END}{behind}")
+    plot(results, PLOT)
+
+
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """The figures of every run of a point as it is now."""
+    known = {name: as_json(point) for name, point in points_of().items()}
+    runs = [
+        json.loads(x.read_text()) for x in sorted((folder / FIGURES).glob("*.json"))
+    ]
+    return [run for run in runs if run["point"] == known.get(run["point"]["name"])]
+
+
+def summarise(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Means and intervals of every point, and what becomes of every claim."""
+    shares: dict[tuple[str, str], dict[int, float]] = {}
+    chances: dict[str, float] = {}
+    seconds = []
+    for run in runs:
+        seconds.append(sum(run["cpu_seconds"].values()))
+        for measure, row in run["figures"].items():
+            own = shares.setdefault((measure, run["point"]["name"]), {})
+            own[run["seed"]] = row["right"]
+            chances[measure] = row["chance"]
+    points = [
+        {
+            "point": point,
+            "measure": measure,
+            "seeds": {str(seed): share for seed, share in sorted(values.items())},
+            **_rounded(estimate([values[seed] for seed in sorted(values)])),
+        }
+        for (measure, point), values in sorted(shares.items())
+    ]
+    claims = [
+        {"lesson": lesson.name, "text": claim.text, **_judged(claim, shares)}
+        for lesson in LESSONS
+        for claim in lesson.claims
+    ]
+    return {
+        "runs": len(seconds),
+        "cpu_seconds": {"mean": round(sum(seconds) / len(seconds), 1)}
+        | {"longest": round(max(seconds), 1)},
+        "chance": {name: round(value, 4) for name, value in sorted(chances.items())},
+        "points": points,
+        "claims": claims,
+    }
+
+
+def _judged(claim: Claim, shares: Shares) -> dict[str, Any]:
+    values = gains(claim, shares)
+    if not values:
+        return {"runs": 0, "verdict": "not run"}
+    gain = estimate(values)
+    return {"runs": len(values), **_rounded(gain), "verdict": judge(gain)}
+
+
+def _rounded(found: Estimate) -> dict[str, float | None]:
+    """As JSON has it, which knows no infinity."""
+    values = {"mean": found.mean, "low": found.low, "high": found.high}
+    return {k: round(v, 4) if math.isfinite(v) else None for k, v in values.items()}
+
+
+def table(results: dict[str, Any]) -> str:
+    """What the paper says beside what is measured here, as Markdown."""
+    lines = [
+        "| the paper | its figures | here: gain in points, 95% interval | verdict |",
+        "|---|---|---|---|",
+    ]
+    papers = [claim.paper for lesson in LESSONS for claim in lesson.claims]
+    for row, paper in zip(results["claims"], papers, strict=True):
+        gain = _points(row, "+.1f") if row["runs"] else ""
+        lines.append(f"| {row['text']} | {paper} | {gain} | {row['verdict']} |")
+    lines += ["", "| lesson | point | measure | right, 95% interval | chance |"]
+    lines.append("|---|---|---|---|--:|")
+    held = {(row["measure"], row["point"]): row for row in results["points"]}
+    for lesson in LESSONS:
+        for point, label in lesson.points:
+            for measure in lesson.measures:
+                if (row := held.get((measure, point.name))) is None:
+                    continue
+                name, chance = label.replace("\n", " "), results["chance"][measure]
+                lines.append(
+                    f"| {lesson.name} | {name} | {measure} | {_points(row, '.1f')} "
+                    f"| {100 * chance:.1f} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def _points(row: dict[str, Any], form: str) -> str:
+    """Mean and interval in per cent."""
+    if row["low"] is None:
+        return f"{100 * row['mean']:{form}}, one run"
+    mean, low, high = (100 * row[name] for name in ("mean", "low", "high"))
+    return f"{mean:{form}}, {low:{form}} to {high:{form}}"
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """A panel a lesson: what is measured here, and the paper's curve at a scale of its own."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = 4
+    figure, axes = plt.subplots(
+        math.ceil(len(LESSONS) / columns), columns, figsize=(15, 7)
+    )
+    for axis, lesson in zip(axes.flat, LESSONS, strict=False):
+        _panel(axis, lesson, results)
+    for axis in axes.flat[len(LESSONS) :]:
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _panel(axis: Any, lesson: Lesson, results: dict[str, Any]) -> None:
+    held = {(row["measure"], row["point"]): row for row in results["points"]}
+    for measure in lesson.measures:
+        rows = [held.get((measure, point.name)) for point, _ in lesson.points]
+        places = [i for i, row in enumerate(rows) if row]
+        means = [100 * row["mean"] for row in rows if row]
+        halves = [
+            0.0 if row["high"] is None else 100 * (row["high"] - row["mean"])
+            for row in rows
+            if row
+        ]
+        axis.errorbar(
+            places,
+            means,
+            halves,
+            fmt="o" if lesson.name in ("connector", "experts") else "o-",
+            capsize=4,
+            color=COLOURS[measure],
+            label=f"here, {measure}",
+        )
+    axis.set_title(lesson.title, fontsize=10)
+    axis.set_xticks(range(len(lesson.points)), [name for _, name in lesson.points])
+    axis.margins(x=0.2)
+    axis.set_ylabel("right, %")
+    shown = [axis]
+    if lesson.curves:
+        other = axis.twinx()
+        shown.append(other)
+        other.set_ylabel("MM1", color="grey")
+        for curve in lesson.curves:
+            other.plot(
+                curve.places, curve.values, "s--", color="grey", label=curve.label
+            )
+        other.margins(y=0.4)
+    else:
+        axis.plot([], [], " ", label="MM1: drawn, no figures")
+    legends = [each.get_legend_handles_labels() for each in shown]
+    handles = [handle for held, _ in legends for handle in held]
+    labels = [label for _, held in legends for label in held]
+    axis.legend(handles, labels, fontsize=7, loc="best")
+
+
+if __name__ == "__main__":
+    main()

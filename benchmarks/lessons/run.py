@@ -1,0 +1,176 @@
+"""Train and measure every point: ``python -m benchmarks.lessons.run FOLDER``.
+
+A run leaves one file of figures and is not repeated while that stands; one that was
+stopped goes on from its stage's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lessons.points import (
+    ENCODER_STEPS,
+    LESSONS,
+    NUMBER,
+    SEEDS,
+    Point,
+    points_of,
+)
+
+FIGURES = "figures"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the runs are kept")
+    parser.add_argument(
+        "--only", action="append", choices=[lesson.name for lesson in LESSONS]
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--processes", type=int, default=2, help="runs side by side")
+    arguments = parser.parse_args()
+    # A core each: threads of one product would only wait for one another.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    chosen = tuple(x for x in LESSONS if x.name in (arguments.only or x.name))
+    points = list(points_of(chosen).values())
+    try:
+        run_all(arguments.folder, points, arguments.seeds, arguments.processes)
+    except FileExistsError as error:
+        sys.exit(f"error: {error}")
+
+
+def run_all(
+    folder: Path, points: Iterable[Point], seeds: Iterable[int], processes: int
+) -> None:
+    """Every point with every seed whose file is not there yet; encoders come first.
+
+    Raises:
+        FileExistsError: a file is there, of a point that was another.
+    """
+    jobs = [
+        (point, seed)
+        for seed in seeds
+        for point in points
+        if not is_done(folder, point, seed)
+    ]
+    if not jobs:
+        return
+    encoders = {(point.image_size, seed): point for point, seed in jobs}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        # Before there are several processes that could write it.
+        pool.submit(write_tokenizer, folder).result()
+        made = [
+            pool.submit(make_encoder, folder, point, seed)
+            for (_, seed), point in encoders.items()
+        ]
+        for each in as_completed(made):
+            print(each.result(), flush=True)
+        runs = [pool.submit(run_point, folder, point, seed) for point, seed in jobs]
+        for done, each in enumerate(as_completed(runs), start=1):
+            print(f"{done} of {len(runs)}: {each.result()}", flush=True)
+
+
+def is_done(folder: Path, point: Point, seed: int) -> bool:
+    """Whether the figures of a run stand.
+
+    Raises:
+        FileExistsError: they are of a point that was another.
+    """
+    path = figures_path(folder, point, seed)
+    if not path.is_file():
+        return False
+    if json.loads(path.read_text())["point"] != as_json(point):
+        raise FileExistsError(
+            f"{path} is of a point with other settings; remove it or choose another folder"
+        )
+    return True
+
+
+def figures_path(folder: Path, point: Point, seed: int) -> Path:
+    """Where a run's figures are."""
+    return folder / FIGURES / f"{point.name}-seed{seed}.json"
+
+
+def as_json(point: Point) -> dict[str, Any]:
+    """The point as its figures' file holds it."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(point)))
+    return values
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Make the tokenizer, unless it is there."""
+    from benchmarks.shapes.recipe import load_recipe, open_tokenizer
+
+    open_tokenizer(folder / "tokenizer", load_recipe().config)
+
+
+def encoder_path(folder: Path, point: Point, seed: int) -> Path:
+    """Where the encoder that a run begins with is."""
+    return folder / "encoders" / f"{point.image_size}px-seed{seed}.safetensors"
+
+
+def make_encoder(
+    folder: Path, point: Point, seed: int, steps: int = ENCODER_STEPS
+) -> str:
+    """Train the encoder of a resolution and a seed, unless it is there; what was done."""
+    from benchmarks.lessons.learn import train_encoder
+
+    out = encoder_path(folder, point, seed)
+    if out.is_file():
+        return f"{out.stem} stands"
+    begun = time.process_time()
+    place = folder / "unfinished" / out.stem
+    last = train_encoder(point, seed, steps, place, out)
+    shutil.rmtree(place)
+    seconds = round(time.process_time() - begun)
+    out.with_suffix(".json").write_text(json.dumps({**last, "cpu_seconds": seconds}))
+    return f"{out.stem}: loss {last['loss']:.3f}, {seconds} s"
+
+
+def run_point(folder: Path, point: Point, seed: int, number: int = NUMBER) -> str:
+    """Train a point, measure it on so many pictures, and write its figures; what they are."""
+    from benchmarks.lessons.learn import train
+    from benchmarks.lessons.measure import measure
+    from benchmarks.lessons.models import config_of, export, working_weights
+    from benchmarks.shapes.recipe import open_tokenizer
+
+    begun = time.process_time()
+    place = folder / "unfinished" / f"{point.name}-seed{seed}"
+    tokenizer = folder / "tokenizer"
+    opened = open_tokenizer(tokenizer, config_of(point))
+    encoder = encoder_path(folder, point, seed)
+    model, logs = train(point, seed, encoder, opened, place)
+    trained = time.process_time()
+    export(model, tokenizer, place / "model", answers=point.question_steps > 0)
+    values = {
+        "point": as_json(point),
+        "seed": seed,
+        "working_weights": working_weights(model),
+        "figures": measure(point, place / "model", number),
+        "losses": {name: line["loss"] for name, line in logs.items()},
+        "cpu_seconds": {
+            "train": round(trained - begun, 1),
+            "measure": round(time.process_time() - trained, 1),
+        },
+    }
+    path = figures_path(folder, point, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n")
+    shutil.rmtree(place)
+    shares = {name: f"{row['right']:.1%}" for name, row in values["figures"].items()}
+    return f"{path.stem}: {shares}, {values['cpu_seconds']} s"
+
+
+if __name__ == "__main__":
+    main()

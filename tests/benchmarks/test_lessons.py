@@ -1,0 +1,256 @@
+"""The lessons: every point can be trained, and figures become verdicts by a rule."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from benchmarks.lessons import report, run
+from benchmarks.lessons.batches import Documents, Labelled, Questions, form_of
+from benchmarks.lessons.cases import cases_of
+from benchmarks.lessons.documents import LISTED, NAMES, asked, lesson_scene, listed
+from benchmarks.lessons.learn import DOCUMENTS, ENCODER, QUESTIONS, stream
+from benchmarks.lessons.measure import measures_of
+from benchmarks.lessons.models import config_of, working_weights
+from benchmarks.lessons.points import (
+    BASE,
+    FINAL,
+    LESSONS,
+    SEEDS,
+    SPARSE,
+    Claim,
+    points_of,
+)
+from benchmarks.lessons.verdict import Estimate, estimate, gains, judge
+from benchmarks.shapes.scene import SEEN_PAIRS, split_rng
+from mm1_mlx.models import MM1
+
+POINTS = points_of()
+CLAIMS = [claim for lesson in LESSONS for claim in lesson.claims]
+
+
+@pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
+def test_every_point_is_a_model_that_sees(point):
+    config = config_of(point)
+    model = MM1(config)
+    pixels = mx.zeros((2, point.image_size, point.image_size, 3))
+    images = model.connector(model.vision(pixels))
+    assert images.shape == (2, point.image_tokens, config.decoder.hidden_size)
+
+
+def test_names_tell_points_apart():
+    listed_points = [point for lesson in LESSONS for point, _ in lesson.points]
+    assert all(POINTS[point.name] == point for point in listed_points)
+    settings = [replace(point, name="") for point in POINTS.values()]
+    assert len(set(settings)) == len(settings)
+
+
+def test_what_a_claim_compares_is_measured_and_differs_in_one_thing():
+    for claim in CLAIMS:
+        names = (claim.better, claim.worse, *claim.rivals)
+        assert all(claim.measure in measures_of(POINTS[name]) for name in names)
+        better, worse = (vars(POINTS[n]) for n in (claim.better, claim.worse))
+        differing = [n for n in better if n != "name" and better[n] != worse[n]]
+        assert len(differing) == 1, claim.text
+
+
+def test_experts_have_as_many_weights_at_work_but_for_the_gates():
+    dense, sparse = (working_weights(MM1(config_of(p))) for p in (BASE, SPARSE))
+    config = config_of(SPARSE).decoder
+    gates = config.moe.num_experts * config.hidden_size
+    sparse_layers = sum(config.is_sparse(i) for i in range(config.num_hidden_layers))
+    assert sparse - dense == gates * sparse_layers
+
+
+def test_forms_come_in_the_shares_of_the_mix():
+    for mix in {point.mix for point in POINTS.values()}:
+        counts = Counter(form_of(step, mix) for step in range(100))
+        for form, share in zip(("captions", "interleaved", "texts"), mix, strict=True):
+            assert counts[form] == pytest.approx(100 * share / sum(mix), abs=1)
+
+
+def test_no_two_stages_see_the_same_pictures():
+    stages = (ENCODER, DOCUMENTS, QUESTIONS)
+    streams = [stream(seed, stage) for seed in SEEDS for stage in stages]
+    assert len(set(streams)) == len(streams)
+
+
+def test_batches_are_made_again_alike(tokenizer):
+    config = config_of(FINAL)
+    for make in (
+        Documents(config, tokenizer, 1, FINAL.mix),
+        Questions(config, tokenizer, 2),
+    ):
+        for step in range(3):
+            first, again = make(step, 0), make(step, 0)
+            np.testing.assert_array_equal(first.tokens, again.tokens)
+            assert first.learned.sum() == again.learned.sum() > 0
+            used = {span.picture for span in first.spans}
+            assert used == set(range(len(first.pictures)))
+    labelled = Labelled(config, 0)(0, 0)
+    assert labelled.shapes.max() > 0
+    np.testing.assert_array_equal(labelled.pixels, Labelled(config, 0)(0, 0).pixels)
+
+
+def test_a_conversation_asks_each_question_once_behind_one_picture(tokenizer):
+    rng = split_rng("train", 4)
+    texts = [q.text for q in asked(lesson_scene(rng), rng)]
+    assert len(texts) == len(set(texts)) > 2
+    batch = Questions(config_of(BASE), tokenizer, 2)(0, 0)
+    assert len(batch.spans) == len(batch.pictures) == len(batch.tokens)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_list_names_everything_in_one_way(name):
+    pairs = SEEN_PAIRS[:LISTED]
+    in_words = listed(pairs, name)
+    shown = listed(pairs, name, range(LISTED))
+    assert [part for part in shown if isinstance(part, int)] == list(range(LISTED))
+    names = [part for part in shown if isinstance(part, str)]
+    assert names == [f"{name(pair)}\n" for pair in pairs]
+    assert [line.split(": ")[1] for line in in_words] == names
+
+
+@pytest.mark.parametrize("measure", ["answers", "zero-shot", "few-shot", "text"])
+def test_cases_have_one_right_text_in_any_place(measure):
+    cases = list(cases_of(measure, 40))
+    assert cases == list(cases_of(measure, 40))
+    for case in cases:
+        assert len(set(case.texts)) == len(case.texts) > 1
+        assert 0 <= case.right < len(case.texts)
+    assert len({case.right for case in cases}) > 1
+    if measure == "few-shot":
+        before = [part for part in cases[0].parts if isinstance(part, str)]
+        assert len(before) == LISTED - 1
+
+
+def test_interval_is_students():
+    # Of 3 values the quantile is 4.303 (tables of t, 2 degrees of freedom, 97.5 %).
+    found = estimate([1.0, 2.0, 3.0])
+    assert found.mean == pytest.approx(2.0)
+    half = 4.302653 / math.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((2.0 - half, 2.0 + half), rel=1e-6)
+    alone = estimate([0.5])
+    assert (alone.low, alone.high) == (-math.inf, math.inf)
+
+
+def test_a_gain_is_taken_seed_by_seed_and_less_what_rivals_differ():
+    shares = {
+        ("answers", "a"): {0: 0.9, 1: 0.8, 2: 0.7},
+        ("answers", "b"): {0: 0.5, 1: 0.5},
+        ("answers", "c"): {0: 0.6, 1: 0.7, 2: 0.1},
+    }
+    claim = Claim("", "", "answers", "a", "b")
+    assert gains(claim, shares) == pytest.approx([0.4, 0.3])
+    claim = replace(claim, rivals=("b", "c"))
+    assert gains(claim, shares) == pytest.approx([0.3, 0.1])
+    assert gains(replace(claim, measure="text"), shares) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.01, 0.2, "shows"),
+        (-0.01, 0.2, "does not show"),
+        (-0.2, 0.01, "does not show"),
+        (-0.2, -0.01, "opposite"),
+        (-math.inf, math.inf, "does not show"),
+    ],
+)
+def test_a_lesson_shows_where_the_interval_says_so(low, high, verdict):
+    assert judge(Estimate((low + high) / 2, low, high)) == verdict
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A folder with two steps of each stage of two points, one of each kind."""
+    folder = tmp_path_factory.mktemp("lessons")
+    run.write_tokenizer(folder)
+    points = (
+        replace(SPARSE, pretrain_steps=2, question_steps=2),
+        replace(FINAL, pretrain_steps=2),
+    )
+    run.make_encoder(folder, BASE, 0, steps=2)
+    for point in points:
+        run.run_point(folder, point, 0, number=3)
+    return folder, points
+
+
+def test_a_run_leaves_figures_and_nothing_else(short):
+    folder, points = short
+    for point in points:
+        assert run.is_done(folder, point, 0)
+        assert not run.is_done(folder, point, 1)
+        values = json.loads(run.figures_path(folder, point, 0).read_text())
+        assert set(values["figures"]) == set(measures_of(point))
+        for row in values["figures"].values():
+            assert 0 <= row["right"] <= 1
+            assert row["n"] == sum(asked for _, asked in row["kinds"].values())
+        assert all(math.isfinite(loss) for loss in values["losses"].values())
+    assert not list((folder / "unfinished").iterdir())
+
+
+def test_what_stands_is_not_run_again(short, capsys):
+    folder, points = short
+    before = run.figures_path(folder, points[0], 0).stat().st_mtime_ns
+    run.run_all(folder, points, [0], 1)
+    assert capsys.readouterr().out == ""
+    assert run.figures_path(folder, points[0], 0).stat().st_mtime_ns == before
+    assert run.make_encoder(folder, BASE, 0).endswith("stands")
+
+
+def test_figures_of_other_settings_are_refused(short):
+    folder, _ = short
+    with pytest.raises(FileExistsError, match="of a point with other settings"):
+        run.is_done(folder, SPARSE, 0)
+
+
+def made_up(seeds=SEEDS):
+    """Figures of every run, in which whatever is later in its lesson is better."""
+    runs = []
+    for place, point in enumerate(POINTS.values()):
+        for seed in seeds:
+            row = {"right": 0.3 + 0.02 * place + 0.001 * seed**2, "chance": 0.25}
+            runs.append(
+                {
+                    "point": run.as_json(point),
+                    "seed": seed,
+                    "figures": dict.fromkeys(measures_of(point), row),
+                    "cpu_seconds": {"train": 90.0, "measure": 10.0},
+                }
+            )
+    return runs
+
+
+def test_a_report_has_every_lesson(tmp_path):
+    results = report.summarise(made_up())
+    assert results["runs"] == len(POINTS) * len(SEEDS)
+    assert results["cpu_seconds"] == {"mean": 100.0, "longest": 100.0}
+    first = results["claims"][0]
+    assert (first["verdict"], first["runs"], first["mean"]) == ("shows", 3, 0.04)
+    text = report.table(results)
+    assert all(claim.text in text for claim in CLAIMS)
+    report.plot(results, tmp_path / "lessons.png")
+    assert (tmp_path / "lessons.png").stat().st_size > 10_000
+
+
+def test_a_report_of_half_the_runs_says_what_is_missing():
+    part = [x for x in made_up((0,)) if x["point"]["name"] in ("base", "48px", "96px")]
+    results = report.summarise(part)
+    verdicts = {row["text"]: row["verdict"] for row in results["claims"]}
+    assert verdicts["a higher resolution is better"] == "does not show"
+    assert verdicts["experts beat a dense decoder"] == "not run"
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert "one run" in report.table(results)
+
+
+def test_readme_has_the_table_of_the_results():
+    text = report.README.read_text()
+    held = text.split(report.BEGIN)[1].split(report.END)[0]
+    if not report.RESULTS.is_file():
+        pytest.skip("there are no results yet")
+    assert held == report.table(json.loads(report.RESULTS.read_text()))
