@@ -18,8 +18,6 @@ from benchmarks.shapes.scene import SEEN_PAIRS, Pair, Scene, Split, pick, random
 COUNTS = (1, 2, 2, 3)
 # Pictures, or things, of a list, and pictures of another document.
 LISTED, SHOWN = 5, 3
-# Questions of each kind about a picture.
-ROUNDS = 2
 
 # How a list calls what it is of: colour and shape to a name.
 NAMES: tuple[Callable[[Pair], str], ...] = (
@@ -77,8 +75,7 @@ def listed(
 
 
 def asked(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Questions about a picture in any order, each once."""
-    found = [q for _ in range(ROUNDS) for q in questions(scene, rng)]
-    found = list({q.text: q for q in found}.values())
+    """One question about a picture of each kind that it can answer, in any order."""
+    found = questions(scene, rng)
     rng.shuffle(found)  # type: ignore[arg-type]
     return found

@@ -25,6 +25,7 @@ from mm1_mlx.models.vision import VisionEncoder  # noqa: E402
 from mm1_mlx.tokenizer import Tokenizer  # noqa: E402
 from mm1_mlx.train.config import TrainConfig  # noqa: E402
 from mm1_mlx.train.loss import next_token_loss, sparse_loss  # noqa: E402
+from mm1_mlx.train.record import read_log  # noqa: E402
 from mm1_mlx.train.trainer import Trainer  # noqa: E402
 
 # Streams of pictures, so that no two stages of a seed see the same ones.
@@ -45,7 +46,7 @@ def settings(steps: int, seed: int) -> TrainConfig:
         warmup_steps=round(WARMUP * steps),
         decay_steps=round(DECAY * steps),
         final_fraction=0.05,
-        save_every=steps,
+        save_every=100,
         log_every=25,
     )
 
@@ -111,7 +112,6 @@ def train(
 
 
 def _run(trainer: Trainer[Any, Any]) -> dict[str, Any]:
-    """Train to the end; the last line of the log."""
-    lines: list[dict[str, Any]] = []
-    trainer.run(lines.append)
-    return lines[-1] if lines else {}
+    """Train to the end, or find it done; the last line of the log."""
+    trainer.run(lambda _: None)
+    return read_log(trainer.folder)[-1]
