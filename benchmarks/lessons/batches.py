@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from benchmarks.lessons.documents import asked, captioned, document, lesson_scene, text
 from benchmarks.lessons.points import Form
 from benchmarks.shapes.documents import Part
@@ -118,7 +116,7 @@ def form_of(step: int, mix: tuple[int, int, int]) -> Form:
     given = [0, 0, 0]
     for number in range(1, step + 2):
         lags = [share * number / total - n for share, n in zip(mix, given, strict=True)]
-        chosen = int(np.argmax(lags))
+        chosen = lags.index(max(lags))
         given[chosen] += 1
     return FORMS[chosen]
 

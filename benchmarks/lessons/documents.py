@@ -77,5 +77,5 @@ def listed(
 def asked(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """One question about a picture of each kind that it can answer, in any order."""
     found = questions(scene, rng)
-    rng.shuffle(found)  # type: ignore[arg-type]
+    rng.shuffle(found)
     return found

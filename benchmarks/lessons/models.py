@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -23,7 +24,7 @@ EVERY = 2
 
 def config_of(point: Point) -> MM1Config:
     """Its config; one with experts has as many weights at work as one without."""
-    decoder = {
+    decoder: dict[str, Any] = {
         "hidden_size": WIDTH,
         "intermediate_size": INTERMEDIATE,
         "num_hidden_layers": LAYERS,
@@ -38,7 +39,7 @@ def config_of(point: Point) -> MM1Config:
             "every": EVERY,
             "offset": EVERY - 1,
         }
-    parts = {
+    parts: dict[str, dict[str, Any]] = {
         "vision": {
             "image_size": point.image_size,
             "patch_size": 8,
@@ -69,7 +70,8 @@ def working_weights(model: MM1) -> int:
     """How many weights of the decoder a token meets."""
     moe = model.config.decoder.moe if model.config.decoder else None
     total = 0
-    for name, x in tree_flatten(model.decoder.parameters()):
+    weights: Any = tree_flatten(model.decoder.parameters())
+    for name, x in weights:
         size = x.size
         if moe and ".switch_mlp." in name:
             size = size * moe.experts_per_token // moe.num_experts

@@ -153,7 +153,7 @@ def run_point(folder: Path, point: Point, seed: int, number: int = NUMBER) -> st
     model, logs = train(point, seed, encoder, opened, place)
     trained = time.process_time()
     export(model, tokenizer, place / "model", answers=point.question_steps > 0)
-    values = {
+    values: dict[str, Any] = {
         "point": as_json(point),
         "seed": seed,
         "working_weights": working_weights(model),

@@ -167,10 +167,10 @@ def test_a_lesson_shows_where_the_interval_says_so(low, high, verdict):
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory):
+def short(tokenizer, tmp_path_factory):
     """A folder with two steps of each stage of two points, one of each kind."""
     folder = tmp_path_factory.mktemp("lessons")
-    run.write_tokenizer(folder)
+    tokenizer.hf.save_pretrained(folder / "tokenizer")
     points = (
         replace(SPARSE, pretrain_steps=2, question_steps=2),
         replace(FINAL, pretrain_steps=2),
