@@ -177,7 +177,7 @@ LESSONS = (
     ),
     Lesson(
         "text",
-        "Text alone, % (captions and documents share the rest)",
+        "Text alone, % of the mix",
         ((HALVES, "0"), (FINAL, "10"), (THIRDS, "33")),
         ("zero-shot", "few-shot", "text"),
         (
@@ -208,7 +208,7 @@ LESSONS = (
     ),
     Lesson(
         "experts",
-        "Dense and 8 experts, as many weights at work",
+        "Experts, as many weights at work",
         ((BASE, "dense"), (SPARSE, "8 experts")),
         ("answers",),
         (

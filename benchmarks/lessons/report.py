@@ -198,7 +198,7 @@ def _panel(axis: Any, lesson: Lesson, results: dict[str, Any]) -> None:
     legends = [each.get_legend_handles_labels() for each in shown]
     handles = [handle for held, _ in legends for handle in held]
     labels = [label for _, held in legends for label in held]
-    axis.legend(handles, labels, fontsize=7, loc="best")
+    axis.legend(handles, labels, fontsize=7, framealpha=0.5)
 
 
 if __name__ == "__main__":
