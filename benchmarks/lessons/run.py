@@ -67,7 +67,7 @@ def run_all(
     if not jobs:
         return
     encoders = {(point.image_size, seed): point for point, seed in jobs}
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), use_fast_math) as pool:
         # Before there are several processes that could write it.
         pool.submit(write_tokenizer, folder).result()
         made = [
@@ -79,6 +79,17 @@ def run_all(
         runs = [pool.submit(run_point, folder, point, seed) for point, seed in jobs]
         for done, each in enumerate(as_completed(runs), start=1):
             print(f"{done} of {len(runs)}: {each.result()}", flush=True)
+
+
+def use_fast_math() -> None:
+    """What a process begins with: its products and exponentials are the machine's best."""
+    from mm1_mlx.blas import preload_blas
+
+    preload_blas()
+
+    from benchmarks.shapes.host_math import use_host_math
+
+    use_host_math()
 
 
 def is_done(folder: Path, point: Point, seed: int) -> bool:
