@@ -5,8 +5,11 @@ from driver import SHAPES, STAR, Driver
 from playwright.sync_api import expect
 
 FULL = """() => {
-  IDBObjectStore.prototype.put = () => {
-    throw new DOMException("no room", "QuotaExceededError");
+  const {put} = IDBObjectStore.prototype;
+  window.full = true;
+  IDBObjectStore.prototype.put = function (...values) {
+    if (window.full) throw new DOMException("no room", "QuotaExceededError");
+    return put.apply(this, values);
   };
 }"""
 
@@ -212,9 +215,37 @@ def test_without_storage_the_page_works_and_says_so(context, stub):
     assert page.complaints == []
 
 
-def test_where_the_storage_is_full_the_page_says_so(page):
-    page.page.evaluate(FULL)
+def test_where_the_storage_is_full_the_page_says_so_and_keeps_it_when_there_is_room(
+    page,
+):
     page.asked("say one")
+    page.kept()
+    page.button("New chat", exact=True).click()
+    page.page.evaluate(FULL)
+    page.asked("say two")
+    aside = page.page.get_by_role("complementary")
+    expect(aside).to_contain_text("storage is full")
+    expect(page.chats).to_have_text(["say two", "say one"])
+    page.page.evaluate("window.full = false")
+    page.button("Delete say one").click()
+    page.button("Delete", exact=True).click()
+    expect(aside).not_to_contain_text("storage is full")
+    page.kept()
+    page.page.reload()
+    expect(page.settle(1).locator(".markdown")).to_have_text("two")
+
+
+def test_what_could_not_be_kept_is_not_overwritten_by_another_tab(page, second):
+    page.page.evaluate(FULL)
+    page.asked("say mine", count=2)
+    second.asked("say theirs", count=2)
+    second.kept()
+    # The other tab's word has come by the time that its chat is listed anew.
+    page.page.wait_for_timeout(1000)
+    expect(page.answers.last.locator(".markdown")).to_have_text("mine")
     expect(page.page.get_by_role("complementary")).to_contain_text("storage is full")
-    page.asked("say two", count=2)
-    expect(page.chats).to_have_text(["say one"])
+    page.page.evaluate("window.full = false")
+    page.asked("say more", count=3)
+    expect(page.page.get_by_text("a chat of its own")).to_be_visible()
+    expect(second.chats).to_have_count(2)
+    expect(second.answers.last.locator(".markdown")).to_have_text("theirs")

@@ -80,7 +80,9 @@ function showAddress(id: string): void {
 
 async function load(id: string): Promise<Conversation | null> {
   const found = await attempt(() => readChat(id));
-  if (!found) return null;
+  // It may have been opened meanwhile.
+  const opened = loaded.get(id);
+  if (opened || !found) return opened ?? null;
   const conversation = create(id);
   fill(conversation, found);
   return conversation;
@@ -113,28 +115,26 @@ function fill(
   }));
 }
 
-/** Do something with the storage; where it fails say so, and go on without. */
-async function attempt<T>(act: () => Promise<T>): Promise<T | null> {
+/** Do something with the storage; where it fails say so, and go on without a result. */
+async function attempt<T>(act: () => Promise<T>): Promise<T | undefined> {
   try {
-    const result = await act();
-    trouble.value = "";
-    return result;
+    return await act();
   } catch (error) {
     const full = error instanceof DOMException && error.name === "QuotaExceededError";
     trouble.value = full
       ? "The browser's storage is full: chats are kept only until this page is closed. Delete some."
       : "The browser's storage is off: chats are kept only until this page is closed.";
-    return null;
+    return undefined;
   }
 }
 
 async function refresh(): Promise<void> {
-  const kept = (await attempt(listChats)) ?? [];
+  const kept = await attempt(listChats);
+  if (!kept) return;
   const found = new Map<string, Entry>(kept.map((chat) => [chat.id, chat]));
   // What could not be kept is listed all the same.
-  for (const conversation of loaded.values())
-    if (conversation.revision === 0 && !conversation.isEmpty)
-      found.set(conversation.id.value, entryOf(conversation));
+  for (const conversation of unkept)
+    found.set(conversation.id.value, entryOf(conversation));
   entries.value = [...found.values()];
 }
 
@@ -145,6 +145,8 @@ function entryOf(conversation: Conversation): Entry {
 
 /** Conversations that will be kept, and the timers that do it. */
 const waiting = new Map<Conversation, number>();
+/** Conversations whose last write failed. */
+const unkept = new Set<Conversation>();
 /** The last write of each conversation: one follows the other. */
 const writes = new WeakMap<Conversation, Promise<void>>();
 
@@ -170,7 +172,10 @@ async function keepNow(conversation: Conversation): Promise<void> {
   const [chat, pictures] = packed(conversation);
   const kept = await attempt(() => writeChat(chat, pictures));
   if (loaded.get(id) !== conversation) return;
-  if (kept !== null) {
+  if (kept === undefined) unkept.add(conversation);
+  else {
+    unkept.delete(conversation);
+    if (!unkept.size) trouble.value = "";
     conversation.revision = kept === id ? chat.revision + 1 : 1;
     if (kept !== id) rename(conversation, kept);
     tabs.postMessage({ id: kept });
@@ -220,11 +225,14 @@ export async function remove(id: string): Promise<void> {
   forget(id);
   await attempt(() => deleteChat(id));
   tabs.postMessage({ id });
+  // There may be room now.
+  for (const conversation of unkept) void keep(conversation);
 }
 
 function forget(id: string): void {
   const conversation = loaded.get(id);
   loaded.delete(id);
+  if (conversation) unkept.delete(conversation);
   conversation?.stop();
   entries.value = entries.value.filter((entry) => entry.id !== id);
   if (conversation === current.value) {
@@ -233,15 +241,18 @@ function forget(id: string): void {
   }
 }
 
-/** Another tab wrote or deleted a chat: show what it is now, unless it changes here too. */
+/** Another tab wrote or deleted a chat: show what it is now, unless it changed here too. */
 async function followTab(id: string): Promise<void> {
   await refresh();
   const conversation = loaded.get(id);
-  // What could never be kept cannot have been deleted.
+  // What was never kept cannot have been deleted.
   if (!conversation?.revision) return;
   await writes.get(conversation);
   const found = await attempt(() => readChat(id));
-  if (conversation.busy.value || waiting.has(conversation)) return;
-  if (!found) forget(id);
+  const changed =
+    conversation.busy.value || waiting.has(conversation) || unkept.has(conversation);
+  // Its own write may have made it a chat of its own meanwhile.
+  if (changed || found === undefined || loaded.get(id) !== conversation) return;
+  if (found === null) forget(id);
   else if (found.chat.revision !== conversation.revision) fill(conversation, found);
 }
