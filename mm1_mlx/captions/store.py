@@ -129,7 +129,7 @@ class Lines:
             if key == "digest":
                 key = "another model or adapter:"
                 was, now = (
-                    f"{x.get('model')} {str(x.get('digest')):.12}"
+                    f"{x.get('model')} {x.get('digest')!s:.12}"
                     for x in (before, header)
                 )
             raise DataError(
