@@ -6,8 +6,8 @@ from playwright import sync_api
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from browser_needed import browser_path
 from driver import Driver
-from needed import browser_path
 from stub import Stub, running
 
 # Milliseconds.

@@ -1,8 +1,8 @@
 """Usable by keyboard and screen reader, in both themes, on a phone, without movement."""
 
 import pytest
+from browser_needed import need_modules
 from driver import SHAPES, STAR, Driver
-from needed import need_modules
 from playwright.sync_api import expect
 
 PHONE = {"width": 375, "height": 700}

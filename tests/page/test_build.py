@@ -6,7 +6,7 @@ import re
 import subprocess
 
 import pytest
-from needed import PAGE, need_modules
+from browser_needed import PAGE, need_modules
 
 from mm1_mlx.apps.page import DIST, POLICY
 

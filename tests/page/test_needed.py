@@ -3,13 +3,16 @@
 import shutil
 import sys
 
-import needed
+import browser_needed
 import pytest
 
 
 @pytest.mark.parametrize(
     ("need", "reason"),
-    [(needed.browser_path, "needs Chromium"), (needed.need_modules, "needs node")],
+    [
+        (browser_needed.browser_path, "needs Chromium"),
+        (browser_needed.need_modules, "needs node"),
+    ],
 )
 def test_what_cannot_run_fails_under_ci(need, reason, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
