@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
+from tokenizers import Tokenizer
 
 from benchmarks.shapes.joint import Pupil
+from benchmarks.shapes.recipe import RECIPE
 from benchmarks.shapes.train import keep, restore
 
 
@@ -29,3 +31,13 @@ def test_kept_weights_are_those_of_their_step(recipe, tmp_path):
     for name, weight in tree_flatten(other.parameters()):
         assert weight.dtype == mx.float32
         np.testing.assert_allclose(weight, expected[name], rtol=1e-3, atol=1e-6)
+
+
+def test_the_committed_checkpoint_is_of_the_recipe(recipe):
+    folder = RECIPE.parent / "checkpoint"
+    pupil = Pupil(recipe)
+    before = pupil.mm1.decoder.embed_tokens.weight
+    restore(pupil, folder / "weights.safetensors")
+    assert not mx.array_equal(pupil.mm1.decoder.embed_tokens.weight, before)
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert backend.get_vocab_size() <= recipe.config.decoder.vocab_size
