@@ -14,8 +14,9 @@ from stub import Stub, running
 PATIENCE = 30_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
+    """Closed behind every module: what drives it leaves an event loop running till then."""
     path = browser_path()
     # Far more than a quiet machine takes.
     sync_api.expect.set_options(timeout=PATIENCE)
@@ -28,7 +29,7 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served():
     with running(Stub()) as stub:
         yield stub
