@@ -9,7 +9,6 @@ from functools import lru_cache
 import numpy as np
 
 from benchmarks.shapes.balance import AnswerAdjustment, Balance
-from benchmarks.shapes.boxes import ask_box
 from benchmarks.shapes.compare import compare
 from benchmarks.shapes.documents import (
     Part,
@@ -27,6 +26,7 @@ from benchmarks.shapes.episodes import (
     random_episode,
     told,
 )
+from benchmarks.shapes.exchanges import Exchange, ask, exchange_of, read_labels, vary
 from benchmarks.shapes.mentions import NO_MENTIONS, MentionFinder
 from benchmarks.shapes.patches import (
     COLOUR_CLASSES,
@@ -34,14 +34,6 @@ from benchmarks.shapes.patches import (
     PatchBatch,
     label_patches,
 )
-from benchmarks.shapes.questions import (
-    LONE_CAPTION_TEXTS,
-    Question,
-    ask_place,
-    caption,
-    questions,
-)
-from benchmarks.shapes.reading import ask_reading
 from benchmarks.shapes.recipe import (
     Recipe,
     Stage,
@@ -51,10 +43,8 @@ from benchmarks.shapes.recipe import (
 )
 from benchmarks.shapes.rows import Examples, Rows
 from benchmarks.shapes.scene import (
-    COLOURS,
     FEW,
     SEEN_PAIRS,
-    UNNAMED,
     Pair,
     Scene,
     pick,
@@ -77,32 +67,9 @@ from mm1_mlx.train.sample import (
     stack,
 )
 
-# Share of the questions in lower case.
-LOWER_CASE = 0.15
-# Of the questions that ask for a word or for a sentence; the others say nothing of it,
-# and are answered in a word.
-ASKED_WORD, ASKED_SENTENCE = 0.12, 0.15
-WORD_SUFFIXES = (
-    "Answer with a single word.",
-    "Answer the question using a single word or phrase.",
-    "One word, please.",
-)
-SENTENCE_SUFFIXES = ("Answer in a sentence.", "Answer in a full sentence.")
 # Rows up to this many tokens are read together, and longer ones.
 SHORT = 24
-# How often each kind is asked about a picture, if that makes other questions.
-ROUNDS = 2
 GRID = 2
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A question and its answer."""
-
-    question: str
-    answer: str
-    # The pair that the answer is half of, where it is one.
-    about: Pair | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +143,7 @@ class Conversations:
         asked = []
         for a, b in places:
             found = compare((scenes[a], scenes[b]), rng)
-            asked.append([_exchange(q, rng) for q in found])
+            asked.append([exchange_of(q, rng) for q in found])
         return self._shared(scenes, places, asked, rng)
 
     def _reading(self, rng: np.random.Generator) -> JointBatch:
@@ -187,7 +154,7 @@ class Conversations:
             scene = writing_scene(rng, short_side=picture_side(rng))
             scenes.append(recolour(scene, pick(rng, self.stage.unnamed), rng))
         return self._shared(
-            scenes, [[i] for i in range(count)], _read(scenes, rng), rng
+            scenes, [[i] for i in range(count)], read_labels(scenes, rng), rng
         )
 
     def _parts(self, rng: np.random.Generator) -> JointBatch:
@@ -200,7 +167,7 @@ class Conversations:
                 asked.append(ask(scene, rng, self.recipe.questions_per_picture))
             else:
                 scene = writing_scene(rng, short_side=2 * 96, heights=SMALL)
-                asked += _read([scene], rng)
+                asked += read_labels([scene], rng)
             scenes.append(scene)
         pictures = [load_picture(draw(scene), self.tiled) for scene in scenes]
         places = [[i] for i in range(count)]
@@ -285,7 +252,7 @@ class Conversations:
     ) -> JointBatch:
         """Rows of one question each behind the pictures that it is about."""
         kept = [i for i, exchanges in enumerate(asked) if exchanges]
-        varied = [[_vary(exchange, rng) for exchange in asked[i]] for i in kept]
+        varied = [[vary(exchange, rng) for exchange in asked[i]] for i in kept]
         rows = [
             [self._sample((x.question, x.answer), len(places[i])) for x in exchanges]
             for i, exchanges in zip(kept, varied, strict=True)
@@ -438,74 +405,3 @@ class Conversations:
 def _place_of(pair: Pair, pairs: Sequence[Pair], rng: np.random.Generator) -> int:
     """One of the pictures that show a pair."""
     return pick(rng, [i for i, other in enumerate(pairs) if other == pair])
-
-
-def _read(scenes: Sequence[Scene], rng: np.random.Generator) -> list[list[Exchange]]:
-    """What every label of each scene says."""
-    return [
-        [_exchange(ask_reading(scene, rng, label), rng) for label in scene.labels]
-        for scene in scenes
-    ]
-
-
-def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[Exchange]:
-    """At most ``count`` different questions of all kinds, a caption among them."""
-    named = sum(o.colour != UNNAMED for o in scene.objects) / len(scene.objects)
-    asked: list[Exchange] = []
-    for _ in range(ROUNDS):
-        found = [*questions(scene, rng), ask_place(scene, rng), ask_box(scene, rng)]
-        for q in found:
-            if q is not None and (rng.random() < named or not _denies(q)):
-                asked.append(_exchange(q, rng))
-    asked.append(_told(scene, rng))
-    asked = _sayable(asked)
-    rng.shuffle(asked)  # type: ignore[arg-type]
-    return asked[:count]
-
-
-def _told(scene: Scene, rng: np.random.Generator) -> Exchange:
-    """A caption; of one object now and then its shape alone, where a word is asked for."""
-    question, answer = caption(scene, rng)
-    if len(scene.objects) == 1 and rng.random() < 0.4:
-        item = scene.objects[0]
-        text = f"{pick(rng, LONE_CAPTION_TEXTS)} {pick(rng, WORD_SUFFIXES)}"
-        return Exchange(text, item.shape, item.pair)
-    return Exchange(question, answer)
-
-
-def _exchange(q: Question, rng: np.random.Generator) -> Exchange:
-    """The question, at times with how it is to be answered."""
-    about = q.target.pair if q.target and q.kind in ("colour", "shape") else None
-    if q.kind == "box":
-        return Exchange(q.text, q.answer)
-    style = rng.random()
-    if style < ASKED_WORD:
-        return Exchange(f"{q.text} {pick(rng, WORD_SUFFIXES)}", q.answer, about)
-    if style < ASKED_WORD + ASKED_SENTENCE and q.sentence:
-        return Exchange(f"{q.text} {pick(rng, SENTENCE_SUFFIXES)}", q.sentence)
-    return Exchange(q.text, q.answer, about)
-
-
-def _denies(question: Question) -> bool:
-    """Whether the answer is that some colour is not there.
-
-    Where objects have no name, its counterpart cannot be said as often.
-    """
-    denied = question.kind in ("exists", "count") and question.answer in ("no", "0")
-    return denied and any(colour in question.text for colour in COLOURS)
-
-
-def _sayable(exchanges: Sequence[Exchange]) -> list[Exchange]:
-    """What can be said without a name for what has none, every question once."""
-    return [
-        exchange
-        for exchange in {e.question: e for e in exchanges}.values()
-        if UNNAMED not in f"{exchange.question} {exchange.answer}".lower()
-    ]
-
-
-def _vary(exchange: Exchange, rng: np.random.Generator) -> Exchange:
-    """The exchange as people also type it."""
-    if rng.random() >= LOWER_CASE:
-        return exchange
-    return replace(exchange, question=exchange.question.lower())

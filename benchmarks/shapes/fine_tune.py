@@ -27,9 +27,9 @@ import numpy as np  # noqa: E402
 
 from benchmarks.shapes.arrows import arrow_cases, arrow_questions, arrow_scene  # noqa: E402
 from benchmarks.shapes.cases import Case, part_cases  # noqa: E402
-from benchmarks.shapes.conversations import ask  # noqa: E402
 from benchmarks.shapes.draw import draw  # noqa: E402
 from benchmarks.shapes.evaluate import Answerer, answerer, evaluate  # noqa: E402
+from benchmarks.shapes.exchanges import ask  # noqa: E402
 from benchmarks.shapes.scene import random_scene, split_rng  # noqa: E402
 from mm1_mlx.bench import describe  # noqa: E402
 from mm1_mlx.runtime import TINY  # noqa: E402

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks.shapes.cases import Case, normalise, plain_cases, scene_cases
-from benchmarks.shapes.conversations import ask
 from benchmarks.shapes.draw import draw
 from benchmarks.shapes.evaluate import evaluate
+from benchmarks.shapes.exchanges import ask
 from benchmarks.shapes.joint import Pupil
 from benchmarks.shapes.patches import COLOUR_CLASSES, SHAPE_CLASSES, patch_classes
 from benchmarks.shapes.positions import sine_cosine_positions
