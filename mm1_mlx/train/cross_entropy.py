@@ -32,23 +32,17 @@ def block_rows(vocab_size: int) -> int:
     return max(MIN_ROWS, SCORES // vocab_size)
 
 
-def summed_cross_entropy(
-    model: MM1,
-    states: mx.array,
-    targets: mx.array,
-    adjustment: mx.array | None = None,
-) -> mx.array:
+def summed_cross_entropy(model: MM1, states: mx.array, targets: mx.array) -> mx.array:
     """The sum (nats) over all rows of how unlikely their targets are, in float32.
 
-    Gradients reach the states and the head's trainable weights, not the adjustment. A
-    model that is ``training`` has them computed beside the loss; else they are mlx's
-    own, of all scores. They have no gradients of their own.
+    Gradients reach the states and the head's trainable weights. A model that is
+    ``training`` has them computed beside the loss; else they are mlx's own, of all
+    scores. They have no gradients of their own.
 
     Args:
         model: whose decoder's head scores.
         states: the decoder's last [N, D].
         targets: ids [N].
-        adjustment: [N, V], added to the scores.
 
     Raises:
         NotImplementedError: a gradient of a gradient is asked for.
@@ -62,8 +56,6 @@ def summed_cross_entropy(
         head.update(weights)
         scores = model.decoder.logits(x)
         head.update(held)
-        if adjustment is not None:
-            scores = scores + adjustment[some]
         losses = _cross_entropy(scores.astype(mx.float32), targets[some])[0]
         return cast(mx.array, losses * scale)
 

@@ -14,7 +14,8 @@ from mm1_mlx.train.sample import Batch
 
 def next_token_loss(model: MM1, batch: Batch) -> tuple[mx.array, mx.array]:
     """Mean cross-entropy (nats) over the learned tokens, and their number."""
-    return answer_loss(model, batch, model.encode(batch.pictures))
+    states = batch_states(model, batch, model.encode(batch.pictures))
+    return states_loss(model, batch, states)
 
 
 def sparse_loss(
@@ -49,13 +50,6 @@ def sparse_loss(
     return loss, count, parts
 
 
-def answer_loss(
-    model: MM1, batch: Batch, image_tokens: Sequence[mx.array]
-) -> tuple[mx.array, mx.array]:
-    """``next_token_loss`` for pictures that are encoded already."""
-    return states_loss(model, batch, batch_states(model, batch, image_tokens))
-
-
 def batch_states(
     model: MM1, batch: Batch, image_tokens: Sequence[mx.array]
 ) -> mx.array:
@@ -80,13 +74,9 @@ def _routed_states(
 
 
 def states_loss(
-    model: MM1, batch: Batch, states: mx.array, adjustment: mx.array | None = None
+    model: MM1, batch: Batch, states: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """``next_token_loss`` from the decoder's last states [B, T, D].
-
-    ``adjustment`` [learned tokens, V] is added to the scores (logit adjustment,
-    arXiv 2007.07314).
-    """
+    """``next_token_loss`` from the decoder's last states [B, T, D]."""
     # Logits only where something is learned: the head is a large part of a small model.
     learned = batch.learned[:, 1:]
     if not learned.any():
@@ -94,5 +84,5 @@ def states_loss(
     targets = mx.array(batch.tokens[:, 1:][learned])
     places = mx.array(np.flatnonzero(learned))
     read = states[:, :-1].flatten(0, 1)[places]
-    total = summed_cross_entropy(model, read, targets, adjustment)
+    total = summed_cross_entropy(model, read, targets)
     return total / targets.size, mx.array(targets.size)
