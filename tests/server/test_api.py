@@ -94,7 +94,6 @@ def _run(strategy, cases):
 
 
 def test_the_llm_package_asks_it(server):
-    llm = pytest.importorskip("llm")
     from llm.default_plugins.openai_models import Chat
 
     model = Chat("mm1", model_name="mm1-tiny", api_base=f"{server.url}/v1", vision=True)

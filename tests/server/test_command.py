@@ -104,6 +104,8 @@ def test_the_key_may_come_from_the_environment():
     process, _, url = start(MM1_API_KEY="from-the-environment")
     try:
         assert httpx.get(f"{url}/v1/models").status_code == 401
+        headers = {"authorization": "Bearer from-the-environment"}
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
     finally:
         process.kill()
         process.wait()
