@@ -15,6 +15,7 @@ from mm1_mlx.runtime import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+MEASURED = (ROOT / "benchmarks/README.md").read_text()
 GALLERY = re.findall(r"^\| (`.*?\.png`) \| `-p \"(.*?)\"` \| (.*?) \|$", README, re.M)
 
 
@@ -39,16 +40,20 @@ def test_the_gallery_is_what_the_embedded_model_answers(
 
 def test_every_row_is_a_format_and_says_how_it_was_verified():
     """A new format's row is its author's to write: its code is one file and its test."""
-    table = README[README.index("| format | models |") :].partition("\n\n")[0]
+    text = (ROOT / "convert/README.md").read_text()
+    table = text[text.index("| format | models |") :].partition("\n\n")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| .+? \| (.+?) \|$", table, re.M))
     assert len(rows) >= 24
     assert set(rows) <= {name_of(format) for format in formats()}
-    assert "Real weights were not run by us for any of them" in README
+    told = "Real weights were not run by us for any of them"
+    assert told in text
+    assert told in " ".join(README.split())
 
 
 def test_every_file_of_the_runtime_is_in_the_tree():
     """Of ``config/``, one file per part of a config, the folder alone."""
-    tree = README[README.index("## The house") :]
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    tree = text[text.index("## Every file") :]
     files, folders = (set(re.findall(x, tree)) for x in (r"\w+\.py\b", r"\w+(?=/)"))
     inner = {path.parent for path in (ROOT / "mm1_mlx").rglob("*.py")}
     assert len(inner) > 10
@@ -75,7 +80,11 @@ def test_what_stands_beside_the_peers_is_what_was_measured():
     rows = [row for part in parts.values() for row in part["rows"]]
     rows += json.loads((results / "conversion-cpu.json").read_text())["rows"]
     assert len(rows) > 25
-    assert table(rows) in README
+    assert table(rows) in MEASURED
+    shown = README[README.index("## Beside the peers") :].partition("\n## ")[0]
+    shown = re.findall(r"^\| .*\d.* \|$", shown, re.M)
+    assert len(shown) >= 8
+    assert set(shown) <= set(table(rows).splitlines())
 
 
 def test_how_costs_grow_is_what_was_measured():
@@ -83,13 +92,24 @@ def test_how_costs_grow_is_what_was_measured():
     tables = json.loads(text)["tables"]
     assert len(tables) == 6
     for table_ in tables:
-        assert growth.line(table_) in README
+        assert growth.line(table_) in MEASURED
 
 
 def test_what_fusing_loses_is_what_was_measured():
     results = json.loads((ROOT / "benchmarks/results/adapters-tiny.json").read_text())
-    assert adapters.table(results) in README
+    text = (ROOT / "mm1_mlx/train/README.md").read_text()
+    assert adapters.table(results) in text
     times = results["times"]["15 M parameters, 4 bits"]
     for name in ("token_ms", "prefill_ms"):
         ratio = times["beside"][name] / times["without"][name]
-        assert f"{ratio:.2f} times" in README
+        assert f"{ratio:.2f} times" in text
+
+
+def test_every_link_leads_somewhere():
+    for path in ROOT.glob("**/*.md"):
+        if {"node_modules", "build", ".venv"} & set(path.relative_to(ROOT).parts):
+            continue
+        text = re.sub(r"```.*?```|^    .*?$", "", path.read_text(), flags=re.S | re.M)
+        for link in re.findall(r"\]\(([^)#\s]+)", text):
+            if not re.match(r"https?:|mailto:", link):
+                assert (path.parent / link).exists(), f"{path}: {link}"

@@ -4,7 +4,7 @@ What a model that was taught instructions is asked ends with table 5's prompts
 (``train/paper.py``), what one that was only pre-trained reads is as MM1's few-shot
 evaluation has it (``shots.py``). Text is put as lm-evaluation-harness puts it, at
 4e7e0d47f33bc71070c1d38394bafbb52b117163; what it does to a row before that, as HellaSwag's
-joining of ``activity_label`` and ``ctx``, is done where the row is written (README).
+joining of ``activity_label`` and ``ctx``, is done where the row is written (README.md beside it).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""README's lines of jq on rows as published data sets have them."""
+"""The manual's lines of jq on rows as published data sets have them."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from mm1_mlx.eval.tasks import TASKS
 from mm1_mlx.train.data.example import Record
 from mm1_mlx.train.data.pictures import PictureFolder
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "mm1_mlx/eval/README.md"
 LINES = dict(
     re.findall(r"^\| ([^|]+) \| `(-n .*|'.*)` \|$", README.read_text(), re.MULTILINE)
 )

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import llm
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from llm.default_plugins.openai_models import Chat
 from serving import STAR
 
 from mm1_mlx.apps.server.openapi import ROUTES, describe
@@ -94,8 +96,6 @@ def _run(strategy, cases):
 
 
 def test_the_llm_package_asks_it(server):
-    from llm.default_plugins.openai_models import Chat
-
     model = Chat("mm1", model_name="mm1-tiny", api_base=f"{server.url}/v1", vision=True)
     model.key = "none"
     attachment = llm.Attachment(path=str(STAR))
