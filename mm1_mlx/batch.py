@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -121,6 +121,7 @@ class Batch:
         *,
         gone: threading.Event | None = None,
         again: bool = False,
+        between: Callable[[], None] | None = None,
     ) -> list[Piece]:
         """Begin an answer to a question that was made ready; its first pieces.
 
@@ -131,6 +132,7 @@ class Batch:
             gone: set when nobody listens to this answer any more.
             again: whether the same prompt will be answered once more, so that what is
                 computed of it is kept for that.
+            between: called between two parts of a long prompt; it may ``step``.
 
         Raises:
             PromptError: settings and model do not fit together.
@@ -146,7 +148,7 @@ class Batch:
             gone=gone,
         )
         try:
-            pieces = request.add(request.first())
+            pieces = request.add(request.first(between))
         except Cancelled:
             request.keep()
             return [request.finish("cancelled")]

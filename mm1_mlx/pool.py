@@ -1,8 +1,9 @@
 """Answers for many callers at once: each waits its turn, and is as it would be alone.
 
 One job on the model's thread decodes all answers under way and begins the next one between
-two of their tokens; meanwhile threads of the pool's own read the prompts and open the
-pictures of those that come next. Callers may be threads or asyncio.
+two of their tokens, a long prompt part by part with a token of theirs behind each; meanwhile
+threads of the pool's own read the prompts and open the pictures of those that come next.
+Callers may be threads or asyncio.
 """
 
 from __future__ import annotations
@@ -236,12 +237,7 @@ class Pool:
         try:
             with engine.lock, wired():
                 while self._goes_on(batch):
-                    try:
-                        self._turn(batch)
-                    # No fault of a caller's: all whose answers are under way are told.
-                    except Exception as error:
-                        batch.close()
-                        self._tell_all(error)
+                    self._turn(batch)
         except BaseException as error:
             with self._changed:
                 self._working = False
@@ -294,8 +290,17 @@ class Pool:
                 ticket = self._first_ready()
             if ticket is not None:
                 self._begin(batch, ticket)
-        for row, came in batch.step():
-            self._tell(row, came)
+        self._step(batch)
+
+    def _step(self, batch: Batch) -> None:
+        """A token of every answer under way."""
+        try:
+            for row, came in batch.step():
+                self._tell(row, came)
+        # No fault of a caller's: all whose answers are under way are told.
+        except Exception as error:
+            batch.close()
+            self._tell_all(error)
 
     def _begin(self, batch: Batch, ticket: Ticket) -> None:
         """Begin the next answer to a question."""
@@ -309,6 +314,7 @@ class Pool:
                 ticket.start,
                 gone=ticket.gone,
                 again=number + 1 < ticket.count,
+                between=partial(self._step, batch) if len(batch) else None,
             )
         except MemoryLimitError as error:
             if len(batch):

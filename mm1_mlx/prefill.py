@@ -31,6 +31,8 @@ from mm1_mlx.prompt import Prompt
 
 # Positions run at once: enough for full speed, and few enough for their activations.
 STEP = 2048
+# And while others wait for their next tokens: a quarter of that as long.
+SHORT_STEP = 512
 
 
 # Whether the caller wants no more.
@@ -191,6 +193,7 @@ def prefill(
     step: int = STEP,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Stop | None = None,
+    between: Callable[[], None] | None = None,
 ) -> mx.array:
     """Run the positions that the cache does not hold; logits [1, V] of the last one.
 
@@ -200,12 +203,15 @@ def prefill(
         step: positions run at once.
         progress: called with positions done and in all, those of the cache included.
         cancelled: asked between two steps.
+        between: called there, for whoever cannot wait for all of it; steps are short.
 
     Raises:
         Cancelled: the caller wants no more; the cache holds what was done so far.
     """
     tokens = mx.array(context.prompt.tokens)
     total, done = tokens.size, context.reused
+    if between is not None:
+        step = min(step, SHORT_STEP)
     if progress:
         progress(done, total)
     while True:
@@ -224,6 +230,8 @@ def prefill(
             progress(done, total)
         if cancelled is not None and cancelled():
             raise Cancelled
+        if between is not None:
+            between()
     if progress:
         progress(total, total)
     return logits

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -93,8 +93,11 @@ class Request:
             None if top is None else Scores(top),
         )
 
-    def first(self) -> int:
+    def first(self, between: Callable[[], None] | None = None) -> int:
         """The answer's first token; the cache holds the prompt afterwards.
+
+        Args:
+            between: called between two parts of the prompt.
 
         Raises:
             Cancelled: it is no longer wanted.
@@ -104,6 +107,7 @@ class Request:
             self.context,
             progress=self.settings.progress,
             cancelled=self.cancelled,
+            between=between,
         )
         # Their pixels are many, and not wanted any more.
         self.context.prompt = replace(self.context.prompt, pictures=())

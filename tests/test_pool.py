@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -136,6 +137,68 @@ def test_a_failing_step_ends_what_is_under_way_and_nothing_else(pool, monkeypatc
     with pytest.raises(RuntimeError, match="the device is lost"):
         list(pool.stream("Describe the picture.", [FOUR]))
     assert text_of(pool.stream("What colour is the star?", [STAR])) == "red"
+
+
+def long_question(**own):
+    """A question of many parts, and where each stands in its prompt."""
+    settings = Settings(max_tokens=4, **own)
+    return Ask("Describe the picture. " * 24, [FOUR], settings)
+
+
+def test_answers_under_way_go_on_while_a_long_prompt_is_read(
+    runtime, endless, monkeypatch
+):
+    monkeypatch.setattr("mm1_mlx.prefill.SHORT_STEP", 16)
+    ask = long_question()
+    alone = generate(runtime, ask.prompt, ask.images, max_tokens=4)
+    runtime.forget()
+    said, heard = [], []
+    options = Settings(**endless)
+    with Pool(runtime, size=2) as pool:
+        first = threading.Event()
+
+        def listen(_, piece):
+            said.append(piece)
+            first.set()
+
+        other = pool.submit(Ask("What is this?", (), options), listen)
+        first.wait()
+        asked = long_question(progress=lambda done, _: heard.append((done, len(said))))
+        pieces = list(pool.stream(ask.prompt, ask.images, **vars(asked.settings)))
+        other.cancel()
+    assert join(pieces).tokens == alone.tokens
+    # A token of the other stands behind every part but the first and the last.
+    places, counts = zip(*heard[1:-1], strict=True)
+    assert len(places) > 5
+    assert max(b - a for a, b in pairwise(places)) <= 16
+    assert list(counts) == sorted(set(counts))
+
+
+def test_a_step_that_fails_while_a_prompt_is_read_is_not_that_questions(
+    runtime, endless, monkeypatch
+):
+    monkeypatch.setattr("mm1_mlx.prefill.SHORT_STEP", 16)
+    runtime.forget()
+    failing = [False]
+    step = Batch.step
+
+    def fail_once(batch):
+        if failing == [True]:
+            failing.append(False)
+            raise RuntimeError("the device is lost")
+        return step(batch)
+
+    monkeypatch.setattr(Batch, "step", fail_once)
+
+    def fail(*_):
+        failing[0] = True
+
+    with Pool(runtime, size=2) as pool:
+        (stream,) = begun(pool, endless, 1)
+        ask = long_question(progress=fail)
+        assert text_of(pool.stream(ask.prompt, ask.images, **vars(ask.settings)))
+        with pytest.raises(RuntimeError, match="the device is lost"):
+            list(stream)
 
 
 def test_a_listener_that_fails_ends_its_own_answer(pool):
