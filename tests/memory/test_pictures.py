@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mm1_mlx.image
 from mm1_mlx import generate, load
-from mm1_mlx.image import Frame, load_pictures
+from mm1_mlx.errors import PromptError
+from mm1_mlx.image import Frame, decode, load_pictures, loading
 from mm1_mlx.memory.pictures import PictureCache
 from mm1_mlx.resolution import parse_mode
 from mm1_mlx.runtime import TINY
@@ -26,13 +26,12 @@ def picture(seed, size=(40, 30)):
 def decoded(monkeypatch):
     """How many pictures were decoded."""
     made = []
-    decode = mm1_mlx.image.decode
 
     def counted(image, name):
         made.append(name)
         return decode(image, name)
 
-    monkeypatch.setattr(mm1_mlx.image, "decode", counted)
+    monkeypatch.setattr(loading, "decode", counted)
     return made
 
 
@@ -107,7 +106,7 @@ def test_what_was_used_longest_ago_goes(config):
 def test_limits_hold_for_pictures_that_are_known(config):
     seen, data = PictureCache(), picture(0)
     load_pictures([data], config, seen=seen)
-    with pytest.raises(mm1_mlx.image.PromptError, match="25 pictures were given"):
+    with pytest.raises(PromptError, match="25 pictures were given"):
         load_pictures([data] * 25, config, seen=seen)
 
 
