@@ -45,8 +45,10 @@ from mm1_mlx.train.curve import draw_curve
 from mm1_mlx.train.data.batches import Batches
 from mm1_mlx.train.data.mixture import Mixture, open_mixture
 from mm1_mlx.train.data.preview import Preview, preview
+from mm1_mlx.train.gradients import Loss
 from mm1_mlx.train.loss import next_token_loss, sparse_loss
 from mm1_mlx.train.pace import Moment
+from mm1_mlx.train.processes import among_processes, first_text
 from mm1_mlx.train.record import RECORD, read_log, read_settings
 from mm1_mlx.train.sample import Batch
 from mm1_mlx.train.stages import FULL, Stage, check_given, merged, plan
@@ -57,7 +59,7 @@ from mm1_mlx.train.trainable import (
     counts,
     make_trainable,
 )
-from mm1_mlx.train.trainer import Loss, Trainer, among_processes, first_ones
+from mm1_mlx.train.trainer import Trainer
 from mm1_mlx.writer import CheckpointWriter, check_apart, check_place
 
 ADAPTER, MODEL, CURVE = MADE_ADAPTER, MADE_MODEL, "loss.png"
@@ -437,7 +439,7 @@ def _continued(
         then = read_settings(out / RECORD)
         if then.config:
             settings = {"given": then.given, "config": then.config.to_dict()}
-    settings = json.loads(first_ones(json.dumps(settings)))
+    settings = json.loads(first_text(json.dumps(settings)))
     if not settings:
         return dict(given), None
     given = merged(settings["given"], given)

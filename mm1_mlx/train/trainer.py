@@ -7,20 +7,15 @@ that was killed goes on from its last checkpoint as if nothing had been.
 from __future__ import annotations
 
 import math
-import os
 import re
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mm1_mlx.blas import steps_kept
@@ -32,8 +27,18 @@ from mm1_mlx.sizes import human_bytes
 from mm1_mlx.train import state
 from mm1_mlx.train.budget import Training, check_training, step_seconds, training_of
 from mm1_mlx.train.config import TrainConfig
+from mm1_mlx.train.gradients import (
+    DOUBLE_EVERY,
+    HALF_SCALE,
+    Batch,
+    Gradients,
+    Loss,
+    Model,
+    Taught,
+)
 from mm1_mlx.train.optimizer import make_optimizer, schedule
 from mm1_mlx.train.pace import Moment, Pace
+from mm1_mlx.train.processes import ended, first_arrays, is_of_another
 from mm1_mlx.train.record import (
     LOG,
     RECORD,
@@ -45,45 +50,14 @@ from mm1_mlx.train.record import (
     write_record,
 )
 from mm1_mlx.train.sample import Batch as Rows
-from mm1_mlx.worker import Worker
 from mm1_mlx.writer import FULL
 
-Model = TypeVar("Model", bound=nn.Module)
-Batch = TypeVar("Batch")
-# A loss's parts by their names.
-Parts = dict[str, mx.array]
-Loss = Callable[
-    [Model, Batch], tuple[mx.array, mx.array] | tuple[mx.array, mx.array, Parts]
-]
-# What float16's gradients are multiplied by on their way: the least of them would be 0.
-# Where the largest are then infinite it is halved, and doubled every so many steps.
-HALF_SCALE, DOUBLE_EVERY = 1024.0, 200
 # What a checkpoint calls float16's.
 SCALE = "scale"
-# How what mlx says of its connections begins.
-BACKENDS = ("[ring]", "[jaccl]", "[mpi]", "[nccl]")
-# And of memory that it does not get: in an allocator's name, or behind a GPU's.
+# How mlx says that it gets no memory: in an allocator's name, or behind a GPU's.
 _NO_MEMORY = re.compile(
     r"^\[(metal::)?malloc(_or_wait)?\]|^\[METAL\].*Insufficient Memory", re.DOTALL
 )
-
-
-class Taught(NamedTuple):
-    """What one micro-batch teaches.
-
-    Attributes:
-        loss: its mean over the learned tokens.
-        learned: how many they are.
-        tokens: how many it has.
-        parts: of the loss.
-        gradients: of the mean, times ``learned``.
-    """
-
-    loss: float
-    learned: float
-    tokens: float
-    parts: dict[str, float]
-    gradients: Any
 
 
 class Trainer(Generic[Model, Batch]):
@@ -128,8 +102,6 @@ class Trainer(Generic[Model, Batch]):
         saved: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
-        self.loss = loss
-        self.batches = batches
         self.config = config
         self.folder = folder
         self.valid = valid
@@ -139,7 +111,6 @@ class Trainer(Generic[Model, Batch]):
         self.saved = saved
         self.step = self._saved = 0
         self._tally = Tally()
-        self._scale = HALF_SCALE
         # Of the last step: its loss's parts, and what else is logged.
         self.parts: dict[str, float] = {}
         self.norm = 0.0
@@ -151,21 +122,10 @@ class Trainer(Generic[Model, Batch]):
         self._watch: Callable[[Moment], None] = lambda _: None
         self._schedule = schedule(config, config.learning_rate)
         self.group = mx.distributed.init()
-        self._share, rest = divmod(config.micro_batches, self.group.size())
-        if rest:
-            raise ConfigError(
-                f"{config.micro_batches} micro-batches cannot be shared out among "
-                f"{self.group.size()} processes"
-            )
+        self._gradients = Gradients(model, loss, batches, config, self.group)
         if not tree_flatten(model.trainable_parameters()):
             raise ConfigError("nothing is trained: every weight is frozen")
-        parallel = 1
-        if mx.default_device() == mx.cpu:
-            # Processes of one run are most often on one machine.
-            cores = (os.cpu_count() or 1) // self.group.size()
-            parallel = max(1, min(self._share, cores))
-        self._loading: dict[tuple[int, int], Future[Batch]] = {}
-        self._training = self._training_step(parallel)
+        self._training = self._training_step()
         if self._training and isinstance(model, MM1):
             check_training(model.config, self._training)
         model.update(
@@ -174,10 +134,6 @@ class Trainer(Generic[Model, Batch]):
         self.optimizer = make_optimizer(config)
         self.optimizer.init(model.trainable_parameters())
         mx.eval(model.state, self.optimizer.state)
-        self._workers = [Worker() for _ in range(parallel)]
-        self._tracing = threading.Lock()
-        self._loader = Worker()
-        self._differentiate = mx.value_and_grad(self._weighted_loss)
         self._pace = Pace(config, len(self._held_out))
 
     @property
@@ -185,18 +141,13 @@ class Trainer(Generic[Model, Batch]):
         """Which of ``valid``'s batches this process measures."""
         return range(self.group.rank(), len(self.valid), self.group.size())
 
-    def _training_step(self, workers: int) -> Training | None:
+    def _training_step(self) -> Training | None:
         """What this process does in a step; of a module that is no MM1 nobody knows."""
         if not isinstance(self.model, MM1):
             return None
-        place = (0, self.group.rank() * self._share)
-        batch = self.batches(*place)
-        # It need not be made once more for the first step.
-        self._loading[place] = Future()
-        self._loading[place].set_result(batch)
-        return self._training_on(batch, workers)
+        return self._training_on(self._gradients.first_batch())
 
-    def _training_on(self, batch: Batch, workers: int) -> Training | None:
+    def _training_on(self, batch: Batch) -> Training | None:
         """What this process does in a step on batches like this one."""
         if not isinstance(self.model, MM1) or not isinstance(batch, Rows):
             return None
@@ -204,8 +155,8 @@ class Trainer(Generic[Model, Batch]):
             self.model,
             batch,
             self.config.optimizer,
-            self._share,
-            workers,
+            len(self._gradients.shards),
+            self._gradients.parallel,
             itemsize=getattr(mx, self.config.precision).size,
             checkpointing=self.config.checkpointing,
         )
@@ -216,7 +167,7 @@ class Trainer(Generic[Model, Batch]):
         Raises:
             ConfigError: the device has no room for a step on batches like it.
         """
-        training, model = self._training_on(batch, len(self._workers)), self.model
+        training, model = self._training_on(batch), self.model
         if training is None or self._training is None or not isinstance(model, MM1):
             return
         if training.tokens > self._training.tokens:
@@ -346,7 +297,7 @@ class Trainer(Generic[Model, Batch]):
                 line["step"] == self.step and "valid_loss" in line
                 for line in read_log(self.folder)
             )
-        (told,) = self._told([mx.array(int(lacks))])
+        (told,) = first_arrays([mx.array(int(lacks))])
         return bool(told.item())
 
     def _log_held_out(self, report: Callable[[dict[str, Any]], None]) -> None:
@@ -395,10 +346,10 @@ class Trainer(Generic[Model, Batch]):
                     f"step {self.step + 1} finds no memory beyond the {used} that it had "
                     f"({said}); {self._stands()}{self._less_memory()}"
                 ) from None
-            if not str(error).startswith(BACKENDS):
+            if not is_of_another(error):
                 raise
             raise ConfigError(
-                f"{_ended(error)} at step {self.step + 1}; {self._stands()}go on with the "
+                f"{ended(error)} at step {self.step + 1}; {self._stands()}go on with the "
                 "same command"
             ) from None
 
@@ -435,13 +386,8 @@ class Trainer(Generic[Model, Batch]):
             ConfigError: the loss or a gradient is no finite number.
         """
         self.model.train()
-        first = self.group.rank() * self._share
-        shards = range(first, first + self._share)
         while True:
-            for step in (self.step, self.step + 1):
-                for shard in shards:
-                    self._load(step, shard)
-            totals, gradients = self._shared(*self._sum(shards))
+            totals, gradients = self._shared(*self._gradients.sum(self.step))
             count = max(totals.learned, 1.0)
             loss = totals.loss / count
             gradients, norm = self._clipped(gradients, count)
@@ -461,7 +407,7 @@ class Trainer(Generic[Model, Batch]):
         self.parts = {name: part / count for name, part in totals.parts.items()}
         self._tally.add(totals.learned, {"loss": totals.loss, **totals.parts})
         if self.step % DOUBLE_EVERY == 0:
-            self._scale = min(2 * self._scale, HALF_SCALE)
+            self._gradients.scale = min(2 * self._gradients.scale, HALF_SCALE)
         # Batches of other lengths will not use what is freed now.
         if mx.get_cache_memory() > mx.get_active_memory():
             mx.clear_cache()
@@ -486,36 +432,6 @@ class Trainer(Generic[Model, Batch]):
         )
         return shared, gradients
 
-    def _sum(self, shards: range) -> tuple[Taught, Any]:
-        """What this process's micro-batches teach together, added in their order.
-
-        However many workers there are: the sum is the same to the bit.
-        """
-        loss = learned = tokens = 0.0
-        parts: dict[str, float] = {}
-        gradients: Any = None
-        pending: deque[Future[Taught]] = deque()
-        for i, shard in enumerate(shards):
-            worker = self._workers[i % len(self._workers)]
-            pending.append(worker.submit(self._teach, shard))
-            while len(pending) == len(self._workers) or (
-                pending and shard == shards[-1]
-            ):
-                taught = pending.popleft().result()
-                loss += taught.loss * taught.learned
-                learned += taught.learned
-                tokens += taught.tokens
-                for name, part in taught.parts.items():
-                    parts[name] = parts.get(name, 0.0) + part * taught.learned
-                if gradients is None:
-                    gradients = taught.gradients
-                else:
-                    gradients = tree_map(mx.add, gradients, taught.gradients)
-                    # Else both would be in memory until the step is done.
-                    mx.eval(gradients)
-                del taught
-        return Taught(loss, learned, tokens, parts, None), gradients
-
     def _clipped(self, gradients: Any, count: float) -> tuple[Any, mx.array]:
         """The mean gradients of ``count`` tokens, clipped, and their norm before."""
         squares = [g.square().sum() for _, g in cast(Any, tree_flatten(gradients))]
@@ -533,69 +449,19 @@ class Trainer(Generic[Model, Batch]):
         Raises:
             ConfigError: that is not what makes its loss or gradients no numbers.
         """
-        if self._half and math.isfinite(loss) and self._scale > 1.0:
-            self._scale /= 2
+        half = self._gradients.half
+        if half and math.isfinite(loss) and self._gradients.scale > 1.0:
+            self._gradients.scale /= 2
             return
         what = "loss" if not math.isfinite(loss) else "gradient"
         value = loss if what == "loss" else self.norm
         way_out = f"lower the learning rate, which is {self.config.learning_rate:g}"
-        if self._half:
+        if half:
             way_out = "float16 holds nothing above 65,504: train in bfloat16"
         raise ConfigError(
             f"the {what} of step {self.step + 1} is {value}, which nothing can be "
             f"learned from; {self._stands()}{way_out}, in another folder"
         )
-
-    def _load(self, step: int, shard: int) -> None:
-        """Begin to make a batch, unless that is done or under way."""
-        if step < self.config.steps and (step, shard) not in self._loading:
-            batch = self._loader.submit(self.batches, step, shard)
-            self._loading[step, shard] = batch
-
-    def _teach(self, shard: int) -> Taught:
-        """What one micro-batch teaches, evaluated.
-
-        Runs on a worker thread, whose stream is its own: on a CPU, micro-batches run
-        side by side. Only tracing, which puts tracers into the shared model, must not:
-        nor does a decoder with experts, which reads its routes while it is traced.
-        """
-        batch = self._loading.pop((self.step, shard)).result()
-        with self._tracing:
-            place = (self.config.seed, self.step, shard)
-            mx.random.seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
-            weights = self.model.trainable_parameters()
-            try:
-                (_, loss, count, parts), gradients = self._differentiate(weights, batch)
-            finally:
-                self.model.update(weights)
-        if self._half:
-            scale = self._scale
-            gradients = tree_map(lambda g: g * (count / scale), gradients)
-        mx.eval(loss, count, parts, gradients)
-        learned = cast(float, count.item())
-        return Taught(
-            loss=cast(float, loss.item()),
-            learned=learned,
-            tokens=sum(batch.lengths) if isinstance(batch, Rows) else learned,
-            parts={name: cast(float, part.item()) for name, part in parts.items()},
-            gradients=gradients,
-        )
-
-    @property
-    def _half(self) -> bool:
-        return self.config.precision == "float16"
-
-    def _weighted_loss(
-        self, weights: Any, batch: Batch
-    ) -> tuple[mx.array, mx.array, mx.array, Parts]:
-        """What is differentiated, and mean, number and parts of the loss."""
-        if self.config.precision != "float32":
-            kind = getattr(mx, self.config.precision)
-            weights = tree_map(lambda x: x.astype(kind), weights)
-        self.model.update(weights)
-        loss, count, *rest = self.loss(self.model, batch)
-        parts: Parts = rest[0] if rest else {}
-        return loss * (self._scale if self._half else count), loss, count, parts
 
     def validate(self) -> float | None:
         """The mean loss of ``valid``'s learned tokens, without the gates' losses.
@@ -603,19 +469,14 @@ class Trainer(Generic[Model, Batch]):
         None where the run is stopped meanwhile.
         """
         self.model.eval()
-        weights = self.model.trainable_parameters()
         total, learned = 0.0, 0.0
         for number, i in enumerate(self._held_out, start=1):
             if self._stop_wanted:
                 break
             begun = time.perf_counter()
-            with self._tracing:
-                _, loss, count, parts = self._weighted_loss(weights, self.valid[i])
-                self.model.update(weights)
-            loss = parts.get("cross_entropy", loss)
-            mx.eval(loss, count)
-            total += cast(float, loss.item()) * cast(int, count.item())
-            learned += cast(int, count.item())
+            loss, count = self._gradients.measure(self.valid[i])
+            total += loss * count
+            learned += count
             self._pace.measured(time.perf_counter() - begun)
             rest = len(self._held_out) - number
             left = self._pace.left(self.step, rest)
@@ -662,10 +523,11 @@ class Trainer(Generic[Model, Batch]):
             if not (self.folder / RECORD).is_file():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._write_record()
-            with self._tracing:
+            with self._gradients.untraced():
                 tensors = self._tensors()
-            scale = {SCALE: mx.array([self._scale])} if self._half else {}
-            state.save(self.folder, self.step, tensors | scale | self._tally.tensors())
+            if self._gradients.half:
+                tensors[SCALE] = mx.array([self._gradients.scale])
+            state.save(self.folder, self.step, tensors | self._tally.tensors())
             self.saved()
         self._saved = self.step
 
@@ -700,32 +562,21 @@ class Trainer(Generic[Model, Batch]):
             saved = found[1]
             self._tally = Tally.of(saved)
             scale = saved.get(SCALE, mx.array(HALF_SCALE))
-            self._scale = cast(float, scale.item())
+            self._gradients.scale = cast(float, scale.item())
             self._restore(saved)
-        place = [mx.array(found[0] if found else -1), mx.array(self._scale)]
-        at, self._scale = (cast(float, x.item()) for x in self._told(place))
+        place = [mx.array(found[0] if found else -1), mx.array(self._gradients.scale)]
+        at, self._gradients.scale = (cast(float, x.item()) for x in first_arrays(place))
         if at == -1:
             return False
         if self.group.size() > 1:
             # In one order, whatever order each process made them in.
             names, tensors = zip(*sorted(self._tensors().items()), strict=True)
-            self._restore(dict(zip(names, self._told(tensors), strict=True)))
-        self._loading.clear()
+            self._restore(dict(zip(names, first_arrays(tensors), strict=True)))
+        self._gradients.forget()
         # Now: a worker could not evaluate them on this thread's stream.
         mx.eval(self.model.state, self.optimizer.state)
         self.step = self._saved = int(at)
         return True
-
-    def _told(self, arrays: Sequence[mx.array]) -> list[mx.array]:
-        """The first process's arrays, in all of them."""
-        told = []
-        for x in arrays:
-            if self.group.size() > 1:
-                own = x if self.group.rank() == 0 else mx.zeros_like(x)
-                x = mx.distributed.all_sum(own, stream=mx.cpu)
-                mx.eval(x)
-            told.append(x)
-        return told
 
     def _restore(self, tensors: dict[str, mx.array]) -> None:
         """Take up what a checkpoint holds.
@@ -747,38 +598,3 @@ class Trainer(Generic[Model, Batch]):
         )
         self.model.load_weights(weights, strict=False)
         self.optimizer.state = tree_unflatten(optimizer)
-
-
-def _ended(error: RuntimeError) -> str:
-    return f"another process of the run has ended ({error})"
-
-
-@contextmanager
-def among_processes() -> Iterator[None]:
-    """Says in one line that another process is gone; what a function does, if it has it.
-
-    Raises:
-        ConfigError: it is.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith(BACKENDS):
-            raise
-        raise ConfigError(
-            f"{_ended(error)}, which says why; mend that, and give all of them the same "
-            "command"
-        ) from None
-
-
-def first_ones(text: str) -> str:
-    """The first process's text, in all of them."""
-    group = mx.distributed.init()
-    if group.size() == 1:
-        return text
-    own = np.frombuffer(text.encode(), np.uint8) if group.rank() == 0 else np.zeros(0)
-    sizes = mx.distributed.all_sum(mx.array(len(own)), stream=mx.cpu)
-    padded = np.zeros(cast(int, sizes.item()), np.int32)
-    padded[: len(own)] = own
-    told = mx.distributed.all_sum(mx.array(padded), stream=mx.cpu)
-    return bytes(cast(list[int], told.tolist())).decode()

@@ -140,11 +140,11 @@ def test_one_that_dies_does_not_leave_the_other_waiting(tmp_path, hosts):
 def test_what_the_first_says_all_are_told(hosts):
     script = """
 import mlx.core as mx
-from mm1_mlx.train.trainer import first_ones
+from mm1_mlx.train.processes import first_text
 
 rank = mx.distributed.init().rank()
-assert first_ones(["{}", "another"][rank]) == "{}"
-assert first_ones(["größer, 大", ""][rank]) == "größer, 大"
+assert first_text(["{}", "another"][rank]) == "{}"
+assert first_text(["größer, 大", ""][rank]) == "größer, 大"
 """
     processes = [
         subprocess.Popen(

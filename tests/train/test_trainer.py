@@ -271,14 +271,14 @@ def test_where_a_run_is_is_told_at_every_step_and_held_out_batch(
 )
 def test_memory_that_ends_costs_no_step(error, make_trainer, monkeypatch):
     trainer = make_trainer("memory", save_every=100)
-    teach = trainer._teach
+    teach = trainer._gradients._teach
 
-    def ends(shard):
-        if trainer.step == 3 and shard:
+    def ends(step, shard):
+        if step == 3 and shard:
             raise error
-        return teach(shard)
+        return teach(step, shard)
 
-    monkeypatch.setattr(trainer, "_teach", ends)
+    monkeypatch.setattr(trainer._gradients, "_teach", ends)
     with pytest.raises(
         ConfigError,
         match=r"^step 4 finds no memory beyond the [\d.]+ .B that it had \(.+\); the "
@@ -454,7 +454,7 @@ def test_every_micro_batch_is_a_shard_of_its_own(make_trainer, batches):
     trainer.train_step()
     trainer.train_step()
     # The next step's are made while a step computes.
-    for loading in trainer._loading.values():
+    for loading in trainer._gradients._coming.values():
         loading.result()
     assert sorted(asked) == [(step, shard) for step in range(3) for shard in range(3)]
 
@@ -485,7 +485,7 @@ def test_what_a_step_takes_is_said_before_the_first(make_trainer, batches, monke
         told.append(forecast)
 
     begun.run(lambda _: told.append("step"), expect)
-    batch, workers = batches(0, 0), len(begun._workers)
+    batch, workers = batches(0, 0), begun._gradients.parallel
     step = training_of(begun.model, batch, "adamw", 2, workers)
     config = begun.model.config
     seconds = step_seconds(chip, config, step)
