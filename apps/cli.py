@@ -18,6 +18,7 @@ from .convert import convert
 from .doctor import doctor
 from .embed import embed
 from .eval import evaluate
+from .export import export
 from .fuse import fuse
 from .generate import generate
 from .inspect import inspect
@@ -57,6 +58,7 @@ app.command("eval")(evaluate)
 app.add_typer(train)
 app.add_typer(prefix)
 app.add_typer(adapter)
+app.add_typer(export)
 
 
 def _print_version(value: bool) -> None:
