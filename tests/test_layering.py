@@ -23,7 +23,7 @@ ROWS = [
     ["limits"],
     ["image", "checkpoint"],
     ["tokenizer", "video", "writer", "original", "adapters"],
-    ["messages", "grounding", "grammar", "spelling"],
+    ["messages", "grounding", "grammar", "spelling", "coreml"],
     ["regions"],
     ["prompt", "sampling", "shots", "transcript"],
     ["memory"],
@@ -142,7 +142,11 @@ def import_time_names(path):
 
 @pytest.mark.parametrize(
     "path",
-    [*sorted((ROOT / "apps").glob("*.py")), ROOT / "apps/chat/command.py"],
+    [
+        *sorted((ROOT / "apps").glob("*.py")),
+        *sorted((ROOT / "apps/export").glob("*.py")),
+        ROOT / "apps/chat/command.py",
+    ],
     ids=lambda p: p.name,
 )
 def test_commands_import_what_they_run_inside_themselves(path):

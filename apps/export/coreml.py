@@ -17,7 +17,10 @@ def coreml(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help="the package to write, NAME.mlpackage", show_default=False
+            "--out",
+            "-o",
+            help="the package to write, NAME.mlpackage",
+            show_default=False,
         ),
     ],
     precision: Annotated[

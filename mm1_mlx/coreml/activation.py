@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from typing import Any
-from mm1_mlx.coreml.tools import Builder as mb
 
+from mm1_mlx.coreml.tools import mb
 
 ACTIVATIONS: dict[str, Any] = {
     "gelu": lambda x: mb.gelu(x=x, mode="EXACT"),

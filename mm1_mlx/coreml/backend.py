@@ -134,7 +134,7 @@ def open_core_ml(package: Path, facts: Facts, size: int) -> Predictor:
     )
 
     def predict(tile: NDArray[Any]) -> NDArray[Any]:
-        image = tile
+        image: Any = tile
         if facts.input == "image":
             image = Image.fromarray(tile[0].transpose(1, 2, 0))
         return np.asarray(model.predict({IMAGE: image})[IMAGE_TOKENS], np.float32)

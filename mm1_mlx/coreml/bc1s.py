@@ -14,7 +14,7 @@ from typing import Any
 
 from mm1_mlx.coreml.layout import Value
 from mm1_mlx.coreml.numbers import Numbers
-from mm1_mlx.coreml.tools import Builder as mb
+from mm1_mlx.coreml.tools import mb
 from mm1_mlx.coreml.weights import Array
 
 # What a vector of zeros is divided by: half precision's least number of full precision.
@@ -49,7 +49,9 @@ class BC1S:
     def linear(self, x: Value, weight: Array, bias: Array | None, name: str) -> Value:
         added = {} if bias is None else {"bias": self.numbers(bias, name)}
         weight = weight[:, :, None, None]
-        return mb.conv(x=x, weight=self.numbers.matrix(weight, name), **added, name=name)
+        return mb.conv(
+            x=x, weight=self.numbers.matrix(weight, name), **added, name=name
+        )
 
     def layer_norm(
         self, x: Value, weight: Array, bias: Array, eps: float, name: str
@@ -80,7 +82,9 @@ class BC1S:
         return mb.concat(values=list(parts), axis=3)
 
     def cut(self, x: Value, start: int, name: str) -> Value:
-        return mb.slice_by_index(x=x, begin=[0, 0, 0, start], end=list(x.shape), name=name)
+        return mb.slice_by_index(
+            x=x, begin=[0, 0, 0, start], end=list(x.shape), name=name
+        )
 
     def mean(self, x: Value, name: str) -> Value:
         return mb.reduce_mean(x=x, axes=[3], keep_dims=True, name=name)
@@ -97,9 +101,7 @@ class BC1S:
         _, C, _, L = x.shape
         g = math.isqrt(L)
         x = mb.reshape(x=x, shape=[1, C, g, g])
-        x = mb.conv(
-            x=x, weight=self.numbers(weight, name), groups=C, pad_type="same"
-        )
+        x = mb.conv(x=x, weight=self.numbers(weight, name), groups=C, pad_type="same")
         return mb.reshape(x=x, shape=[1, C, 1, L], name=name)
 
     def result(self, x: Value, name: str) -> Value:
@@ -109,13 +111,14 @@ class BC1S:
     def _unit(self, x: Value, eps: float) -> Value:
         """Every vector over its root mean square.
 
-        It is divided by its largest number first: squares leave half precision at both
-        ends.
+        Squares are those of its numbers over the largest: they would leave half precision
+        at both ends.
         """
         largest = mb.reduce_max(x=mb.abs(x=x), axes=[1], keep_dims=True)
         largest = mb.maximum(x=largest, y=self.numbers.scalar(SMALLEST))
-        x = mb.real_div(x=x, y=largest)
-        mean = mb.reduce_mean(x=mb.mul(x=x, y=x), axes=[1], keep_dims=True)
+        shares = mb.real_div(x=x, y=largest)
+        squares = mb.mul(x=shares, y=shares)
+        mean = mb.reduce_mean(x=squares, axes=[1], keep_dims=True)
         floor = mb.real_div(x=self.numbers.scalar(eps**0.5), y=largest)
         root = mb.sqrt(x=mb.add(x=mean, y=mb.mul(x=floor, y=floor)))
-        return mb.real_div(x=x, y=root)
+        return mb.real_div(x=x, y=mb.mul(x=root, y=largest))

@@ -21,7 +21,7 @@ from mm1_mlx.config import (
 )
 from mm1_mlx.coreml.activation import ACTIVATIONS
 from mm1_mlx.coreml.layout import Layout, Value, spell
-from mm1_mlx.coreml.tools import Builder as mb
+from mm1_mlx.coreml.tools import mb
 from mm1_mlx.coreml.weights import Array, Weights
 from mm1_mlx.models.resample import pooling_matrix, stretch
 
@@ -92,13 +92,11 @@ def _attention_pool(
 
 def _pool_queries(writer: Writer, eps: float) -> Array:
     """The learned queries [K, D] after their norm and projection: no picture in them."""
-    query = mx.fast.layer_norm(
-        *(
-            mx.array(writer.weight(name))
-            for name in ("query", "query_norm.weight", "query_norm.bias")
-        ),
-        eps,
+    query, scale, shift = (
+        mx.array(writer.weight(name))
+        for name in ("query", "query_norm.weight", "query_norm.bias")
     )
+    query = mx.fast.layer_norm(query, scale, shift, eps)
     weight, bias = writer.weight("q_proj.weight"), writer.weight("q_proj.bias")
     return np.array(query) @ weight.T + bias
 

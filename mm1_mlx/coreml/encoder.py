@@ -12,10 +12,11 @@ from mm1_mlx.config import ImageConfig, VisionConfig
 from mm1_mlx.coreml.activation import ACTIVATIONS
 from mm1_mlx.coreml.experts import experts
 from mm1_mlx.coreml.layout import Layout, Value, spell
-from mm1_mlx.coreml.tools import Builder as mb
+from mm1_mlx.coreml.tools import mb
 from mm1_mlx.coreml.weights import Array, Weights
 from mm1_mlx.models.resample import stretch
 from mm1_mlx.models.vision import sincos
+
 
 class Encoder:
     """Writes the encoder's operations.

@@ -9,7 +9,7 @@ import numpy as np
 from mm1_mlx.coreml.activation import ACTIVATIONS
 from mm1_mlx.coreml.layout import Value, spell
 from mm1_mlx.coreml.nlc import NLC
-from mm1_mlx.coreml.tools import Builder as mb
+from mm1_mlx.coreml.tools import mb
 from mm1_mlx.errors import ConfigError
 
 if TYPE_CHECKING:

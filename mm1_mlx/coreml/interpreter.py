@@ -119,7 +119,7 @@ def _run(function: Any, inputs: Mapping[str, Array], watch: Watch) -> dict[str, 
 
 def _arguments(operation: Any) -> list[Any]:
     """An operation's arguments that are values, lists of them opened."""
-    found = []
+    found: list[Any] = []
     for value in operation.inputs.values():
         found += value if isinstance(value, list | tuple) else [value]
     return [value for value in found if value is not None]

@@ -11,7 +11,7 @@ from typing import Any
 
 from mm1_mlx.coreml.layout import Value
 from mm1_mlx.coreml.numbers import Numbers
-from mm1_mlx.coreml.tools import Builder as mb
+from mm1_mlx.coreml.tools import mb
 from mm1_mlx.coreml.weights import Array
 
 
@@ -41,7 +41,9 @@ class NLC:
 
     def linear(self, x: Value, weight: Array, bias: Array | None, name: str) -> Value:
         added = {} if bias is None else {"bias": self.numbers(bias, name)}
-        return mb.linear(x=x, weight=self.numbers.matrix(weight, name), **added, name=name)
+        return mb.linear(
+            x=x, weight=self.numbers.matrix(weight, name), **added, name=name
+        )
 
     def layer_norm(
         self, x: Value, weight: Array, bias: Array, eps: float, name: str
@@ -86,7 +88,7 @@ class NLC:
         return mb.reduce_mean(x=x, axes=[1], keep_dims=True, name=name)
 
     def resample(self, x: Value, matrix: Array, name: str) -> Value:
-        _, L, C = x.shape
+        C = x.shape[-1]
         (s, g), by = matrix.shape, self.numbers(matrix, name)
         x = mb.matmul(x=by, y=mb.reshape(x=x, shape=[g, g * C]))
         x = mb.matmul(x=by[None], y=mb.reshape(x=x, shape=[s, g, C]), name=name)
@@ -96,9 +98,7 @@ class NLC:
         _, L, C = x.shape
         g = math.isqrt(L)
         x = mb.reshape(x=mb.transpose(x=x, perm=[0, 2, 1]), shape=[1, C, g, g])
-        x = mb.conv(
-            x=x, weight=self.numbers(weight, name), groups=C, pad_type="same"
-        )
+        x = mb.conv(x=x, weight=self.numbers(weight, name), groups=C, pad_type="same")
         return self._from_grid(x, C, name)
 
     def result(self, x: Value, name: str) -> Value:

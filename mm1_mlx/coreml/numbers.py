@@ -7,8 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mm1_mlx.coreml.tools import Builder as mb
-from mm1_mlx.coreml.tools import types
+from mm1_mlx.coreml.tools import mb, types
 from mm1_mlx.coreml.weights import Array
 from mm1_mlx.errors import ConfigError
 

@@ -183,7 +183,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "silu": lambda x: _wide(x) * _sigmoid(x),
     "slice_by_index": _slice,
     "softmax": _softmax,
-    "split": lambda x, split_sizes, axis: np.split(x, np.cumsum(split_sizes)[:-1], axis),
+    "split": lambda x, split_sizes, axis: np.split(
+        x, np.cumsum(split_sizes)[:-1], axis
+    ),
     "sqrt": lambda x: np.sqrt(_wide(x)),
     "squeeze": lambda x, axes: x.squeeze(tuple(axes)),
     "sub": _pair(np.subtract),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mm1_mlx.coreml.check import StageError, check, refuse_inexact
+from mm1_mlx.coreml.check import StageError, check, refuse_wrong
 from mm1_mlx.coreml.describe import (
     Facts,
     describe,
@@ -89,8 +89,7 @@ def export(
         describe(spec.description, path, config, facts)
         (made / SPEC).write_bytes(spec.SerializeToString())
         found = check(path, made, facts, pictures, progress) if pictures else {}
-        if plan.precision in ("fp16", "fp32"):
-            refuse_inexact(found)
+        refuse_wrong(plan.precision, found)
     return facts, found
 
 

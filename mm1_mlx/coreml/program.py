@@ -13,8 +13,7 @@ from mm1_mlx.coreml.encoder import Encoder
 from mm1_mlx.coreml.layout import Layout, Value
 from mm1_mlx.coreml.nlc import NLC
 from mm1_mlx.coreml.numbers import Numbers, Precision
-from mm1_mlx.coreml.tools import Builder as mb
-from mm1_mlx.coreml.tools import Function, Placeholder, Program, ct, types
+from mm1_mlx.coreml.tools import Function, Placeholder, Program, ct, mb, types
 from mm1_mlx.coreml.weights import Weights
 from mm1_mlx.errors import ConfigError
 
@@ -121,10 +120,7 @@ def _program(
             x = encoder.embed(mb.cast(x=x, dtype=layout.numbers.name))
         for index in blocks:
             x = encoder.block(x, index)
-        if states is None:
-            x = _end(encoder, x)
-        else:
-            x = mb.identity(x=x, name=states)
+        x = _end(encoder, x) if states is None else mb.identity(x=x, name=states)
         function.set_outputs([x])
     made = Program()
     made.add_function("main", function)

@@ -40,23 +40,18 @@ with _unseen(*_FOREIGN):
             'Core ML packages need coremltools; pip install "mm1-mlx[coreml]"'
         ) from None
     from coremltools.converters.mil.frontend.milproto.load import load_mil_proto
-    from coremltools.converters.mil.mil import (
-        Builder,
-        Function,
-        Placeholder,
-        Program,
-        types,
-    )
+    from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+    from coremltools.converters.mil.mil import Function, Placeholder, Program, types
     from coremltools.converters.mil.mil.passes import pass_pipeline
 
 pass_pipeline.tqdm = partial(pass_pipeline.tqdm, disable=True)
 
 __all__ = [
-    "Builder",
     "Function",
     "Placeholder",
     "Program",
     "ct",
     "load_mil_proto",
+    "mb",
     "types",
 ]

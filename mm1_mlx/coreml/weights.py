@@ -81,11 +81,14 @@ class Weights:
     def _unpacked(self, path: str) -> mx.array:
         assert self.config.quantization is not None
         way: dict[str, Any] = self.config.quantization.way(path).to_dict()
-        parts = [
-            self._stored[name].read() if (name := f"{path}.{leaf}") in self else None
-            for leaf in ("weight", "scales", "biases")
-        ]
-        return mx.dequantize(*parts, **way, dtype=mx.float32)
+        biases = f"{path}.biases"
+        return mx.dequantize(
+            self._stored[f"{path}.weight"].read(),
+            self._stored[f"{path}.scales"].read(),
+            self._stored[biases].read() if biases in self else None,
+            **way,
+            dtype=mx.float32,
+        )
 
 
 def encoder_of(config: MM1Config) -> MM1Config:
