@@ -126,11 +126,12 @@ def _model_stages(model: MM1, pixels: NDArray[np.float32]) -> dict[str, Array]:
     """What every stage of the model gives for a tile, in order."""
     x = mx.array(pixels)
     seen: dict[str, mx.array] = {}
-    blocks = model.vision.layers
-    model.vision.layers = [  # type: ignore[misc]
+    blocks: list[Any] = model.vision.layers
+    watched: list[Any] = [
         _Watched(block, spell(f"vision.layers.{i}"), seen)
         for i, block in enumerate(blocks)
     ]
+    model.vision.layers = watched
     features = seen["vision_features"] = model.vision(x)
     model.vision.layers = blocks
     if "connector" in model:

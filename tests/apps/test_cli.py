@@ -36,6 +36,8 @@ COMMANDS = (
         "adapter show",
         "adapter import",
         "adapter export",
+        "export",
+        "export coreml",
         "embed",
         "eval",
         "train",
