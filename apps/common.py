@@ -59,6 +59,13 @@ AdapterNames = Annotated[
         show_default=False,
     ),
 ]
+VisionBackend = Annotated[
+    str,
+    typer.Option(
+        help="what sees pictures: mlx; on macOS coreml, by Encoder.mlpackage in the "
+        "model's folder, or coreml:PACKAGE"
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="download and convert without asking")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
@@ -142,6 +149,7 @@ def open_runtime(
     yes: bool,
     resolution: str | None = None,
     adapters: list[str] | None = None,
+    vision_backend: str = "mlx",
 ) -> Any:
     """The runtime of ``--model``, converted first if need be, on the fastest BLAS."""
     from mm1_mlx.blas import preload_blas
@@ -156,6 +164,7 @@ def open_runtime(
         resolution=resolution,
         group=processes(),
         adapters=named_adapters(adapters),
+        vision_backend=vision_backend,
     )
 
 

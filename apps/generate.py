@@ -21,6 +21,7 @@ from .common import (
     System,
     Temperature,
     TopP,
+    VisionBackend,
     Yes,
     human_bytes,
     note,
@@ -97,6 +98,7 @@ def generate(
     ] = None,
     model: Model = None,
     adapter: AdapterNames = None,
+    vision_backend: VisionBackend = "mlx",
     system: System = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
@@ -172,7 +174,9 @@ def generate(
             num_draft_tokens=num_draft_tokens,
             yes=yes,
         )
-        runtime = stack.enter_context(open_runtime(model, yes, resolution, adapter))
+        runtime = stack.enter_context(
+            open_runtime(model, yes, resolution, adapter, vision_backend)
+        )
         if verbose:
             from mm1_mlx.runtime import forecast
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import AdapterNames, Model, Resolution, Yes, named_adapters, note
+from .common import (
+    AdapterNames,
+    Model,
+    Resolution,
+    VisionBackend,
+    Yes,
+    named_adapters,
+    note,
+)
 
 if TYPE_CHECKING:
     from .server.keeper import Loaded
@@ -22,6 +30,7 @@ MIN_KEY = 8
 def serve(
     model: Model = None,
     adapter: AdapterNames = None,
+    vision_backend: VisionBackend = "mlx",
     resolution: Resolution = None,
     name: Annotated[
         str | None,
@@ -128,6 +137,7 @@ def serve(
             source=resolve(model, yes),
             resolution=resolution,
             adapters=named_adapters(adapter),
+            vision_backend=vision_backend,
         )
 
     loaded = load()

@@ -12,9 +12,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
@@ -32,8 +33,9 @@ from mm1_mlx.checkpoint import (
     read_manifest,
 )
 from mm1_mlx.config import MODEL_TYPE, MM1Config
+from mm1_mlx.coreml.backend import CoreML
 from mm1_mlx.engine import Engine
-from mm1_mlx.errors import CheckpointError
+from mm1_mlx.errors import CheckpointError, ConfigError
 from mm1_mlx.folders import user_path
 from mm1_mlx.image import ImageSource
 from mm1_mlx.memory.features import FeatureCache, fingerprint
@@ -145,6 +147,7 @@ def load(
     features: str | Path | None = None,
     group: mx.distributed.Group | None = None,
     adapters: Sequence[Named] = (),
+    vision_backend: str | CoreML = "mlx",
 ) -> Runtime:
     """A model ready to answer.
 
@@ -161,12 +164,19 @@ def load(
             same and gives the same answers.
         adapters: folders or hub repositories of adapters that change it, each alone or
             with the share of its change that is taken, ``("pirate", 0.5)``.
+        vision_backend: what computes image tokens: ``mlx``; on macOS ``coreml``, for the
+            package ``Encoder.mlpackage`` in the model's folder, or ``coreml:PACKAGE``.
 
     Raises:
         CheckpointError: there is no such model or adapter, it is damaged, or they do not
-            fit together.
-        ConfigError: its config.json does not describe a model, or has not the mode.
+            fit together, or a package was made from another one.
+        ConfigError: its config.json does not describe a model, or has not the mode; or
+            there is no such backend here.
     """
+    if isinstance(vision_backend, str):
+        backend = CoreML.named(vision_backend)
+    else:
+        backend = vision_backend
     path = find_model(source)
     worker = Worker()
     try:
@@ -178,6 +188,7 @@ def load(
             _feature_folder(features),
             group,
             adapters,
+            backend,
             worker,
         ).result()
     except BaseException:
@@ -235,19 +246,25 @@ def _load(
     features: Path | None,
     group: mx.distributed.Group | None,
     adapters: Sequence[Named],
+    backend: CoreML | None,
     worker: Worker,
 ) -> Runtime:
     changes = Adapters.load(adapters)
     config = config_of(path, changes.resolution(resolution))
     assert config.prompt is not None
+    elsewhere = _attached(backend, path, config, changes)
     model = load_adapted(path, changes, dtype, group)
     model.config = config
+    if backend is not None:
+        # Nobody computes with its weights.
+        model.pop("vision", None)
+        mx.clear_cache()
     tokenizer = load_tokenizer(path, config.prompt, regions=config.region is not None)
     kind = model.decoder.norm.weight.dtype
     size = group.size() if group else 1
     # A part of the heads is no cache for another number of processes, nor is anything of
     # a model without its adapters.
-    decides = [config.to_dict(), size, *changes.identity]
+    decides = [config.to_dict(), size, *changes.identity, *elsewhere]
     model_print = fingerprint(read_manifest(path)["files"], decides, kind)
     room = allowed()
     most = PREFIX_BYTES if room is None else int(room * PREFIX_SHARE)
@@ -256,13 +273,29 @@ def _load(
         model=model,
         tokenizer=tokenizer,
         config=config,
-        features=FeatureCache(model.encode, model_print, features),
+        features=FeatureCache(
+            partial(model.encode, image_tokens=backend), model_print, features
+        ),
         prefixes=prefixes,
         named=NamedPrefixes(str(path.absolute()), model_print, prefixes),
         group=group,
     )
     named = tuple((adapter.name, scale) for adapter, scale in changes.given)
     return Runtime(engine, path, model_print, named, worker)
+
+
+def _attached(
+    backend: CoreML | None, path: Path, config: MM1Config, changes: Adapters
+) -> list[Any]:
+    """What tells a backend's image tokens from those of mlx, once it is the model's."""
+    if backend is None:
+        return []
+    if changes.given:
+        raise ConfigError(
+            "a Core ML package knows nothing of adapters; fuse them with 'mm1 fuse' and "
+            "export the fused model, or answer with --vision-backend mlx"
+        )
+    return backend.attach(path, config.image)
 
 
 def stream(

@@ -18,6 +18,7 @@ from ..common import (
     System,
     Temperature,
     TopP,
+    VisionBackend,
     Yes,
     note,
     open_runtime,
@@ -49,6 +50,7 @@ def chat(
     ] = None,
     model: Model = None,
     adapter: AdapterNames = None,
+    vision_backend: VisionBackend = "mlx",
     resolution: Resolution = None,
     system: System = None,
     max_tokens: MaxTokens = 512,
@@ -87,7 +89,9 @@ def chat(
             num_draft_tokens=num_draft_tokens,
             yes=yes,
         )
-        runtime = stack.enter_context(open_runtime(model, yes, resolution, adapter))
+        runtime = stack.enter_context(
+            open_runtime(model, yes, resolution, adapter, vision_backend)
+        )
         from mm1_mlx.folders import user_path
 
         from .reader import PlainReader, TerminalReader

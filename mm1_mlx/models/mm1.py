@@ -4,13 +4,14 @@ mlx-lm's ``generate_step``, caches and samplers drive it unchanged; a picture en
 ``input_embeddings``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
+from numpy.typing import NDArray
 
 from mm1_mlx.caches.quantized import KVCache
 from mm1_mlx.config import MM1Config
@@ -74,8 +75,23 @@ class MM1(nn.Module):
         parallel.shard(self.decoder, group)
         self.processes = group.size()
 
-    def encode(self, pictures: Sequence[Picture]) -> list[mx.array]:
-        """Image tokens [T_i, D] of every picture, those of its regions last."""
+    def encode(
+        self,
+        pictures: Sequence[Picture],
+        image_tokens: Callable[[NDArray[np.float32]], mx.array] | None = None,
+    ) -> list[mx.array]:
+        """Image tokens [T_i, D] of every picture, those of its regions last.
+
+        Args:
+            pictures: what is seen.
+            image_tokens: of tiles [N, H, W, 3] those [N, K, D] of encoder and connector,
+                where something else computes them.
+
+        Raises:
+            ConfigError: the model has not the parts for it.
+        """
+        if image_tokens is not None:
+            return self._encode_elsewhere(pictures, image_tokens)
         for part in ("vision", "connector"):
             if pictures and part not in self:
                 raise ConfigError(f"the model has no {part}, so it cannot see pictures")
@@ -91,6 +107,24 @@ class MM1(nn.Module):
                 [tokens[i, j] for j in range(len(picture.tiles))],
                 [features[i, j] for j in range(len(picture.tiles))],
             )
+            for i, picture in enumerate(pictures)
+        ]
+
+    def _encode_elsewhere(
+        self,
+        pictures: Sequence[Picture],
+        image_tokens: Callable[[NDArray[np.float32]], mx.array],
+    ) -> list[mx.array]:
+        if any(picture.regions for picture in pictures):
+            raise ConfigError(
+                "regions are read off patch features, which are not there; ask with "
+                "--vision-backend mlx, or refer to boxes in text"
+            )
+        tokens: dict[tuple[int, int], mx.array] = {}
+        for group in group_tiles(pictures):
+            tokens.update(zip(group.places, image_tokens(group.pixels), strict=True))
+        return [
+            self._join(picture, [tokens[i, j] for j in range(len(picture.tiles))], [])
             for i, picture in enumerate(pictures)
         ]
 
