@@ -132,11 +132,13 @@ class Batch:
             gone: set when nobody listens to this answer any more.
             again: whether the same prompt will be answered once more, so that what is
                 computed of it is kept for that.
-            between: called between two parts of a long prompt; it may ``step``.
+            between: called behind every picture and every part of a long prompt; it
+                may ``step``, and raise ``Cancelled`` if nobody wants the answer.
 
         Raises:
             PromptError: settings and model do not fit together.
             MemoryLimitError: it will not fit beside those under way.
+            Cancelled: before its pictures were encoded.
         """
         shared = self._share(plan.asked.settings)
         request = self._engine.open(
@@ -146,6 +148,7 @@ class Batch:
             shared=shared,
             promised=self._promised(),
             gone=gone,
+            between=between,
         )
         try:
             pieces = request.add(request.first(between))

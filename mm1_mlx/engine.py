@@ -132,6 +132,7 @@ class Engine:
         shared: Shared | None = None,
         promised: int = 0,
         gone: threading.Event | None = None,
+        between: Callable[[], None] | None = None,
     ) -> Request:
         """The answer to a question, begun but for its first token.
 
@@ -142,6 +143,7 @@ class Engine:
             shared: a prefix whose cache others use too; taken if the prompt begins so.
             promised: bytes that answers under way will still take.
             gone: set when nobody listens any more.
+            between: called behind every picture that is encoded; it may raise.
 
         Raises:
             PromptError: settings and model do not fit together.
@@ -163,6 +165,7 @@ class Engine:
             plan.room,
             shared,
             promised,
+            between,
         )
         return Request(
             model=self.model,

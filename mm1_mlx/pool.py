@@ -1,9 +1,9 @@
 """Answers for many callers at once: each waits its turn, and is as it would be alone.
 
 One job on the model's thread decodes all answers under way and begins the next one between
-two of their tokens, a long prompt part by part with a token of theirs behind each; meanwhile
-threads of the pool's own read the prompts and open the pictures of those that come next.
-Callers may be threads or asyncio.
+two of their tokens: picture by picture and part by part, with a token of theirs behind each.
+Meanwhile threads of the pool's own read the prompts and open the pictures of those that come
+next. Callers may be threads or asyncio.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mm1_mlx.engine import Plan
 from mm1_mlx.errors import BusyError, MemoryLimitError
 from mm1_mlx.image import ImageSource
 from mm1_mlx.messages import Message
+from mm1_mlx.prefill import Cancelled
 from mm1_mlx.runtime import Runtime, wired
 from mm1_mlx.ticket import Listener, Ticket
 
@@ -302,6 +303,12 @@ class Pool:
             batch.close()
             self._tell_all(error)
 
+    def _meanwhile(self, batch: Batch, ticket: Ticket) -> None:
+        """``_step`` while a question is read, which ends where its caller has left."""
+        self._step(batch)
+        if ticket.unwanted:
+            raise Cancelled
+
     def _begin(self, batch: Batch, ticket: Ticket) -> None:
         """Begin the next answer to a question."""
         assert ticket.plan is not None
@@ -314,7 +321,7 @@ class Pool:
                 ticket.start,
                 gone=ticket.gone,
                 again=number + 1 < ticket.count,
-                between=partial(self._step, batch) if len(batch) else None,
+                between=partial(self._meanwhile, batch, ticket) if len(batch) else None,
             )
         except MemoryLimitError as error:
             if len(batch):
@@ -322,7 +329,11 @@ class Pool:
                 self._full = len(batch)
             else:
                 self._refuse(ticket, error)
-        # Whatever it is, it is this question's own.
+        except Cancelled:
+            with self._changed:
+                self._leave(ticket)
+            ticket.call_off()
+        # Whatever else it is, it is this question's own.
         except Exception as error:
             self._refuse(ticket, error)
         else:

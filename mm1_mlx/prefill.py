@@ -85,6 +85,7 @@ def prepare(
     room: int = 0,
     shared: Shared | None = None,
     promised: int = 0,
+    between: Callable[[], None] | None = None,
 ) -> Context:
     """The prompt with the longest beginning that is known, and embeddings of the rest.
 
@@ -97,6 +98,7 @@ def prepare(
         room: tokens of the longest answer, for which memory must be there too.
         shared: a prefix whose cache others use too; taken if the prompt begins so.
         promised: bytes that answers under way will still take.
+        between: called behind every picture that is encoded; it may raise.
 
     Raises:
         MemoryLimitError: the device has not the memory for it.
@@ -125,15 +127,20 @@ def prepare(
         mx.clear_cache()
         give_back()
         reused = kept
-    embeddings = embed(model, prompt.after(reused), features)
-    if shared is not None and shares:
-        cache: list[Any] = [SharedPrefixKVCache(layer) for layer in shared.layers]
-    elif reused:
+    # Taken before pictures are encoded: meanwhile other answers may change what is kept.
+    taken = None
+    if reused and not shares:
         taken, _ = prefixes.take(prompt.positions, precision)
         assert taken is not None
-        cache = taken
-    else:
-        cache = model.make_cache()
+    try:
+        embeddings = embed(model, prompt.after(reused), features, between)
+    except BaseException:
+        if taken is not None:
+            prefixes.keep(prompt.positions[:reused], taken, precision)
+        raise
+    cache = taken or model.make_cache()
+    if shared is not None and shares:
+        cache = [SharedPrefixKVCache(layer) for layer in shared.layers]
     return Context(prompt, cache, precision, reused, embeddings, shares)
 
 
@@ -165,9 +172,14 @@ def needs_of(
     )
 
 
-def embed(model: MM1, prompt: Prompt, features: FeatureCache) -> mx.array:
+def embed(
+    model: MM1,
+    prompt: Prompt,
+    features: FeatureCache,
+    between: Callable[[], None] | None = None,
+) -> mx.array:
     """Embeddings [T, D] of a prompt; pictures without a span in it are not encoded."""
-    found = features(_shown(prompt))
+    found = features(_shown(prompt), between)
     tokens = mx.array(prompt.tokens)
     by_number = dict(zip(_numbers(prompt), found, strict=True))
     nothing = mx.zeros((0, model.decoder.norm.weight.shape[0]))

@@ -54,6 +54,8 @@ class Worker:
         future: Future[R] = Future()
 
         def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # Its caller, asyncio's most often, waits no more.
             try:
                 future.set_result(call(*args, **kwargs))
             except BaseException as error:

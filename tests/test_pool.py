@@ -5,7 +5,9 @@ import threading
 import time
 from itertools import pairwise
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mm1_mlx import Ask, MM1Error, Pool, astream, generate, load
 from mm1_mlx.answer import Settings, join
@@ -172,6 +174,70 @@ def test_answers_under_way_go_on_while_a_long_prompt_is_read(
     assert len(places) > 5
     assert max(b - a for a, b in pairwise(places)) <= 16
     assert list(counts) == sorted(set(counts))
+
+
+@pytest.fixture
+def on_encoding(runtime, monkeypatch):
+    """Functions that are called with the pictures that were just encoded together."""
+    called, encode = [], runtime.engine.features._encode
+
+    def encode_and_tell(pictures):
+        made = encode(pictures)
+        for function in called:
+            function(pictures)
+        return made
+
+    monkeypatch.setattr(runtime.engine.features, "_encode", encode_and_tell)
+    runtime.forget()
+    return called
+
+
+def noise(count):
+    rng = np.random.default_rng(count)
+    made = [rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(count)]
+    return [Image.fromarray(x) for x in made]
+
+
+def test_answers_under_way_go_on_while_pictures_are_encoded(
+    runtime, endless, on_encoding
+):
+    alone = generate(runtime, "What are these?", noise(5), max_tokens=3)
+    runtime.forget()
+    said, counts, first = [], [], threading.Event()
+
+    def listen(_, piece):
+        said.append(piece)
+        first.set()
+
+    with Pool(runtime, size=2) as pool:
+        other = pool.submit(Ask("What is this?", (), Settings(**endless)), listen)
+        first.wait()
+        on_encoding.append(lambda pictures: counts.append((len(pictures), len(said))))
+        pieces = list(pool.stream("What are these?", noise(5), max_tokens=3))
+        other.cancel()
+    assert join(pieces).tokens == alone.tokens
+    assert [together for together, _ in counts] == [1] * 5
+    assert all(b > a for (_, a), (_, b) in pairwise(counts))
+
+
+def test_who_leaves_has_no_more_pictures_encoded(runtime, endless, on_encoding):
+    leave, told = threading.Event(), []
+
+    def encoded(pictures):
+        told.append(len(pictures))
+        if len(told) == 2:
+            leave.set()
+
+    with Pool(runtime, size=2) as pool:
+        (stream,) = begun(pool, endless, 1)
+        on_encoding.append(encoded)
+        (piece,) = pool.stream("What are these?", noise(5), cancel=leave)
+        assert piece.finish_reason == "cancelled"
+        assert next(stream).text is not None
+        stream.close()
+        assert text_of(pool.stream("What colour is the star?", [STAR])) == "red"
+    # The star of the first one was known.
+    assert told == [1, 1]
 
 
 def test_a_step_that_fails_while_a_prompt_is_read_is_not_that_questions(

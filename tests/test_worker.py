@@ -1,5 +1,6 @@
 """Calls run on the worker's thread, one after another, or are refused."""
 
+import asyncio
 import contextlib
 import threading
 
@@ -23,6 +24,33 @@ def test_what_a_call_raises_reaches_its_caller_and_the_worker_goes_on():
     with pytest.raises(ZeroDivisionError):
         worker.submit(lambda: 1 // 0).result()
     assert worker.submit(lambda: 1).result() == 1
+    worker.close()
+
+
+def test_a_call_that_nobody_waits_for_is_not_run_and_the_worker_goes_on():
+    worker, going, seen = Worker(), threading.Event(), []
+    worker.submit(going.wait)
+    left = worker.submit(seen.append, 1)
+    assert left.cancel()
+    going.set()
+    assert worker.submit(lambda: 2).result(timeout=5) == 2
+    assert seen == []
+    assert worker.alive
+    worker.close()
+
+
+def test_an_asyncio_caller_that_leaves_does_not_end_the_worker():
+    worker = Worker()
+    going = threading.Event()
+
+    async def leave():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await asyncio.wrap_future(worker.submit(going.wait))
+
+    asyncio.run(leave())
+    going.set()
+    assert worker.submit(lambda: 2).result(timeout=5) == 2
     worker.close()
 
 

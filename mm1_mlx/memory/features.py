@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,8 +58,18 @@ class FeatureCache:
         """The memory that the kept image tokens take."""
         return self._bytes
 
-    def __call__(self, pictures: Sequence[Picture]) -> list[mx.array]:
-        """The image tokens [T_i, D] of every picture; equal ones are encoded once."""
+    def __call__(
+        self,
+        pictures: Sequence[Picture],
+        between: Callable[[], None] | None = None,
+    ) -> list[mx.array]:
+        """The image tokens [T_i, D] of every picture; equal ones are encoded once.
+
+        Args:
+            pictures: what is seen.
+            between: called behind every picture that is encoded, for whoever cannot
+                wait for all of them; what it raises ends this, and they stay known.
+        """
         keys = [self._key(picture) for picture in pictures]
         found = {key: tokens for key in keys if (tokens := self._find(key)) is not None}
         missing = {
@@ -67,14 +77,23 @@ class FeatureCache:
             for key, picture in zip(keys, pictures, strict=True)
             if key not in found
         }
+        if between is None:
+            found |= self._make(missing)
+            missing = {}
+        for key, picture in missing.items():
+            found |= self._make({key: picture})
+            between()
+        return [found[key] for key in keys]
+
+    def _make(self, missing: Mapping[str, Picture]) -> dict[str, mx.array]:
+        """Encode pictures together, and keep what comes of it."""
         made = self._encode(list(missing.values())) if missing else []
         mx.eval(made)
         for key, tokens in zip(missing, made, strict=True):
-            found[key] = tokens
             self._keep(key, tokens)
             if self._disk:
                 self._disk.write(key, tokens)
-        return [found[key] for key in keys]
+        return dict(zip(missing, made, strict=True))
 
     def count_new_tiles(self, pictures: Sequence[Picture]) -> int:
         """How many tiles the next call would encode."""
