@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from mm1_mlx.config.limits import MAX_PATCHES
 from mm1_mlx.coreml.bc1s import BC1S
 from mm1_mlx.coreml.connectors import connect
 from mm1_mlx.coreml.encoder import Encoder
@@ -157,4 +158,9 @@ def _check_size(weights: Weights, size: int) -> None:
         raise ConfigError(
             f"resolution {size} is not a multiple of the encoder's patches of "
             f"{vision.patch_size} pixels"
+        )
+    patches = (size // vision.patch_size) ** 2
+    if patches > MAX_PATCHES:
+        raise ConfigError(
+            f"tiles of {size} pixels have {patches:,} patches, more than {MAX_PATCHES:,}"
         )

@@ -1,15 +1,19 @@
 """A package in place of the encoder: the same answers, and what is refused."""
 
+import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from mm1_mlx import generate, load
+from mm1_mlx import generate, load, runtime
 from mm1_mlx.coreml.backend import NAME, CoreML, open_interpreter
-from mm1_mlx.coreml.package import export
+from mm1_mlx.coreml.interpreter import read_spec
+from mm1_mlx.coreml.package import SPEC, export
 from mm1_mlx.coreml.program import Plan
 from mm1_mlx.errors import CheckpointError, ConfigError, MM1Error
+from mm1_mlx.layout import Picture
 from mm1_mlx.runtime import TINY
 
 PICTURES = [TINY / "red-star.png", TINY / "four-shapes.png"]
@@ -30,24 +34,24 @@ def package(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answers():
-    with load() as runtime:
-        return [generate(runtime, *asked).tokens for asked in QUESTIONS]
+    with load() as opened:
+        return [generate(opened, *asked).tokens for asked in QUESTIONS]
 
 
 def test_answers_are_those_of_mlx(package, answers):
-    opened = []
+    sizes = []
 
     def counting(*given):
-        opened.append(given[2])
+        sizes.append(given[2])
         return open_interpreter(*given)
 
-    with load(vision_backend=CoreML(package, counting)) as runtime:
-        found = [generate(runtime, *asked).tokens for asked in QUESTIONS]
+    with load(vision_backend=CoreML(package, counting)) as opened:
+        found = [generate(opened, *asked).tokens for asked in QUESTIONS]
         # Its weights went; the package is opened once.
-        assert "vision" not in runtime.model
+        assert "vision" not in opened.model
     assert found == answers
     assert len({tuple(tokens) for tokens in found}) == len(found)
-    assert opened == [96]
+    assert sizes == [96]
 
 
 def test_the_package_decides_what_is_seen(package, answers):
@@ -56,8 +60,8 @@ def test_the_package_decides_what_is_seen(package, answers):
     def blind(*_):
         return lambda _: np.zeros((1, 16, 128), np.float32)
 
-    with load(vision_backend=CoreML(package, blind)) as runtime:
-        found = [generate(runtime, *asked).tokens for asked in QUESTIONS]
+    with load(vision_backend=CoreML(package, blind)) as opened:
+        found = [generate(opened, *asked).tokens for asked in QUESTIONS]
     assert found != answers
 
 
@@ -68,8 +72,8 @@ def test_what_is_kept_of_pictures_is_each_backends_own(package, tmp_path):
     question = ("Describe the picture.", PICTURES[1:])
     texts = []
     for backend in ("mlx", CoreML(package, blind), "mlx"):
-        with load(features=tmp_path, vision_backend=backend) as runtime:
-            texts.append(generate(runtime, *question).text)
+        with load(features=tmp_path, vision_backend=backend) as opened:
+            texts.append(generate(opened, *question).text)
     assert texts[0] == texts[2] != texts[1]
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -97,18 +101,23 @@ def test_what_does_not_fit_is_refused(package, member, tmp_path):
     with (
         load(
             vision_backend=CoreML(package, open_interpreter), resolution="128"
-        ) as runtime,
+        ) as opened,
         pytest.raises(MM1Error, match=r"takes tiles of \[96\] pixels, not 128"),
     ):
-        generate(runtime, *QUESTIONS[0])
+        generate(opened, *QUESTIONS[0])
+
+
+def test_adapters_and_regions_are_for_mlx(package, make_model):
+    given = SimpleNamespace(given=[("an adapter", 1.0)])
+    with pytest.raises(ConfigError, match="knows nothing of adapters; fuse them"):
+        runtime._attached(CoreML(package, open_interpreter), TINY, None, given)
+    pixels = np.zeros((16, 16, 3), np.float32)
+    picture = Picture((pixels,), (16, 16), "x", regions=(np.zeros((1, 2), np.float32),))
+    with pytest.raises(ConfigError, match="regions are read off patch features"):
+        make_model().encode([picture], image_tokens=lambda x: x)
 
 
 def test_a_package_that_says_nothing_is_not_taken(package, tmp_path):
-    import shutil
-
-    from mm1_mlx.coreml.interpreter import read_spec
-    from mm1_mlx.coreml.package import SPEC
-
     out = tmp_path / NAME
     shutil.copytree(package, out)
     spec = read_spec(out)

@@ -1,0 +1,50 @@
+"""The kept figures of Core ML packages hold what is promised, and the manual shows them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks import coreml
+from mm1_mlx.presets import PRESETS
+
+ROOT = Path(__file__).parents[2]
+FIGURES = json.loads((ROOT / "benchmarks/results/coreml.json").read_text())
+ROWS = FIGURES["rows"]
+
+
+def test_every_way_of_the_embedded_model_is_there():
+    assert {f"mm1-tiny, {way}" for way in coreml.WAYS} <= ROWS.keys()
+
+
+def test_half_precision_is_as_near_as_promised():
+    for name, row in ROWS.items():
+        if name.endswith(", fp16"):
+            assert row["l2"] <= 2.5e-3
+            assert row["largest"] <= 6e-3
+            assert row["stages"][-1]["name"] == "image_tokens"
+
+
+def test_the_full_size_is_saved_within_its_bounds():
+    row = ROWS["mm1-3b, fp16"]
+    # Two bytes a weight of ViT-H/14 and a C-Abstractor.
+    assert 1.25e9 < row["bytes"] < 1.4e9
+    assert row["peak_bytes"] < 5e9
+    assert row["processor_seconds"] < 120
+    blocks = PRESETS[coreml.FULL].vision.depth
+    assert sum("layers" in stage["name"] for stage in row["stages"]) == blocks
+
+
+def test_the_manual_shows_them():
+    text = (ROOT / "apps/macos/coreml.md").read_text()
+    assert coreml.table(FIGURES) in text
+
+
+def test_a_row_is_measured(tmp_path, make_config):
+    config = replace(make_config(), decoder=None, prompt=None)
+    folder = coreml.random_encoder(tmp_path / "model", config)
+    row = coreml.row(folder, tmp_path, "fp16")
+    assert row["l2"] < 2.5e-3
+    assert row["bytes"] > 10_000
+    assert row["processor_seconds"] > 0
+    assert row["peak_bytes"] > 50e6
+    assert row["stages"][-1]["name"] == "image_tokens"
