@@ -4,7 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import coreml
+from benchmarks import coreml, coreml_mac
+from mm1_mlx.coreml.backend import open_interpreter
 from mm1_mlx.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,16 @@ def test_the_full_size_is_saved_within_its_bounds():
 def test_the_manual_shows_them():
     text = (ROOT / "apps/macos/coreml.md").read_text()
     assert coreml.table(FIGURES) in text
+
+
+def test_a_mac_measures_every_package():
+    """Here with the interpreter in Core ML's place."""
+    found = coreml_mac.row("fp16", "CPU_ONLY", open_interpreter, 1)
+    assert 1e-4 < found["l2_from_model"] < 2.5e-3
+    assert found["l2_from_interpreter"] == 0
+    assert found["compute_units"] == "CPU_ONLY"
+    assert found["seconds"] > 0
+    assert coreml_mac.PLANS.keys() == coreml.WAYS.keys()
 
 
 def test_a_row_is_measured(tmp_path, make_config):
