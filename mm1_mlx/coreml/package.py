@@ -101,7 +101,6 @@ def _write(weights: Weights, plan: Plan, out: Path, progress: Progress) -> None:
         place = out.with_name(f"part-{number}.mlpackage")
         model.save(str(place))
         places.append(place)
-        # A chunk's weights go before the next one's are read.
         del model, program
     if len(places) == 1:
         places[0].rename(out)

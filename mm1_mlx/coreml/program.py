@@ -75,8 +75,8 @@ def programs(
     vision = weights.config.vision
     assert vision is not None
     _check_size(weights, plan.size)
-    step = CHUNK_BLOCKS if plan.ane else max(vision.depth, 1)
-    ends = [*range(0, max(vision.depth, 1), step), vision.depth]
+    step = CHUNK_BLOCKS if plan.ane else vision.depth
+    ends = [*range(0, vision.depth, step), vision.depth]
     encoder = Encoder(plan.layout, weights)
     shape = (1, 3, plan.size, plan.size)
     for number, (start, stop) in enumerate(pairwise(ends)):
@@ -87,9 +87,9 @@ def programs(
             _counted(range(start, stop), plan.size, vision.depth, progress),
             None if stop == vision.depth else f"states_{number + 1}",
         )
-        output = made.functions["main"].outputs[0]
-        shape = output.shape
+        shape = made.functions["main"].outputs[0].shape
         yield made
+        # Its weights go before the next one's are read.
         del made
 
 
@@ -112,8 +112,8 @@ def _program(
     layout = encoder.layout
     first = name == IMAGE
     # An image is converted to float32 by Core ML, and divided by 255 so.
-    kind = types.fp32 if first else _mil_type(layout)
-
+    half = layout.numbers.name == "fp16" and not first
+    kind = types.fp16 if half else types.fp32
     inputs = {name: Placeholder(shape, kind, name=name)}
     with Function(inputs, opset_version=TARGET) as function:
         x = function.inputs[name]
@@ -145,10 +145,6 @@ def _end(encoder: Encoder, x: Value) -> Value:
         places = x.shape[1] if isinstance(layout, NLC) else x.shape[-1]
         x = connect(layout, weights, x, places)
     return layout.result(x, output_name(weights))
-
-
-def _mil_type(layout: Layout) -> Any:
-    return {"fp16": types.fp16, "fp32": types.fp32}[layout.numbers.name]
 
 
 def _check_size(weights: Weights, size: int) -> None:
