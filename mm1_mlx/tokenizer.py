@@ -47,6 +47,7 @@ class Tokenizer:
         region_token: what stands for a region of a picture, None where the model has no
             sampler of regions.
         region_id: its token, likewise.
+        specials: texts that a user may type without their meaning, longest first.
         vocabulary: the checkpoint's tokens by their texts.
         size: how many tokens the checkpoint's files know; a decoder may have more.
         lock: held by whoever turns text into tokens while other threads may, too: texts
@@ -74,7 +75,7 @@ class Tokenizer:
             self.region_id = hf.convert_tokens_to_ids(region_token)
             specials.add(region_token)
         # Longest first, so that no special token is cut in two by a shorter one.
-        self._specials = sorted(specials, key=len, reverse=True)
+        self.specials = sorted(specials, key=len, reverse=True)
         vocabulary = hf.get_vocab()
         self._unused = (
             chr(code)
@@ -99,7 +100,7 @@ class Tokenizer:
         next text.
         """
         text = text.translate(self._private)
-        for special in self._specials:
+        for special in self.specials:
             if special in text:
                 text = text.replace(special, self._stand_in(special))
         body = text.rstrip()
@@ -110,9 +111,9 @@ class Tokenizer:
 
     def _begun(self, text: str) -> int:
         """Where the longest beginning of a special token at the text's end starts."""
-        longest = len(self._specials[0])
+        longest = len(self.specials[0])
         for start in range(max(0, len(text) - longest + 1), len(text)):
-            if any(special.startswith(text[start:]) for special in self._specials):
+            if any(special.startswith(text[start:]) for special in self.specials):
                 return start
         return len(text)
 
@@ -121,7 +122,7 @@ class Tokenizer:
         if typed not in self._stand_ins:
             stand_in = self._stand_ins[typed] = next(self._unused, "\ufffd")
             self._add(stand_in)
-            self._typed[self.hf.convert_tokens_to_ids(stand_in)] = self._spell(typed)
+            self._typed[self.hf.convert_tokens_to_ids(stand_in)] = self.spell(typed)
         return self._stand_ins[typed]
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -136,8 +137,8 @@ class Tokenizer:
             token = AddedToken(text, special=True, normalized=False)
             self.hf.add_tokens([token], special_tokens=True)
 
-    def _spell(self, special: str) -> list[int]:
-        """A special token's text, character by character, as ordinary tokens."""
+    def spell(self, special: str) -> list[int]:
+        """A special token's text, or some of it, character by character, as ordinary tokens."""
         vocabulary = self.hf.get_vocab()
         spelled: list[int] = []
         for c in special:

@@ -38,7 +38,7 @@ ROWS = [
     ["train"],
     ["eval"],
     ["quantize"],
-    ["bench", "fuse"],
+    ["bench", "fuse", "mlxfn"],
     ["convert"],
     ["apps"],
 ]

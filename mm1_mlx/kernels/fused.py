@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from mm1_mlx.kernels import blocked, plain
 from mm1_mlx.kernels.run import Run
+from mm1_mlx.kernels.tracing import on_cpu
 
 
 def attend(
@@ -20,7 +21,7 @@ def attend(
 
     On a CPU, where nothing is fused, ``blocked.py`` stands for it from a few queries on.
     """
-    if mx.default_device() == mx.cpu and q.shape[2] >= blocked.FEWEST:
+    if on_cpu() and q.shape[2] >= blocked.FEWEST:
         return blocked.attend(q, k, v, scale=scale, mask=mask)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 

@@ -9,6 +9,7 @@ import mlx.nn as nn
 
 from mm1_mlx.kernels.by_blocks import by_blocks
 from mm1_mlx.kernels.exponential import LOG2_E, erf, exp2
+from mm1_mlx.kernels.tracing import on_cpu
 
 # Values from which on several operations on each cost less than one exponential: more
 # than those of a token that is decoded.
@@ -50,8 +51,7 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 
 def _on_cpu(x: mx.array) -> bool:
     """Whether mlx would compute one exponential at a time, and many of them."""
-    on_cpu = mx.default_device() == mx.cpu and x.dtype == mx.float32
-    return on_cpu and x.size >= MANY
+    return on_cpu() and x.dtype == mx.float32 and x.size >= MANY
 
 
 def _blocked(function: Callable[[mx.array], mx.array]) -> Any:

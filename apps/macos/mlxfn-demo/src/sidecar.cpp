@@ -1,0 +1,207 @@
+#include "sidecar.h"
+
+#include <algorithm>
+#include <fstream>
+#include <regex>
+#include <set>
+
+#include <mlx/version.h>
+
+#include "digest.h"
+#include "error.h"
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+const std::string kSidecar = "mlxfn.json", kTokenizer = "tokenizer.json";
+const std::string kAgain = "export the model again with 'mm1 export mlxfn'";
+constexpr uintmax_t kMaxJson = 64u << 20;
+
+template <typename T>
+std::optional<T> maybe(const json& value) {
+  if (value.is_null()) return std::nullopt;
+  return value.get<T>();
+}
+
+}  // namespace
+
+// Found by nlohmann::json by their names.
+static void from_json(const json& j, Array& x) {
+  j.at("shape").get_to(x.shape);
+  j.at("dtype").get_to(x.dtype);
+}
+
+static void from_json(const json& j, Function& x) {
+  j.at("name").get_to(x.name);
+  j.at("file").get_to(x.file);
+  j.at("inputs").get_to(x.inputs);
+  j.at("outputs").get_to(x.outputs);
+}
+
+static void from_json(const json& j, Piece& x) {
+  j.at("kind").get_to(x.kind);
+  j.at("text").get_to(x.text);
+  j.at("tokens").get_to(x.tokens);
+}
+
+static void from_json(const json& j, Layout& x) {
+  j.at("begin").get_to(x.begin);
+  j.at("pieces").get_to(x.pieces);
+  j.at("end").get_to(x.end);
+}
+
+static void from_json(const json& j, Spelled& x) {
+  j.at("text").get_to(x.text);
+  j.at("tokens").get_to(x.tokens);
+}
+
+static void from_json(const json& j, PromptSheet& x) {
+  x.with_picture = maybe<Layout>(j.at("with_picture"));
+  j.at("without_picture").get_to(x.without_picture);
+  j.at("strip").get_to(x.strip);
+  j.at("apart").get_to(x.apart);
+  j.at("marks").get_to(x.marks);
+  j.at("specials").get_to(x.specials);
+  j.at("spelled").get_to(x.spelled);
+  j.at("filler").get_to(x.filler);
+  j.at("image_tokens").get_to(x.image_tokens);
+  j.at("eos").get_to(x.eos);
+  j.at("known").get_to(x.known);
+}
+
+static void from_json(const json& j, TokenizerSheet& x) {
+  j.at("kind").get_to(x.kind);
+  j.at("patterns").get_to(x.patterns);
+  j.at("space_first").get_to(x.space_first);
+  j.at("prepend").get_to(x.prepend);
+  j.at("nfc").get_to(x.nfc);
+  j.at("ignore_merges").get_to(x.ignore_merges);
+  j.at("byte_fallback").get_to(x.byte_fallback);
+  x.unknown = maybe<int>(j.at("unknown"));
+  j.at("fuse_unknown").get_to(x.fuse_unknown);
+  j.at("trim").get_to(x.trim);
+}
+
+static void from_json(const json& j, ImageSheet& x) {
+  j.at("size").get_to(x.size);
+  j.at("resize").get_to(x.resize);
+  j.at("resample").get_to(x.resample);
+  j.at("crop_rounding").get_to(x.crop_rounding);
+  j.at("mean").get_to(x.mean);
+  j.at("std").get_to(x.std);
+  x.crop_from = maybe<int>(j.at("crop_from"));
+}
+
+static void from_json(const json& j, Limits& x) {
+  j.at("max_bytes").get_to(x.max_bytes);
+  j.at("max_pixels").get_to(x.max_pixels);
+  j.at("max_side").get_to(x.max_side);
+}
+
+namespace {
+
+json read_json(const fs::path& path) {
+  if (!fs::is_regular_file(path)) throw Error(path.string() + " does not exist; " + kAgain);
+  if (fs::file_size(path) > kMaxJson) throw Error(path.string() + " is too large; " + kAgain);
+  std::ifstream file(path, std::ios::binary);
+  try {
+    return json::parse(file);
+  } catch (const json::exception&) {
+    throw Error(path.string() + " is not valid JSON; " + kAgain);
+  }
+}
+
+// Only here: another version's sidecar may say other things.
+void check_version(const fs::path& folder, const json& values) {
+  const auto path = (folder / kSidecar).string();
+  if (!values.is_object() || values.value("format", json()) != "mm1-mlxfn")
+    throw Error(path + " does not describe exported functions; " + kAgain);
+  if (values.value("format_version", json()) != 1)
+    throw Error(path + " is of another format version than 1; " + kAgain);
+  const auto found = values.value("mlx", json());
+  if (found != mlx::core::version())
+    throw Error(folder.string() + " was exported with mlx " + found.dump() + " and this is " +
+                mlx::core::version() + ", which would read it as garbage; " + kAgain);
+}
+
+void check_file(const fs::path& folder, const json& file) {
+  const auto name = file.at("name").get<std::string>();
+  // No folder can be spelled so.
+  static const std::regex plain("[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}");
+  if (!std::regex_match(name, plain))
+    throw Error(folder.string() + ": a file of this name is not allowed; " + kAgain);
+  const auto path = folder / name;
+  if (!fs::is_regular_file(path)) throw Error(path.string() + " does not exist; " + kAgain);
+  const auto size = fs::file_size(path), expected = file.at("bytes").get<uintmax_t>();
+  if (size != expected)
+    throw Error(path.string() + " has " + std::to_string(size) + " bytes, expected " +
+                std::to_string(expected) + "; copy it or " + kAgain);
+  if (sha256(path) != file.at("sha256"))
+    throw Error(path.string() +
+                " is not what was exported (its sha256 differs); copy it or " + kAgain);
+}
+
+void check_functions(const Sidecar& sidecar) {
+  std::vector<std::string> names, expected;
+  for (const auto& function : sidecar.functions) names.push_back(function.name);
+  if (sidecar.image) expected.push_back("encode");
+  expected.insert(expected.end(), sidecar.buckets.size(), "embed");
+  expected.insert(expected.end(), sidecar.buckets.size(), "run");
+  const auto& buckets = sidecar.buckets;
+  const bool rise = !buckets.empty() && buckets[0] == 1 &&
+                    std::adjacent_find(buckets.begin(), buckets.end(),
+                                       std::greater_equal<>()) == buckets.end();
+  if (names != expected || !rise || sidecar.image.has_value() != sidecar.prompt.with_picture.has_value())
+    throw Error((sidecar.folder / kSidecar).string() +
+                " names other functions than its buckets need; " + kAgain);
+  for (const auto& function : sidecar.functions)
+    if (function.inputs.empty() || function.outputs.empty())
+      throw Error((sidecar.folder / kSidecar).string() + " gives " + function.name +
+                  " no shapes; " + kAgain);
+}
+
+}  // namespace
+
+const Function& Sidecar::find(const std::string& name, int positions) const {
+  const auto first = std::find_if(functions.begin(), functions.end(),
+                                  [&](const auto& x) { return x.name == name; });
+  if (name == "encode") return *first;
+  const auto row = std::find(buckets.begin(), buckets.end(), positions);
+  return first[row - buckets.begin()];
+}
+
+Sidecar read_sidecar(const fs::path& folder) {
+  if (!fs::is_directory(folder)) throw Error("folder " + folder.string() + " does not exist");
+  const auto values = read_json(folder / kSidecar);
+  check_version(folder, values);
+  try {
+    Sidecar x;
+    x.folder = folder;
+    values.at("device").get_to(x.device);
+    values.at("capacity").get_to(x.capacity);
+    values.at("buckets").get_to(x.buckets);
+    values.at("functions").get_to(x.functions);
+    x.image = maybe<ImageSheet>(values.at("image"));
+    values.at("limits").get_to(x.limits);
+    values.at("prompt").get_to(x.prompt);
+    values.at("tokenizer").get_to(x.tokenizer);
+    check_functions(x);
+    std::set<std::string> listed;
+    for (const auto& file : values.at("files")) {
+      check_file(folder, file);
+      listed.insert(file.at("name").get<std::string>());
+    }
+    std::vector<std::string> needed{kTokenizer};
+    for (const auto& function : x.functions) needed.push_back(function.file);
+    for (const auto& name : needed)
+      if (!listed.contains(name))
+        throw Error((folder / kSidecar).string() + " gives no digest of " + name + "; " + kAgain);
+    x.vocabulary = read_json(folder / kTokenizer);
+    return x;
+  } catch (const json::exception& error) {
+    throw Error((folder / kSidecar).string() + " lacks a field or holds one of another type (" +
+                error.what() + "); " + kAgain);
+  }
+}
