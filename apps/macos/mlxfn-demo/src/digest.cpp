@@ -50,6 +50,16 @@ class Hash {
 };
 #endif
 
+std::string hexadecimal(Hash& hash) {
+  static constexpr char digits[] = "0123456789abcdef";
+  std::string text;
+  for (unsigned char byte : hash.finish()) {
+    text += digits[byte >> 4];
+    text += digits[byte & 15];
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string sha256(const std::filesystem::path& path) {
@@ -59,11 +69,11 @@ std::string sha256(const std::filesystem::path& path) {
   std::vector<char> block(1 << 20);
   while (file.read(block.data(), block.size()), file.gcount() > 0)
     hash.update(block.data(), file.gcount());
-  static constexpr char digits[] = "0123456789abcdef";
-  std::string text;
-  for (unsigned char byte : hash.finish()) {
-    text += digits[byte >> 4];
-    text += digits[byte & 15];
-  }
-  return text;
+  return hexadecimal(hash);
+}
+
+std::string sha256(const std::vector<float>& values) {
+  Hash hash;
+  hash.update(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+  return hexadecimal(hash);
 }

@@ -1,8 +1,9 @@
-// A file's SHA-256.
+// SHA-256, in hexadecimal.
 #pragma once
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
-// In hexadecimal.
 std::string sha256(const std::filesystem::path& path);
+std::string sha256(const std::vector<float>& values);

@@ -7,6 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "digest.h"
 #include "error.h"
 #include "picture.h"
 #include "program.h"
@@ -22,7 +23,7 @@ constexpr char kUsage[] =
     "usage: mlxfn-demo [--json] [--max-tokens N] FOLDER [PICTURE] QUESTION\n"
     "  FOLDER         made by 'mm1 export mlxfn'\n"
     "  PICTURE        PNG or JPEG\n"
-    "  --json         print tokens and text as one JSON object\n"
+    "  --json         print tokens, text and the pixels' digest as one JSON object\n"
     "  --max-tokens   longest answer (default: 256)\n";
 
 struct Options {
@@ -82,8 +83,10 @@ void answer(const Options& options) {
   });
   print(writer.finish());
   if (options.json)
-    std::cout << nlohmann::json{
-        {"prompt_tokens", prompt.tokens}, {"tokens", tokens}, {"text", text}};
+    std::cout << nlohmann::json{{"prompt_tokens", prompt.tokens},
+                                {"pixels_sha256", sha256(pixels)},
+                                {"tokens", tokens},
+                                {"text", text}};
   std::cout << '\n';
 }
 

@@ -159,20 +159,24 @@ Prompt write_prompt(const std::string& question, bool with_picture, const Sideca
   const auto append = [&](const Tokens& tokens) {
     prompt.tokens.insert(prompt.tokens.end(), tokens.begin(), tokens.end());
   };
+  // Whether the next text begins what is tokenised.
   bool first = true;
   for (const auto& part : parts) {
     if (part.is_picture) {
       prompt.picture = int(prompt.tokens.size());
       append(Tokens(sheet.image_tokens, sheet.filler));
+      first = sheet.apart;
     } else if (!part.is_text()) {
       append(part.tokens);
-    } else if (sheet.apart) {
-      for (const auto& stretch : at_marks(part.text, sheet.marks))
-        append(tokenizer.encode(stretch, true));
+      first = false;
     } else {
-      append(tokenizer.encode(part.text, first));
+      for (const auto& stretch : at_marks(part.text, sheet.marks)) {
+        const bool is_mark = std::find(sheet.marks.begin(), sheet.marks.end(), stretch) !=
+                             sheet.marks.end();
+        append(tokenizer.encode(stretch, first || is_mark));
+        first = is_mark;
+      }
     }
-    first = false;
   }
   append(layout.end);
   return prompt;

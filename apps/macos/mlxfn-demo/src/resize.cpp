@@ -18,7 +18,7 @@ struct Range {
 };
 
 // Pillow's bicubic resampling, src/libImaging/Resample.c: weights in fixed point, a pass
-// along the rows, then one along the columns, each rounded to 8 bits.
+// along the rows and one along the columns, each rounded to 8 bits.
 constexpr int kPrecision = 32 - 8 - 2;
 
 double bicubic(double x) {
@@ -60,33 +60,45 @@ std::vector<Taps> taps_of(int old_size, Range range, int new_size) {
 
 uint8_t clip(int sum) { return uint8_t(std::clamp(sum >> kPrecision, 0, 255)); }
 
-Image resize(const Image& image, int width, int height, std::optional<Range> columns = {},
-             std::optional<Range> rows = {}) {
-  const Range x = columns.value_or(Range{0, float(image.width)});
-  const Range y = rows.value_or(Range{0, float(image.height)});
-  Image wide = image;
-  if (width != image.width || x.first != 0 || x.last != width) {
-    wide = Image(width, image.height);
-    const auto taps = taps_of(image.width, x, width);
-    for (int row = 0; row < image.height; ++row)
-      for (int column = 0; column < width; ++column)
-        for (int c = 0; c < 3; ++c) {
-          int sum = 1 << (kPrecision - 1), at = taps[column].first;
-          for (int weight : taps[column].weights) sum += image.at(at++, row)[c] * weight;
-          wide.at(column, row)[c] = clip(sum);
-        }
-  }
-  if (height == image.height && y.first == 0 && y.last == height) return wide;
-  Image result(width, height);
-  const auto taps = taps_of(image.height, y, height);
-  for (int row = 0; row < height; ++row)
+Image along_rows(const Image& image, int width, Range range) {
+  Image result(width, image.height);
+  const auto taps = taps_of(image.width, range, width);
+  for (int row = 0; row < image.height; ++row)
     for (int column = 0; column < width; ++column)
       for (int c = 0; c < 3; ++c) {
-        int sum = 1 << (kPrecision - 1), at = taps[row].first;
-        for (int weight : taps[row].weights) sum += wide.at(column, at++)[c] * weight;
+        int sum = 1 << (kPrecision - 1), at = taps[column].first;
+        for (int weight : taps[column].weights) sum += image.at(at++, row)[c] * weight;
         result.at(column, row)[c] = clip(sum);
       }
   return result;
+}
+
+Image along_columns(const Image& image, int height, Range range) {
+  Image result(image.width, height);
+  const auto taps = taps_of(image.height, range, height);
+  for (int row = 0; row < height; ++row)
+    for (int column = 0; column < image.width; ++column)
+      for (int c = 0; c < 3; ++c) {
+        int sum = 1 << (kPrecision - 1), at = taps[row].first;
+        for (int weight : taps[row].weights) sum += image.at(column, at++)[c] * weight;
+        result.at(column, row)[c] = clip(sum);
+      }
+  return result;
+}
+
+Image resize(Image image, int width, int height, std::optional<Range> columns = {},
+             std::optional<Range> rows = {}) {
+  const Range x = columns.value_or(Range{0, float(image.width)});
+  const Range y = rows.value_or(Range{0, float(image.height)});
+  const bool wide = width != image.width || x.first != 0 || x.last != width;
+  const bool high = height != image.height || y.first != 0 || y.last != height;
+  // From Pillow 13 on; it shows where the first pass rounds.
+  const int shrinks = image.height - height;
+  const bool columns_first = shrinks > 0 && shrinks > (image.width - width) * 2;
+  if (high && columns_first) image = along_columns(image, height, y);
+  if (wide) image = along_rows(image, width, x);
+  if (high && !columns_first) image = along_columns(image, height, y);
+  return image;
 }
 
 int shortest(const ImageSheet& sheet) { return sheet.crop_from.value_or(sheet.size); }

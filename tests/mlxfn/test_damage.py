@@ -1,0 +1,54 @@
+"""What is wrong with a folder of functions is one line, in Python and in C++."""
+
+import re
+import shutil
+
+import mlx.core as mx
+import pytest
+from mlxfn_damage import CASES
+from mlxfn_demo import run_demo
+
+from mm1_mlx.errors import CheckpointError
+from mm1_mlx.mlxfn import open_program
+
+each_case = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture
+def damaged(exported, tmp_path):
+    """A function: a copy of the embedded model's functions, and what is to be said."""
+
+    def damage(case):
+        folder = shutil.copytree(exported, tmp_path / "functions")
+        change, match = CASES[case]
+        change(folder)
+        return folder, match
+
+    return damage
+
+
+@each_case
+def test_the_loader_says_it(case, damaged, monkeypatch):
+    folder, match = damaged(case)
+    if "shape" not in match and case not in ("foreign file",):
+        # Before mlx sees a file.
+        monkeypatch.setattr(mx, "import_function", pytest.fail)
+    with pytest.raises(CheckpointError, match=match) as raised:
+        open_program(folder)
+    assert "\n" not in str(raised.value)
+
+
+@each_case
+def test_the_program_says_it(case, damaged):
+    folder, match = damaged(case)
+    status, out, err = run_demo(folder, "What is it?")
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert re.search(match, err)
+
+
+def test_an_unharmed_copy_is_read(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "functions")
+    assert open_program(folder).sidecar.capacity == 1024
+    assert run_demo(folder, "What is it?")[0] == 0
