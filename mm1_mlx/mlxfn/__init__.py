@@ -1,8 +1,8 @@
 """A model as ``.mlxfn`` functions that programs without Python run.
 
-    model folder -> functions.py -> encode.mlxfn, decoder.mlxfn
-    tokenizer, template, image config -> text.py, sidecar.py -> mlxfn.json
-    the folder -> program.py -> tokens, as ``apps/macos/mlxfn-demo`` makes them in C++
+model folder -> functions.py -> encode.mlxfn, decoder.mlxfn
+tokenizer, template, image config -> text.py, sidecar.py -> mlxfn.json
+the folder -> program.py -> tokens, as ``apps/macos/mlxfn-demo`` makes them in C++
 """
 
 from mm1_mlx.mlxfn.export import Report as Report

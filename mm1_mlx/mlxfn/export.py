@@ -20,7 +20,7 @@ from mm1_mlx.files import fsync, replace_json, sha256
 from mm1_mlx.hold import LOCK
 from mm1_mlx.image import DEFAULT_LIMITS
 from mm1_mlx.mlxfn.functions import Traced, check_traceable
-from mm1_mlx.mlxfn.program import open_program
+from mm1_mlx.mlxfn.program import MLX, open_program
 from mm1_mlx.mlxfn.sidecar import (
     FORMAT,
     FORMAT_VERSION,
@@ -98,7 +98,7 @@ def export(
     config = config_of(path, resolution)
     check_traceable(config)
     capacity = _capacity(capacity, config)
-    buckets = tuple(sorted({1, *(T for T in prefill if T <= capacity)}))
+    buckets = tuple(sorted({1, *(T for T in prefill if capacity >= T)}))
     check_apart(out, [path])
     partial = Partial(out, None)
     partial.open()
@@ -186,7 +186,7 @@ def _write(
         format=FORMAT,
         format_version=FORMAT_VERSION,
         written_by=f"mm1-mlx {version('mm1-mlx')}",
-        mlx=mx.__version__,
+        mlx=MLX,
         device="cpu" if on_cpu else "gpu",
         chip=str(mx.device_info().get("device_name", "")),
         capacity=capacity,

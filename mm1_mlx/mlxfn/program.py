@@ -25,6 +25,8 @@ from mm1_mlx.mlxfn.sidecar import (
 )
 from mm1_mlx.prompt import Prompt
 
+# What C++ calls mlx::core::version(); the stubs lack it.
+MLX: str = mx.__version__  # type: ignore[attr-defined]
 AGAIN = "export the model again"
 
 
@@ -101,9 +103,9 @@ class Program:
 
     def _bucket(self, wanted: int, room: int) -> int:
         """How many positions to run: the most that are wanted, padded if there is room."""
-        buckets = [T for T in self.sidecar.buckets if T <= room]
-        whole = [T for T in buckets if T <= wanted]
-        padded = [T for T in buckets if T >= wanted]
+        buckets = [T for T in self.sidecar.buckets if room >= T]
+        whole = [T for T in buckets if wanted >= T]
+        padded = [T for T in buckets if wanted <= T]
         # What one padded run does costs less than several small ones.
         return padded[0] if padded else whole[-1]
 
@@ -194,7 +196,7 @@ def open_program(folder: Path) -> Program:
             files[name] = mx.import_function(str(safe_join(folder, name)))
         except (ValueError, RuntimeError, MemoryError) as error:
             raise CheckpointError(
-                f"{folder / name} cannot be read by mlx {mx.__version__} "
+                f"{folder / name} cannot be read by mlx {MLX} "
                 f"({str(error).splitlines()[0]:.120}); {AGAIN}"
             ) from None
     program = Program(folder, sidecar, files)
@@ -222,10 +224,10 @@ def read_sidecar(folder: Path) -> Sidecar:
         raise CheckpointError(
             f"{path} has format version {found!r:.20}, expected {FORMAT_VERSION}; {AGAIN}"
         )
-    if (found := values.get("mlx")) != mx.__version__:
+    if (found := values.get("mlx")) != MLX:
         raise CheckpointError(
             f"{folder} was exported with mlx {found!r:.40} and this is mlx "
-            f"{mx.__version__}, which would read it as garbage; {AGAIN} with it"
+            f"{MLX}, which would read it as garbage; {AGAIN} with it"
         )
     try:
         sidecar = Sidecar.from_dict(values)
@@ -237,4 +239,3 @@ def read_sidecar(folder: Path) -> Sidecar:
             f"{path} gives no digest of {sorted(strangers)[0]!r:.80}; {AGAIN}"
         )
     return sidecar
-

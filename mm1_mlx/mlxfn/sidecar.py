@@ -189,7 +189,8 @@ class Sidecar(Section):
 
     def __post_init__(self) -> None:
         require(
-            self.buckets[:1] == (1,) and list(self.buckets) == sorted(set(self.buckets)),
+            self.buckets[:1] == (1,)
+            and list(self.buckets) == sorted(set(self.buckets)),
             f"{SIDECAR}: buckets {list(self.buckets)} do not rise from 1",
         )
         require(

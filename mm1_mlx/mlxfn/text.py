@@ -93,14 +93,13 @@ def _layout(picture: bool, config: MM1Config, tokenizer: Tokenizer) -> Layout:
     assert config.prompt is not None
     turns = _parts(picture, QUESTION)
     text = render(turns, config.prompt, tokenizer)
-    whole = encode_turns(turns, config.prompt, tokenizer)
     pieces = _pieces(text, tokenizer)
     if config.prompt.template in MARKS:
         bos = tokenizer.hf.bos_token_id
-        begin, end = () if bos is None else (bos,), ()
-    else:
-        bare = tokenizer.encode(text, add_special_tokens=False)
-        begin, end = _around(whole, bare)
+        apart = () if bos is None else (bos,)
+        return Layout(begin=apart, pieces=pieces, end=())
+    whole = encode_turns(turns, config.prompt, tokenizer)
+    begin, end = _around(whole, tokenizer.encode(text, add_special_tokens=False))
     return Layout(begin=begin, pieces=pieces, end=end)
 
 

@@ -38,6 +38,7 @@ COMMANDS = (
         "adapter export",
         "export",
         "export coreml",
+        "export mlxfn",
         "embed",
         "eval",
         "train",

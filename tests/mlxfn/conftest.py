@@ -1,7 +1,5 @@
 """Exports of the embedded model and of small ones with any tokenizer."""
 
-# ruff: noqa: E402
-
 import sys
 from pathlib import Path
 

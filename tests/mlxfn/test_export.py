@@ -132,7 +132,7 @@ def test_packed_tokens_are_those_of_generate(packed, packed_exported):
             assert found == [t for t in answer.tokens if t not in (1,)]
 
 
-def test_an_answer_ends_where_the_cache_is_full(exported, tiny, tmp_path):
+def test_an_answer_ends_where_the_cache_is_full(tiny, tmp_path):
     out = tmp_path / "out"
     capacity = 40
     export(TINY, out, capacity=capacity, prefill=(8, 32))
@@ -179,7 +179,9 @@ def test_what_cannot_be_traced_is_named(write_model, tmp_path):
     refused(tmp_path, ConfigError, "moe.capacity_factor is 2.0", model)
     refused(tmp_path, ConfigError, "--resolution 96", TINY, resolution="2x96")
     refused(tmp_path, ConfigError, "more than the model's 1,024", TINY, capacity=1025)
-    refused(tmp_path, ConfigError, "holds no question about a picture", TINY, capacity=9)
+    refused(
+        tmp_path, ConfigError, "holds no question about a picture", TINY, capacity=9
+    )
 
 
 def test_another_resolution_is_another_encoder(tmp_path):
@@ -204,7 +206,7 @@ def test_functions_that_differ_are_not_shipped(monkeypatch, tmp_path):
     refused(tmp_path, CheckpointError, "differ from the model by 0.01", TINY)
 
 
-def test_an_export_is_replaced_only_if_told(exported, tmp_path):
+def test_an_export_is_replaced_only_if_told(tmp_path):
     out = tmp_path / "out"
     export(TINY, out, prefill=())
     before = (out / SIDECAR).read_bytes()
