@@ -30,6 +30,16 @@ Images = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _above_zero(value: float) -> float:
+    if value == 0:
+        raise typer.BadParameter(
+            "0 leaves nothing to choose; --temperature 0 is greedy"
+        )
+    return value
+
+
 MaxTokens = Annotated[int, typer.Option(help="longest answer, in tokens", min=1)]
 Temperature = Annotated[
     float,
@@ -38,7 +48,13 @@ Temperature = Annotated[
     ),
 ]
 TopP = Annotated[
-    float, typer.Option(help="sample from this share of probability", min=0, max=1)
+    float,
+    typer.Option(
+        help="sample from this share of probability, more than 0",
+        min=0,
+        max=1,
+        callback=_above_zero,
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="of the sampling", show_default=False)]
 System = Annotated[str | None, typer.Option(help="system message", show_default=False)]

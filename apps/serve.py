@@ -118,6 +118,7 @@ def serve(
     from .server.policy import is_loopback
     from .server.run import listen, make_server
     from .server.service import Service
+    from .server.turns import Turns
 
     key = _read_key(api_key, api_key_file)
     if key is None and not is_loopback(host):
@@ -147,6 +148,7 @@ def serve(
         created=int((folder / "config.json").stat().st_mtime),
         keeper=Keeper(load, loaded, idle_unload, policy.load_seconds),
         policy=policy,
+        turns=Turns(max_waiting),
     )
     address, bound = held.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address

@@ -72,6 +72,8 @@ def chat(
     yes: Yes = False,
 ) -> None:
     """Talk with a model about pictures."""
+    if load is not None and system is not None:
+        raise typer.BadParameter("--load brings its own system message, or none")
     settings: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -109,7 +111,7 @@ def chat(
         )
         note(f"{runtime.path.name}: drop pictures here or name them, /help for more")
         if load is not None:
-            session.command(f"/load {load}")
-        if image:
-            session.add_pictures(user_path(str(path)) for path in image)
+            session.load(user_path(str(load)))
+        for path in image or ():
+            session.add_picture(user_path(str(path)))
         session.run()

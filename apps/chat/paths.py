@@ -106,7 +106,10 @@ def _path(text: str) -> Path | None:
         return None
     if text[:7].lower() == "file://":
         # file:///a and file://localhost/a.
-        return Path(unquote(urlsplit(text).path))
+        try:
+            return Path(unquote(urlsplit(text).path))
+        except ValueError:  # A bracket that is not closed.
+            return None
     return user_path(text)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_mlx.captions.folder import SUFFIXES
-from mm1_mlx.errors import MM1Error
+from mm1_mlx.errors import MM1Error, PromptError
 from mm1_mlx.folders import user_path
 from mm1_mlx.image import DEFAULT_LIMITS
 from mm1_mlx.runtime import Runtime, forecast, stream
@@ -74,7 +74,11 @@ class Session:
             line = self.reader.read(len(self.conversation.waiting))
             if line is None:
                 return
-            self.take(line.strip())
+            try:
+                self.take(line.strip())
+            except KeyboardInterrupt:
+                # Outside an answer: what was begun is left, the conversation stays.
+                note("stopped")
 
     def take(self, line: str) -> None:
         """A line: pictures that were dropped, a command, or a question."""
@@ -102,41 +106,55 @@ class Session:
             where = f"{error.filename}: " if error.filename else ""
             note(f"error: {where}{error.strerror or error}")
 
+    def load(self, path: Path) -> None:
+        """Go on with a chat that was saved.
+
+        Raises:
+            MM1Error: it is none, or a picture of it cannot be read.
+        """
+        self.conversation, changed = archive.load(path)
+        for name in changed:
+            note(f"{name} has changed since")
+        note(f"{path}: {_contents(self.conversation)}")
+
     def add_pictures(self, paths: Iterable[Path]) -> None:
-        """Have pictures wait for the next question; each must open."""
-        if self.runtime.config.image is None:
-            note("error: this model takes text only")
-            return
-        most = DEFAULT_LIMITS.max_pictures
+        """Have pictures wait for the next question; what is wrong with one is said."""
         for path in paths:
-            if len(self.conversation.pictures) == most:
-                note(
-                    f"error: a conversation holds {most} pictures; /clear starts a new one"
-                )
-                return
             try:
-                shown = read_picture(path)
+                self.add_picture(path)
             except MM1Error as error:
                 note(f"error: {error}")
-                continue
-            self.conversation.waiting.append(shown)
-            note(f"picture {len(self.conversation.pictures)}: {shown}")
-            self.view.picture(shown)
+
+    def add_picture(self, path: Path) -> None:
+        """Have a picture wait for the next question.
+
+        Raises:
+            MM1Error: it does not open, or there is no place for it.
+        """
+        if self.runtime.config.image is None:
+            raise PromptError("this model takes text only")
+        most = DEFAULT_LIMITS.max_pictures
+        if len(self.conversation.pictures) == most:
+            raise PromptError(
+                f"a conversation holds {most} pictures; /clear starts a new one"
+            )
+        shown = read_picture(path)
+        self.conversation.waiting.append(shown)
+        note(f"picture {len(self.conversation.pictures)}: {shown}")
+        self.view.picture(shown)
 
     def ask(self, question: str) -> None:
         """Stream the answer to a question; one that fails is forgotten."""
         try:
-            answer = self._stream(self.conversation.messages(question))
+            self._stream(question)
         except MM1Error as error:
             note(f"error: {error}")
             if self.conversation.exchanges or self.conversation.waiting:
                 note("/clear starts a new conversation")
-            return
-        if answer is not None:
-            self.conversation.keep(question, answer)
 
-    def _stream(self, messages: list[dict[str, Any]]) -> str | None:
-        """The answer; None where it was stopped before it began."""
+    def _stream(self, question: str) -> None:
+        """Show the answer as it comes, and keep it unless it was stopped before it began."""
+        messages = self.conversation.messages(question)
         cancel = threading.Event()
         text, last = "", None
         with interrupts(cancel), self.view.answer() as answering:
@@ -154,15 +172,17 @@ class Session:
                     new = piece.text if text else piece.text.lstrip()
                     answering.add(new)
                     text, last = text + new, piece
+            # Here, where Ctrl-C does no harm: it is often a moment late.
+            if text or not cancel.is_set():
+                self.conversation.keep(question, text)
         stats = last.stats if last else None
         if cancel.is_set() and not text:
             note("stopped before the answer began; the question is forgotten")
-            return None
+            return
         reason = last.finish_reason if last else None
         ended = {"stop": "", "length": "cut at --max-tokens; "}
         said = ended.get(reason or "", "stopped; ")
         self.view.took(said + (summary(stats) if stats else "not waited for"))
-        return text
 
 
 @contextmanager
@@ -238,11 +258,7 @@ def _load(session: Session, rest: str) -> None:
     path = _file(rest, "/load")
     if path is None:
         return
-    conversation, changed = archive.load(path)
-    session.conversation = conversation
-    for name in changed:
-        note(f"{name} has changed since")
-    note(f"{path}: {_contents(conversation)}")
+    session.load(path)
 
 
 def _contents(conversation: Conversation) -> str:

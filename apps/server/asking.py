@@ -21,14 +21,21 @@ from .fields import (
     UserMessage,
 )
 from .modes import Views
-from .pictures import read_picture
-from .policy import Policy
+from .pictures import PictureReader
 
 ANY_OBJECT = {"type": "object"}
 
 
-async def ask_chat(request: ChatRequest, policy: Policy, views: Views) -> Ask:
+async def ask_chat(
+    request: ChatRequest, reader: PictureReader, views: Views, max_tokens: int
+) -> Ask:
     """The question of a chat.
+
+    Args:
+        request: its fields.
+        reader: reads its pictures.
+        views: how closely they are looked at.
+        max_tokens: the longest answer where none is named.
 
     Raises:
         APIError: 400; two fields contradict each other, or a picture may not be read.
@@ -44,13 +51,20 @@ async def ask_chat(request: ChatRequest, policy: Policy, views: Views) -> Ask:
     if top is not None and not request.logprobs:
         raise _refusal("top_logprobs needs logprobs to be true", "top_logprobs")
     settings = Settings(
-        max_tokens=most or policy.max_tokens,
+        max_tokens=most or max_tokens,
         schema=_schema(request),
         top_logprobs=(top or 0) if request.logprobs else None,
         **_sampling(request),
     )
+    parts = [
+        part
+        for message in request.messages
+        if not isinstance(message.content, str)
+        for part in message.content
+    ]
+    reader.check_number(sum(isinstance(x, ImagePart) for x in parts), "messages")
     messages = [
-        await _message(message, i, policy, views)
+        await _message(message, i, reader, views)
         for i, message in enumerate(request.messages)
     ]
     return Ask(messages, (), settings)
@@ -114,7 +128,7 @@ def _schema(request: ChatRequest) -> dict[str, Any] | None:
 async def _message(
     message: SystemMessage | UserMessage | AssistantMessage,
     number: int,
-    policy: Policy,
+    reader: PictureReader,
     views: Views,
 ) -> dict[str, Any]:
     role = "system" if isinstance(message, SystemMessage) else message.role
@@ -124,7 +138,7 @@ async def _message(
     for i, part in enumerate(message.content):
         if isinstance(part, ImagePart):
             param = f"messages[{number}].content[{i}].image_url.url"
-            picture = await read_picture(part.image_url.url, policy, param)
+            picture = await reader.read(part.image_url.url, param)
             shown = views.show(picture, part.image_url.detail)
             parts.append({"type": "image", "image": shown})
         else:

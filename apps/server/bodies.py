@@ -1,10 +1,10 @@
-"""Bodies of requests, read only as far as they may be."""
+"""Bodies of requests and what they lead to, read only as far as they may be."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -63,13 +63,32 @@ class Bodies:
         finally:
             self._held -= held
 
+    @contextmanager
+    def beside(self) -> Iterator[Callable[[int], None]]:
+        """Counts bytes that a request has read elsewhere, as long as the context is open.
+
+        Its function takes how many, and raises APIError as ``read`` does.
+        """
+        held = 0
+
+        def count(size: int) -> None:
+            nonlocal held
+            held += size
+            self._held += size
+            self._check(held)
+
+        try:
+            yield count
+        finally:
+            self._held -= held
+
     def _check(self, size: int) -> None:
         if size > self._policy.max_body:
             raise self._too_long()
         if self._held > self._policy.body_budget:
             raise APIError(
                 503,
-                "the bodies of other requests leave no room for this one",
+                "other requests leave no room for this one",
                 code="overloaded",
                 retry_after=1,
             )
@@ -77,7 +96,7 @@ class Bodies:
     def _too_long(self) -> APIError:
         return APIError(
             413,
-            f"the body has more than {self._policy.max_body:,} bytes; send smaller or "
+            f"the request has more than {self._policy.max_body:,} bytes; send smaller or "
             "fewer pictures",
             code="request_too_large",
         )

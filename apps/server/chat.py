@@ -12,6 +12,7 @@ from .asking import ask_chat, choices_of
 from .fields import ChatRequest
 from .keeper import Loaded
 from .logprobs import Scored, chat_logprobs
+from .pictures import PictureReader
 from .replies import (
     ChatChoice,
     ChatChunk,
@@ -47,7 +48,12 @@ async def answer_chat(request: Request) -> Response:
         chat = _Chat(service, loaded, fields, count)
 
         async def begin() -> Pieces:
-            ask = await ask_chat(fields, service.policy, loaded.views)
+            reader = PictureReader(
+                service.policy, stack.enter_context(service.bodies.beside())
+            )
+            ask = await ask_chat(
+                fields, reader, loaded.views, service.policy.max_tokens
+            )
             return await stack.enter_async_context(
                 service.pieces(pool, ask, count=count)
             )

@@ -4,56 +4,69 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mm1_mlx.embed import Embedder, Vectors, count_tokens, embed_images, embed_texts
-from mm1_mlx.errors import MM1Error
+from mm1_mlx.embed import (
+    BATCH,
+    Embedder,
+    Vectors,
+    count_tokens,
+    embed_images,
+    embed_texts,
+)
+from mm1_mlx.errors import MM1Error, PromptError
+from mm1_mlx.image import DEFAULT_LIMITS, open_picture
 
 from .errors import APIError
 from .fields import EmbeddingRequest, ImagePart
-from .pictures import read_picture
+from .pictures import PictureReader
 from .replies import Embedding, EmbeddingList, EmbeddingUsage
 from .service import Service, respond, unless_left
 
-Input = str | bytes
+# A picture as its data URI, or its bytes.
+Source = str | bytes
 
 
 async def embed(request: Request) -> Response:
     """The vectors of texts and pictures."""
     service: Service = request.app.state.service
-    async with service.bodies.read(request) as body:
+    async with AsyncExitStack() as stack:
+        body = await stack.enter_async_context(service.bodies.read(request))
         fields = await service.read(body, EmbeddingRequest)
+        del body
         service.check_model(fields.model)
-        async with service.keeper.use() as loaded:
-            embedder, worker = loaded.embedder, loaded.worker
-            if embedder is None or worker is None:
-                raise APIError(
-                    400,
-                    f"the model {service.name!r} has no embeddings; serve a CLIP model",
-                    param="model",
-                    code="model_cannot_embed",
-                )
-            given = [fields.input] if isinstance(fields.input, str) else fields.input
+        loaded = await stack.enter_async_context(service.keeper.use())
+        embedder, worker = service.embedder(loaded)
+        given = [fields.input] if isinstance(fields.input, str) else fields.input
+        reader = PictureReader(
+            service.policy, stack.enter_context(service.bodies.beside())
+        )
+        stack.enter_context(service.turns.take())
+
+        async def vectors() -> tuple[dict[int, Any], int]:
             texts = {i: x for i, x in enumerate(given) if isinstance(x, str)}
-            pictures = {}
+            pictures: dict[int, Source] = {}
             for i, part in enumerate(given):
                 if isinstance(part, ImagePart):
                     param = f"input[{i}].image_url.url"
-                    url = part.image_url.url
-                    pictures[i] = await read_picture(url, service.policy, param)
-            work = asyncio.wrap_future(worker.submit(_embed, embedder, texts, pictures))
+                    pictures[i] = await reader.read(part.image_url.url, param)
+            gone = threading.Event()
+            work = worker.submit(_embed, embedder, texts, pictures, gone)
+            try:
+                return await asyncio.wrap_future(work)
+            except MM1Error as error:
+                raise APIError(400, str(error), param="input") from error
+            finally:
+                gone.set()
 
-            async def vectors() -> tuple[dict[int, Any], int]:
-                try:
-                    return await work
-                except MM1Error as error:
-                    raise APIError(400, str(error), param="input") from error
-
-            found, tokens = await unless_left(request, vectors())
+        found, tokens = await unless_left(request, vectors())
     as_text = fields.encoding_format == "base64"
     return respond(
         EmbeddingList(
@@ -68,19 +81,49 @@ async def embed(request: Request) -> Response:
 
 
 def _embed(
-    embedder: Embedder, texts: dict[int, str], pictures: dict[int, Input]
+    embedder: Embedder,
+    texts: dict[int, str],
+    pictures: dict[int, Source],
+    gone: threading.Event,
 ) -> tuple[dict[int, Any], int]:
-    """The vectors by the inputs' numbers, and how many tokens the texts have."""
+    """The vectors by the inputs' numbers, and how many tokens the texts have.
+
+    On the model's thread; it ends between two batches once nobody waits.
+
+    Raises:
+        PromptError: a picture cannot be read, or all together are too large.
+    """
+    _check_pixels(pictures)
     found: dict[int, Any] = {}
-    tokens = 0
-    if texts:
-        rows: Vectors = embed_texts(embedder, [*texts.values()])
-        found |= dict(zip(texts, rows, strict=True))
-        tokens = count_tokens(embedder, [*texts.values()])
-    if pictures:
-        rows = embed_images(embedder, [*pictures.values()])
-        found |= dict(zip(pictures, rows, strict=True))
-    return found, tokens
+    for some in _batches(texts, gone):
+        rows: Vectors = embed_texts(embedder, [texts[i] for i in some])
+        found |= dict(zip(some, rows, strict=True))
+    for some in _batches(pictures, gone):
+        rows = embed_images(embedder, [pictures[i] for i in some])
+        found |= dict(zip(some, rows, strict=True))
+    return found, count_tokens(embedder, [*texts.values()])
+
+
+def _batches(inputs: Iterable[int], gone: threading.Event) -> Iterator[list[int]]:
+    """So many numbers at a time, while anybody waits."""
+    numbers = list(inputs)
+    for start in range(0, len(numbers), BATCH):
+        if gone.is_set():
+            return
+        yield numbers[start : start + BATCH]
+
+
+def _check_pixels(pictures: dict[int, Source]) -> None:
+    """As of the pictures of a question: all together, before one is decoded."""
+    limits, total = DEFAULT_LIMITS, 0
+    for i, picture in pictures.items():
+        image = open_picture(picture, f"input[{i}]", limits)
+        total += image.width * image.height
+    if total > limits.max_total_pixels:
+        raise PromptError(
+            f"the pictures have {total:,} pixels together, expected at most "
+            f"{limits.max_total_pixels:,}; send fewer at a time"
+        )
 
 
 def _write(vector: Any, as_text: bool) -> list[float] | str:

@@ -52,19 +52,34 @@ class Guard:
                 "allow one by --allow-host",
                 code="unknown_host",
             )
-        self._check_origin(headers, f"{scope['scheme']}://{host}")
+        if not self._is_visit(scope, headers):
+            self._check_origin(headers, host)
         # The path that routes are found by; a URL made of the Host header is not.
         if scope["path"] in self.open_paths or self._is_preflight(scope, headers):
             return
         if self.policy.key is not None:
             self._check_key(headers)
 
-    def _check_origin(self, headers: Headers, own: str) -> None:
+    def _is_visit(self, scope: Scope, headers: Headers) -> bool:
+        """Whether somebody followed a link to the page: its files are nobody's secret."""
+        return (
+            scope["method"] == "GET"
+            and scope["path"] in self.open_paths
+            and headers.get("origin") is None
+            and headers.get("sec-fetch-mode") == "navigate"
+            and headers.get("sec-fetch-dest") == "document"
+        )
+
+    def _check_origin(self, headers: Headers, host: str) -> None:
         origin = headers.get("origin")
+        own = {f"http://{host}"}
+        if host.lower().partition(":")[0] in self.policy.hosts:
+            # A proxy in front speaks TLS for this server.
+            own.add(f"https://{host}")
         foreign = (
             headers.get("sec-fetch-site") == "cross-site"
             if origin is None
-            else origin not in {own, *self.policy.origins}
+            else origin not in own | self.policy.origins
         )
         if foreign:
             raise APIError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from mm1_mlx.checkpoint import load_config
 from mm1_mlx.config import MM1Config
 from mm1_mlx.embed import Embedder, load_embedder
-from mm1_mlx.errors import MM1Error
+from mm1_mlx.errors import ConfigError, MM1Error
 from mm1_mlx.pool import Pool
 from mm1_mlx.runtime import Runtime, find_model, load
 from mm1_mlx.spelling import Spelling
@@ -77,7 +78,7 @@ class Keeper:
         load: loads it; takes its time.
         loaded: what it gave the first time.
         idle_seconds: after which a model that nobody uses is let go; None for never.
-        retry_seconds: what callers are told to wait when it cannot be loaded again.
+        retry_seconds: for which it is not tried again when it could not be loaded.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class Keeper:
         self._idle_seconds = idle_seconds
         self._retry_seconds = retry_seconds
         self._lock = asyncio.Lock()
+        # When it could not be loaded last.
+        self._failed = -math.inf
         self._users = 0
         self._used = time.monotonic()
 
@@ -136,18 +139,36 @@ class Keeper:
     async def _reload(self) -> Loaded:
         async with self._lock:
             if self._loaded is None:
+                left = self._failed + self._retry_seconds - time.monotonic()
+                if left > 0:
+                    raise self._refusal(left)
                 try:
                     self._loaded = await asyncio.to_thread(self._load)
                 except (MM1Error, OSError, MemoryError) as error:
-                    # Its path is the owner's business.
-                    raise APIError(
-                        503,
-                        f"the model cannot be loaded now ({type(error).__name__}); ask "
-                        "again later",
-                        code="model_unavailable",
-                        retry_after=max(1, round(self._retry_seconds)),
-                    ) from error
+                    self._failed = time.monotonic()
+                    raise self._refusal(self._retry_seconds) from error
             return self._loaded
+
+    def _refusal(self, seconds: float) -> APIError:
+        # Why, and from where, is the owner's business.
+        return APIError(
+            503,
+            "the model cannot be loaded now; ask again later",
+            code="model_unavailable",
+            retry_after=max(1, math.ceil(seconds)),
+        )
+
+
+# Options of ``load`` that change how a model answers, by the flags that give them.
+ANSWERING = {"adapters": "--adapter", "resolution": "--resolution"}
+
+
+def _check_unused(options: Mapping[str, Any]) -> None:
+    for name, flag in ANSWERING.items():
+        if options.get(name):
+            raise ConfigError(
+                f"the model has no decoder, and its embeddings know no {flag}; leave it out"
+            )
 
 
 def open_model(size: int, max_waiting: int, **options: Any) -> Loaded:
@@ -165,7 +186,9 @@ def open_model(size: int, max_waiting: int, **options: Any) -> Loaded:
     config = load_config(path)
     runtime = pool = embedder = worker = None
     try:
-        if config.decoder is not None:
+        if config.decoder is None:
+            _check_unused(options)
+        else:
             runtime = load(**options)
             config = runtime.config
             pool = Pool(runtime, size=size, max_waiting=max_waiting)

@@ -44,7 +44,10 @@ def read(url: str, root: Path | None, max_bytes: int, param: str) -> bytes:
 
 
 def _parts(url: str, root: Path, param: str) -> list[str]:
-    split = urlsplit(url)
+    try:
+        split = urlsplit(url)
+    except ValueError:
+        raise _refusal("the URL is malformed, expected file:///PATH", param) from None
     path = unquote(split.path)
     if split.netloc or split.query or split.fragment or "\0" in path:
         raise _refusal("the URL is malformed, expected file:///PATH", param)

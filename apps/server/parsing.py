@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from .fields import Fields
 
 F = TypeVar("F", bound=Fields)
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
 # Of values shown in messages.
 SHOWN = 60
 
@@ -23,6 +25,14 @@ def parse(body: bytes, kind: type[F]) -> F:
         APIError: 400; it is not JSON, or a field is unknown, missing or wrong.
     """
     content = _read_json(body)
+    if (place := _unpaired(content)) is not None:
+        param = _spell(place)
+        raise APIError(
+            400,
+            f"{param:.200} holds half of a surrogate pair, which is no text",
+            param=param[:200],
+            code="invalid_value",
+        )
     if not isinstance(content, dict):
         raise APIError(400, "the body is not a JSON object", code="invalid_json")
     try:
@@ -40,6 +50,25 @@ def _read_json(body: bytes) -> Any:
         raise APIError(
             400, f"the body is not JSON ({reason:.200})", code="invalid_json"
         ) from None
+
+
+def _unpaired(content: Any) -> tuple[str | int, ...] | None:
+    """Where a text holds a lone surrogate, which JSON can write and no encoding can."""
+    held: list[tuple[tuple[str | int, ...], Any]] = [((), content)]
+    while held:
+        place, value = held.pop()
+        if isinstance(value, dict):
+            held += [((*place, name), name) for name in value]
+            held += [((*place, name), inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            held += [((*place, i), inner) for i, inner in enumerate(value)]
+        elif isinstance(value, str) and _SURROGATES.search(value):
+            return tuple(_printable(step) for step in place)
+    return None
+
+
+def _printable(step: str | int) -> str | int:
+    return step if isinstance(step, int) else _SURROGATES.sub("?", step)
 
 
 def _no_number(name: str) -> NoReturn:

@@ -27,7 +27,7 @@ class Policy:
         pulse_seconds: silence after which a stream says that it is alive.
         max_connections: how many may be open.
         max_tokens: of an answer that asks for no number of them.
-        load_seconds: after which a model that could not be loaded is tried again.
+        load_seconds: for which a model that could not be loaded is not tried again.
     """
 
     key: str | None = None

@@ -17,8 +17,10 @@ from starlette.responses import Response
 
 from mm1_mlx.answer import Piece
 from mm1_mlx.batch import Ask
+from mm1_mlx.embed import Embedder
 from mm1_mlx.errors import BusyError, MM1Error
-from mm1_mlx.pool import Pool
+from mm1_mlx.pool import MAX_WAITING, Pool
+from mm1_mlx.worker import Worker
 
 from .bodies import Bodies, ClientLeft, left
 from .errors import APIError
@@ -28,6 +30,7 @@ from .metrics import Metrics
 from .parsing import parse
 from .policy import Policy
 from .replies import Abilities
+from .turns import Turns
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Fields)
@@ -48,6 +51,7 @@ class Service:
         created: when it was made, in seconds since 1970.
         keeper: keeps it ready.
         policy: what is allowed.
+        turns: of those who want vectors.
         metrics: what is counted.
         bodies: reads requests.
     """
@@ -56,6 +60,7 @@ class Service:
     created: int
     keeper: Keeper
     policy: Policy
+    turns: Turns = field(default_factory=lambda: Turns(MAX_WAITING))
     metrics: Metrics = field(default_factory=Metrics)
     bodies: Bodies = field(init=False)
     # Known also while the model is not in memory.
@@ -104,13 +109,24 @@ class Service:
                 param="model",
                 code="model_cannot_answer",
             )
-        if not loaded.well:
-            raise APIError(
-                503,
-                "the model's thread has ended; the server must be started again",
-                code="model_unavailable",
-            )
+        _check_well(loaded)
         return loaded.pool
+
+    def embedder(self, loaded: Loaded) -> tuple[Embedder, Worker]:
+        """What embeds, and the thread that it is used on.
+
+        Raises:
+            APIError: 400; the model only answers. 503; its thread has ended.
+        """
+        if loaded.embedder is None or loaded.worker is None:
+            raise APIError(
+                400,
+                f"the model {self.name!r} has no embeddings; serve a CLIP model",
+                param="model",
+                code="model_cannot_embed",
+            )
+        _check_well(loaded)
+        return loaded.embedder, loaded.worker
 
     @asynccontextmanager
     async def pieces(self, pool: Pool, *asks: Ask, count: int) -> AsyncIterator[Pieces]:
@@ -132,6 +148,15 @@ class Service:
                     self.metrics.count_answer(held[1].stats)
                 yield held
                 held = await anext(answers, None)
+
+
+def _check_well(loaded: Loaded) -> None:
+    if not loaded.well:
+        raise APIError(
+            503,
+            "the model's thread has ended; the server must be started again",
+            code="model_unavailable",
+        )
 
 
 def _abilities(loaded: Loaded) -> Abilities:

@@ -56,6 +56,19 @@ def test_a_pipe_keeps_the_conversation(mm1):
     assert "unknown command '/nonsense'" in err
 
 
+def test_what_the_command_line_names_is_there_or_an_error(mm1, tmp_path):
+    for arguments in (["-i", "missing.png"], ["--load", tmp_path / "missing.json"]):
+        code, out, err = mm1("chat", *arguments, stdin=b"What is this?\n")
+        assert (code, out) == (1, "")
+        assert "missing" in err.splitlines()[-1]
+    code, _, err = mm1("chat", "--load", "a.json", "--system", "Be brief.")
+    assert code == 2
+    assert "--load brings its own" in err
+    code, _, err = mm1("chat", "--top-p", "0")
+    assert code == 2
+    assert "--temperature 0 is greedy" in err
+
+
 def test_pictures_are_named_on_the_command_line_too(mm1):
     code, out, err = mm1("chat", "-i", STAR, stdin=b"What colour is it?\n")
     assert (code, out) == (0, "red\n")
@@ -431,6 +444,42 @@ def test_an_answer_that_is_stopped_before_it_began_is_forgotten(
     assert session.conversation.exchanges == []
     assert [shown.name for shown in session.conversation.waiting] == [str(STAR)]
     assert "the question is forgotten" in capfd.readouterr().err
+
+
+def test_an_interrupt_outside_an_answer_keeps_the_chat(session, capfd, monkeypatch):
+    lines = iter([f"{STAR} What colour is the star?", "/image big.png", "And now?"])
+    monkeypatch.setattr(session.reader, "read", lambda _: next(lines, None))
+
+    def interrupted(_):
+        signal.raise_signal(signal.SIGINT)
+
+    real = session.add_pictures
+    monkeypatch.setattr(
+        session,
+        "add_pictures",
+        lambda paths: (
+            interrupted(paths) if session.conversation.exchanges else real(paths)
+        ),
+    )
+    session.run()
+    assert [one.question for one in session.conversation.exchanges] == [
+        "What colour is the star?",
+        "And now?",
+    ]
+    assert "stopped\n" in capfd.readouterr().err
+
+
+def test_an_interrupt_just_behind_an_answer_keeps_it(session, monkeypatch):
+    keep = session.conversation.keep
+
+    def late(*given):
+        signal.raise_signal(signal.SIGINT)
+        keep(*given)
+
+    monkeypatch.setattr(session.conversation, "keep", late)
+    session.take(f"{STAR} What colour is the star?")
+    (one,) = session.conversation.exchanges
+    assert one.answer == "red"
 
 
 def test_a_second_interrupt_does_not_wait():

@@ -102,6 +102,7 @@ def test_home_is_known(folder, monkeypatch):
         "'/unclosed",
         "/" + "a" * 5000,
         "file://",
+        "file://[x.png what",
         "~",
         "\0/a.png",
         "",

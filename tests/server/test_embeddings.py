@@ -1,13 +1,21 @@
 """Vectors of texts and pictures, by OpenAI's own client."""
 
 import base64
+import io
+import threading
+import time
 
+import httpx
 import numpy as np
 import openai
 import pytest
+from PIL import Image
 from serving import FOUR, STAR, picture, serving
 
+from mm1_mlx.apps.server.keeper import open_model
+from mm1_mlx.apps.server.turns import Turns
 from mm1_mlx.embed import embed_images, embed_texts, load_embedder
+from mm1_mlx.errors import ConfigError
 
 TEXTS = ["a red star", "four shapes", "a red star"]
 
@@ -77,3 +85,99 @@ def test_a_damaged_picture_is_refused(clip):
 def test_a_text_of_any_length_is_embedded_by_its_beginning(clip):
     reply = clip.client.post("/v1/embeddings", json={"input": "a star " * 2000})
     assert reply.json()["usage"]["prompt_tokens"] == 40
+
+
+def large(side=8_000):
+    """A picture of many pixels and few bytes, as a part."""
+    buffer = io.BytesIO()
+    Image.new("1", (side, side)).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{data}"},
+    }
+
+
+def test_pictures_of_too_many_pixels_together_are_refused(clip):
+    refused = clip.client.post("/v1/embeddings", json={"input": [large()] * 3})
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert "192,000,000 pixels together" in error["message"]
+    assert error["param"] == "input"
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """What lets the model's thread go on, and the texts that it has begun with."""
+    going, embedded = threading.Event(), []
+
+    def embed(embedder, texts):
+        embedded.append(texts)
+        going.wait(20)
+        return embed_texts(embedder, texts)
+
+    monkeypatch.setattr("mm1_mlx.apps.server.embeddings.embed_texts", embed)
+    yield going, embedded
+    going.set()
+
+
+def leave(clip, texts):
+    """Ask for vectors, and do not wait for them."""
+    with pytest.raises(httpx.ReadTimeout):
+        clip.client.post("/v1/embeddings", json={"input": texts}, timeout=0.5)
+
+
+def test_who_leaves_has_no_more_embedded_and_ends_nothing_else(clip, held):
+    going, embedded = held
+    leave(clip, ["a"] * 40)
+    leave(clip, ["b"])
+    going.set()
+    reply = clip.client.post("/v1/embeddings", json={"input": "c"})
+    assert reply.status_code == 200
+    assert [texts[0] for texts in embedded] == ["a", "c"]
+    assert clip.client.get("/health").json()["status"] == "ok"
+
+
+def test_a_full_queue_is_told(clip, held, monkeypatch):
+    going, _ = held
+    monkeypatch.setattr(clip.service, "turns", Turns(1))
+    thread = threading.Thread(
+        target=clip.client.post,
+        args=("/v1/embeddings",),
+        kwargs={"json": {"input": "a"}},
+    )
+    thread.start()
+    while clip.service.turns._taken == 0:
+        time.sleep(0.01)
+    refused = clip.client.post("/v1/embeddings", json={"input": "b"})
+    going.set()
+    thread.join()
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert clip.client.post("/v1/embeddings", json={"input": "b"}).status_code == 200
+
+
+def test_half_a_pair_of_surrogates_is_no_text(clip):
+    for body in (
+        '{"input": "\\ud800"}',
+        '{"input": ["a", "x\\udfff"]}',
+        '{"\\ud800": 1}',
+    ):
+        refused = clip.client.post(
+            "/v1/embeddings",
+            content=body.encode(),
+            headers={"content-type": "application/json"},
+        )
+        assert refused.status_code == 400, body
+        assert "surrogate pair" in refused.json()["error"]["message"]
+    reply = clip.client.post(
+        "/v1/embeddings",
+        content=b'{"input": "\\ud83d\\ude00"}',
+        headers={"content-type": "application/json"},
+    )
+    assert reply.status_code == 200
+
+
+def test_options_that_embeddings_know_nothing_of_are_refused(clip_folder):
+    for options in ({"resolution": "96"}, {"adapters": [("a", 1.0)]}):
+        with pytest.raises(ConfigError, match="embeddings know no --"):
+            open_model(1, 1, source=clip_folder, **options)

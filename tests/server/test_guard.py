@@ -101,6 +101,34 @@ def test_its_own_page_may(server):
     assert status(server, origin=f"http://127.0.0.1:{server.port}") == 200
 
 
+def test_a_link_of_another_site_leads_to_the_page_and_to_nothing_else(server):
+    visit = {
+        "sec_fetch_site": "cross-site",
+        "sec_fetch_mode": "navigate",
+        "sec_fetch_dest": "document",
+    }
+    assert status(server, "/", **visit) == 200
+    for path, changed in (
+        ("/v1/models", {}),
+        ("/metrics", {}),
+        ("/", {"sec_fetch_dest": "iframe"}),
+        ("/", {"sec_fetch_mode": "cors"}),
+        ("/", {"sec_fetch_mode": "no-cors"}),
+        ("/", {"origin": "https://evil.example"}),
+    ):
+        assert status(server, path, **visit | changed) == 403, (path, changed)
+
+
+def test_the_page_behind_a_proxy_that_speaks_tls_may_ask(locked):
+    key = {"authorization": f"Bearer {KEY}"}
+    for host in ("mac.example.org", f"mac.example.org:{locked.port}"):
+        asked = {"host": host, **key}
+        assert status(locked, origin=f"https://{host}", **asked) == 200
+        assert status(locked, origin="https://evil.example", **asked) == 403
+    own = f"https://127.0.0.1:{locked.port}"
+    assert status(locked, origin=own, **key) == 403
+
+
 def test_no_page_is_told_that_it_may_unless_it_is_allowed(server, locked):
     for running, origin in ((server, None), (locked, "https://page.example.org")):
         response = running.client.options(

@@ -269,6 +269,11 @@ def test_a_model_that_cannot_be_loaded_again_is_told_and_tried_again():
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "10"
         assert "secret" not in refused.text
+        # Until then it is not even tried.
+        again = server.chat("What is this?")
+        assert again.status_code == 503
+        assert int(again.headers["retry-after"]) <= 10
+        server.service.keeper._failed -= 10
         assert server.chat("What is this?", max_tokens=1).status_code == 200
 
 

@@ -6,6 +6,7 @@ import ssl
 import threading
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from serving import FOUR, STAR, serving, text
 
@@ -79,6 +80,7 @@ def test_nothing_else_is(media):
         "file:///star.png?x",
         "file:///star.png#x",
         "FILE:///nothing.png",
+        "file://[x/star.png",
     ):
         refused = ask(server, url)
         assert refused.status_code == 400, url
@@ -86,6 +88,35 @@ def test_nothing_else_is(media):
         assert error["code"] == "invalid_image_url"
         assert error["param"] == "messages[0].content[0].image_url.url"
         assert str(outside) not in error["message"]
+
+
+def test_too_many_pictures_are_refused_before_one_is_read(media, monkeypatch):
+    server, _, _ = media
+    read = []
+    monkeypatch.setattr(
+        "mm1_mlx.apps.server.media.read", lambda *given: read.append(given)
+    )
+    part = {"type": "image_url", "image_url": {"url": "file:///star.png"}}
+    refused = server.chat([part] * 25)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == (
+        "messages holds 25 pictures, expected at most 24"
+    )
+    assert read == []
+
+
+def test_what_pictures_take_counts_as_the_request_does(media):
+    _, root, _ = media
+    noise = np.random.default_rng(0).bytes(200_000)
+    (root / "large.png").write_bytes(noise)
+    part = {"type": "image_url", "image_url": {"url": "file:///large.png"}}
+    policy = Policy(media_root=root, max_body=500_000)
+    with serving(policy) as server:
+        assert server.chat([part] * 2).json()["error"]["code"] == "invalid_prompt"
+        refused = server.chat([part] * 3)
+        assert refused.status_code == 413
+        assert "more than 500,000 bytes" in refused.json()["error"]["message"]
+        assert server.service.bodies._held == 0
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ export function SettingsDialog({
           label="Top-p"
           hint="share of probability to sample from"
           value={topP}
-          min={0}
+          min={0.01}
           max={1}
           step={0.01}
           onChange={(topP) => change({ topP })}
