@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,14 +42,21 @@ def measure(recipe: Recipe, folder: Path, number: int) -> list[Point]:
     for stage in recipe.stages:
         if stage.task == "patches":
             continue
-        kept = sorted((folder / "kept").glob(f"{stage.name}-*.safetensors"))
-        for path in kept:
-            step = int(path.stem.rsplit("-", 1)[1])
+        for step, path in kept_steps(folder, stage.name):
             figures = _figures(recipe, folder, path, number)
             points.append({"stage": stage.name, "step": before + step, **figures})
             print(stage.name, step, flush=True)
         before += stage.train.steps
     return points
+
+
+def kept_steps(folder: Path, stage: str) -> list[tuple[int, Path]]:
+    """The steps of a stage whose weights were kept, and where they lie."""
+    # A stage's name may begin another's.
+    name = re.compile(rf"{re.escape(stage)}-(\d+)\.safetensors")
+    paths = (folder / "kept").iterdir()
+    found = [(name.fullmatch(path.name), path) for path in paths]
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def _figures(recipe: Recipe, folder: Path, path: Path, number: int) -> Point:

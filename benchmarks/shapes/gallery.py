@@ -137,15 +137,21 @@ def write(found: dict[str, list[Answered]]) -> str:
     return "\n".join(lines)
 
 
+def around() -> tuple[str, str]:
+    """What stands before the tables, and behind them."""
+    text = README.read_text()
+    start, end = (text.index(mark) for mark in MARKS)
+    return text[: start + len(MARKS[0])], text[end:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="model folder (default: mm1-tiny)")
     parser.add_argument("-n", type=int, default=LOOKED_AT, help="cases looked at")
     arguments = parser.parse_args()
+    before, behind = around()
     table = write(answered(arguments.model, arguments.n))
-    text = README.read_text()
-    start, end = (text.index(mark) for mark in MARKS)
-    README.write_text(f"{text[: start + len(MARKS[0])]}\n{table}\n{text[end:]}")
+    README.write_text(f"{before}\n{table}\n{behind}")
 
 
 if __name__ == "__main__":

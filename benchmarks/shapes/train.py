@@ -68,19 +68,29 @@ def main() -> None:
     names = [stage.name for stage in recipe.stages]
     if arguments.weights:
         restore(pupil, arguments.weights)
+    if arguments.export:
+        recall(recipe, pupil, tokenizer, arguments.folder)
+        export(pupil.mm1, arguments.folder, arguments.export)
+        return
     for stage in recipe.stages[names.index(arguments.stage or names[0]) :]:
-        for part in (pupil.mm1.vision, pupil.heads):
-            part.freeze() if stage.freeze_vision else part.unfreeze()
         trainer = make_trainer(stage, recipe, pupil, tokenizer, arguments.folder)
         if not trainer.resume():
-            if arguments.export:
-                break
             show_places(pupil.mm1, stage.position_scale)
-        if not arguments.export:
-            trainer.saved = partial(keep, trainer, pupil, stage, arguments)
-            trainer.run(report)
-    if arguments.export:
-        export(pupil.mm1, arguments.folder, arguments.export)
+        trainer.saved = partial(keep, trainer, pupil, stage, arguments)
+        trainer.run(report)
+
+
+def recall(recipe: Recipe, pupil: Pupil, tokenizer: Tokenizer, folder: Path) -> None:
+    """Give a pupil what the run in a folder has made, which must be all of it."""
+    last = recipe.stages[-1]
+    trainer = make_trainer(last, recipe, pupil, tokenizer, folder)
+    if not trainer.resume():
+        sys.exit(f"error: {folder / last.name} holds no checkpoint: train first")
+    if trainer.step < last.train.steps:
+        sys.exit(
+            f"error: {last.name} stands at step {trainer.step:,} of "
+            f"{last.train.steps:,}: give the command without --export to go on"
+        )
 
 
 def keep(
@@ -108,6 +118,8 @@ def make_trainer(
     stage: Stage, recipe: Recipe, pupil: Pupil, tokenizer: Tokenizer, folder: Path
 ) -> Trainer[Any, Any]:
     """The trainer of one stage, which keeps its checkpoint in a folder of its own."""
+    for part in (pupil.mm1.vision, pupil.heads):
+        part.freeze() if stage.freeze_vision else part.unfreeze()
     place = folder / stage.name
     if stage.task == "patches":
         # The first stage trains the model's own encoder.

@@ -6,12 +6,15 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer
 
+from benchmarks.shapes import gallery
+from benchmarks.shapes.curve import kept_steps
 from benchmarks.shapes.joint import Pupil
-from benchmarks.shapes.recipe import RECIPE
-from benchmarks.shapes.train import keep, restore
+from benchmarks.shapes.recipe import RECIPE, open_tokenizer
+from benchmarks.shapes.train import keep, make_trainer, recall, restore
 
 
 def test_kept_weights_are_those_of_their_step(recipe, tmp_path):
@@ -31,6 +34,41 @@ def test_kept_weights_are_those_of_their_step(recipe, tmp_path):
     for name, weight in tree_flatten(other.parameters()):
         assert weight.dtype == mx.float32
         np.testing.assert_allclose(weight, expected[name], rtol=1e-3, atol=1e-6)
+
+
+def test_only_a_finished_run_is_exported(recipe, tmp_path):
+    tokenizer = open_tokenizer(tmp_path, recipe.config)
+    last = recipe.stages[-1]
+    pupil = Pupil(recipe)
+    with pytest.raises(SystemExit, match=f"{last.name} holds no checkpoint"):
+        recall(recipe, pupil, tokenizer, tmp_path)
+    mx.random.seed(8)
+    trained = Pupil(recipe)
+    trainer = make_trainer(last, recipe, trained, tokenizer, tmp_path)
+    trainer.step = last.train.steps - 1
+    trainer.save()
+    with pytest.raises(SystemExit, match=f"of {last.train.steps:,}"):
+        recall(recipe, pupil, tokenizer, tmp_path)
+    trainer.step = last.train.steps
+    trainer.save()
+    recall(recipe, pupil, tokenizer, tmp_path)
+    expected = trained.mm1.decoder.embed_tokens.weight
+    assert mx.array_equal(pupil.mm1.decoder.embed_tokens.weight, expected)
+
+
+def test_a_stage_whose_name_begins_anothers_is_told_from_it(tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in ("sft-000500", "sft-2-000500", "sft-2-001000", "sft-2-x"):
+        (kept / f"{name}.safetensors").touch()
+    assert [step for step, _ in kept_steps(tmp_path, "sft")] == [500]
+    assert [step for step, _ in kept_steps(tmp_path, "sft-2")] == [500, 1000]
+
+
+def test_the_galleries_place_is_there():
+    before, behind = gallery.around()
+    assert before.endswith(gallery.MARKS[0])
+    assert behind.startswith(gallery.MARKS[1])
 
 
 def test_the_committed_checkpoint_is_of_the_recipe(recipe):
