@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm1_mlx.coreml.operations import OPERATIONS
-from mm1_mlx.coreml.tools import ct, load_mil_proto
+from mm1_mlx.coreml.tools import DecodeError, ct, load_mil_proto
 from mm1_mlx.errors import CheckpointError, ConfigError
 
 Array = NDArray[Any]
@@ -79,8 +79,8 @@ def read_spec(package: Path) -> Any:
         raise CheckpointError(f"{str(package)!r} is no Core ML package; check its name")
     try:
         return ct.utils.load_spec(str(package))
-    # The parser's own errors and those of the package's library, which are untyped.
-    except Exception as error:
+    # Of the program's parser, and of the library that reads packages.
+    except (DecodeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{str(package)!r} is damaged ({reason}); export it again"

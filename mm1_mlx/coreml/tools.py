@@ -43,10 +43,12 @@ with _unseen(*_FOREIGN):
     from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
     from coremltools.converters.mil.mil import Function, Placeholder, Program, types
     from coremltools.converters.mil.mil.passes import pass_pipeline
+    from google.protobuf.message import DecodeError
 
 pass_pipeline.tqdm = partial(pass_pipeline.tqdm, disable=True)
 
 __all__ = [
+    "DecodeError",
     "Function",
     "Placeholder",
     "Program",

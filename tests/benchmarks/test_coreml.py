@@ -1,11 +1,14 @@
 """The kept figures of Core ML packages hold what is promised, and the manual shows them."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from benchmarks import coreml, coreml_mac
-from mm1_mlx.coreml.backend import open_interpreter
+from mm1_mlx.coreml.backend import open_core_ml, open_interpreter
 
 ROOT = Path(__file__).parents[2]
 FIGURES = json.loads((ROOT / "benchmarks/results/coreml.json").read_text())
@@ -37,6 +40,13 @@ def test_a_mac_measures_every_package():
     assert found["compute_units"] == "CPU_ONLY"
     assert found["seconds"] > 0
     assert coreml_mac.PLANS.keys() == coreml.WAYS.keys()
+
+
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML is macOS's")
+@pytest.mark.parametrize("name", coreml_mac.PLANS)
+def test_core_ml_gives_what_the_interpreter_gives(name):
+    found = coreml_mac.row(name, "CPU_ONLY", open_core_ml, 1)
+    assert found["l2_from_interpreter"] < 1e-2
 
 
 def test_a_row_is_measured(tmp_path, make_config):

@@ -159,3 +159,6 @@ def test_what_is_no_package_is_said(member, tmp_path):
     spec.write_bytes(spec.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="is damaged"):
         read_spec(out)
+    (out / "Manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_spec(out)
