@@ -22,12 +22,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from mm1_mlx.blas import preload_blas
 
-from mm1_mlx.config import MM1Config
-from mm1_mlx.files import replace_json
-from mm1_mlx.presets import PRESETS
-from mm1_mlx.runtime import TINY
+preload_blas()
+
+import mlx.core as mx  # noqa: E402
+import numpy as np  # noqa: E402
+
+from mm1_mlx.checkpoint import model_shapes  # noqa: E402
+from mm1_mlx.config import MM1Config  # noqa: E402
+from mm1_mlx.files import replace_json  # noqa: E402
+from mm1_mlx.presets import PRESETS  # noqa: E402
+from mm1_mlx.runtime import TINY  # noqa: E402
+from mm1_mlx.shard import Deferred  # noqa: E402
+from mm1_mlx.writer import CheckpointWriter  # noqa: E402
 
 FULL = "mm1-3b"
 WAYS: dict[str, list[str]] = {
@@ -43,12 +51,7 @@ FULL_WAYS = ("fp16", "fp16, ane", "int8", "4bit")
 
 def random_encoder(out: Path, config: MM1Config, seed: int = 0) -> Path:
     """A folder of the config's encoder and connector with random weights, in float16."""
-    import mlx.core as mx
-
-    from mm1_mlx.checkpoint import model_shapes
     from mm1_mlx.coreml.weights import encoder_of
-    from mm1_mlx.shard import Deferred
-    from mm1_mlx.writer import CheckpointWriter
 
     config = encoder_of(config)
 
@@ -60,7 +63,7 @@ def random_encoder(out: Path, config: MM1Config, seed: int = 0) -> Path:
             fan_in = math.prod(shape[1:])
             x *= 0.1 if "embedding" in name and len(shape) == 2 else fan_in**-0.5
         else:
-            x = x * 0.05 + (1 if name.endswith("norm.weight") or _is_gain(name) else 0)
+            x = x * 0.05 + _is_gain(name)
         yield mx.array(x.astype(np.float16))
 
     with CheckpointWriter(out, config, {"name": "random weights"}) as writer:
@@ -98,17 +101,15 @@ def measure(folder: Path, package: Path, options: list[str]) -> dict[str, Any]:
     }
 
 
-def compare(folder: Path, package: Path) -> list[dict[str, Any]]:
-    """The error of every stage on photographs, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.coreml", "--compare", folder, package]
+def compare(folder: Path, package: Path, count: int) -> list[dict[str, Any]]:
+    """The error of every stage on some photographs, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.coreml"]
+    command += ["--photographs", str(count), "--compare", str(folder), str(package)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return list(json.loads(ran.stdout))
 
 
-def _compare(folder: Path, package: Path) -> None:
-    from mm1_mlx.blas import preload_blas
-
-    preload_blas()
+def _compare(folder: Path, package: Path, count: int) -> None:
     from PIL import Image
     from skimage import data
 
@@ -116,19 +117,25 @@ def _compare(folder: Path, package: Path) -> None:
     from mm1_mlx.coreml.describe import Facts
     from mm1_mlx.coreml.interpreter import read_spec
 
-    photographs = [Image.fromarray(x) for x in (data.astronaut(), data.chelsea())]
+    taken = (data.astronaut(), data.chelsea())[:count]
+    photographs = [Image.fromarray(x) for x in taken]
     facts = Facts.read(dict(read_spec(package).description.metadata.userDefined))
     found = check(folder, package, facts, photographs)
     print(json.dumps([asdict(x) for stages in found.values() for x in stages]))
 
 
-def row(folder: Path, place: Path, way: str) -> dict[str, Any]:
-    """All that is said of a way to export a model."""
+def row(folder: Path, place: Path, way: str, photographs: int = 2) -> dict[str, Any]:
+    """All that is said of a way to export a model, compared on some photographs."""
     package = place / "Encoder.mlpackage"
     cost = measure(folder, package, WAYS[way])
-    stages = compare(folder, package)
-    last = stages[-1]
-    return {**cost, "l2": last["l2"], "largest": last["largest"], "stages": stages}
+    stages = compare(folder, package, photographs)
+    return {
+        **cost,
+        "photographs": photographs,
+        "l2": stages[-1]["l2"],
+        "largest": stages[-1]["largest"],
+        "stages": stages,
+    }
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -152,10 +159,12 @@ def main() -> None:
     parser.add_argument("json", type=Path, nargs="?")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--only", choices=WAYS, help="one way alone")
+    parser.add_argument("--photographs", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--model", type=Path, help="a full one that is kept, or made")
     parser.add_argument("--compare", type=Path, nargs=2)
     given = parser.parse_args()
     if given.compare:
-        _compare(*given.compare)
+        _compare(*given.compare, given.photographs)
         return
     from mm1_mlx.bench import describe
 
@@ -166,10 +175,14 @@ def main() -> None:
         place, folder, model = Path(name), TINY, "mm1-tiny"
         if given.full:
             config = PRESETS[FULL]
-            folder = random_encoder(place / "model", replace(config, decoder=None))
+            folder = given.model or place / "model"
+            if not folder.exists():
+                random_encoder(folder, replace(config, decoder=None))
             model = FULL
         for way in [given.only] if given.only else FULL_WAYS if given.full else WAYS:
-            figures["rows"][f"{model}, {way}"] = row(folder, place, way)
+            figures["rows"][f"{model}, {way}"] = row(
+                folder, place, way, given.photographs
+            )
             figures["machine"] = describe()
             replace_json(given.json, figures)
 

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import coreml, coreml_mac
 from mm1_mlx.coreml.backend import open_core_ml, open_interpreter
+from mm1_mlx.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 FIGURES = json.loads((ROOT / "benchmarks/results/coreml.json").read_text())
@@ -25,6 +26,16 @@ def test_half_precision_is_as_near_as_promised():
             assert row["l2"] <= 2.5e-3
             assert row["largest"] <= 6e-3
             assert row["stages"][-1]["name"] == "image_tokens"
+
+
+def test_the_full_size_is_saved_within_its_bounds():
+    row = ROWS["mm1-3b, fp16"]
+    # Two bytes a weight of ViT-H/14 and a C-Abstractor.
+    assert 1.25e9 < row["bytes"] < 1.4e9
+    assert row["peak_bytes"] < 5e9
+    assert row["processor_seconds"] < 120
+    blocks = PRESETS[coreml.FULL].vision.depth
+    assert sum("layers" in stage["name"] for stage in row["stages"]) == blocks
 
 
 def test_the_manual_shows_them():
