@@ -3,6 +3,7 @@
 # make lint   formatter, linter, spelling, types
 # make drill  the long tests
 # make peers  measure beside mlx-vlm, mlx-lm and transformers; an hour on a quiet machine
+# make serving  mm1 serve under load, and beside its peers' servers; the same
 # make mac-proof  what only a Mac can say, as one file in benchmarks/results
 # make page   check and build the web page from its sources; needs node and npm
 # make api    write the HTTP API's manual from the code
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PICTURES := mm1_mlx/tiny
 
-.PHONY: demo test lint page api drill peers mac-proof wheel clean
+.PHONY: demo test lint page api drill peers serving mac-proof wheel clean
 
 demo: $(VENV)/demo
 	@echo "Two pictures: $(CURDIR)/$(PICTURES)/red-star.png"
@@ -76,6 +77,11 @@ peers: $(VENV)/test $(PEERS)/ready
 	$(BIN)/python -m benchmarks.peers.conversion benchmarks/results/conversion-cpu.json \
 	  --folder $(PEERS)/models --mm1 $(PEERS)/mm1/bin/python \
 	  --vlm $(PEERS)/vlm/bin/python
+
+serving: $(VENV)/test $(PEERS)/ready
+	$(BIN)/python -m benchmarks.serving load benchmarks/results/serving-cpu.json
+	$(BIN)/python -m benchmarks.serving speed benchmarks/results/serving-cpu.json \
+	  --mlx-lm $(PEERS)/vlm/bin/python --mlx-vlm $(PEERS)/vlm/bin/python
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
