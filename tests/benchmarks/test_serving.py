@@ -13,8 +13,8 @@ import openai
 import pytest
 
 from benchmarks.serving import __main__ as program
-from benchmarks.serving import load, speed
-from benchmarks.serving.listen import Endless, hear
+from benchmarks.serving import listen, load, speed
+from benchmarks.serving.listen import Endless, Heard, hear
 from benchmarks.serving.mix import PICTURES, Reply, Said, cases
 from benchmarks.serving.servers import FaultError, mm1, peer
 from mm1_mlx.runtime import TINY
@@ -165,18 +165,19 @@ def stub(script, status=200):
         server.server_close()
 
 
-def test_a_first_token_counts_though_it_has_no_text():
-    def script(request):
-        assert request["stream_options"] == {"include_usage": True}
-        yield chunk()
-        # Until the first one was heard.
-        threading.Event().wait(0.5)
-        yield from (chunk("star"), last(2), "[DONE]")
+def test_a_first_token_counts_though_it_has_no_text(monkeypatch):
+    now = 0.0
 
-    with stub(script) as (url, _):
-        heard = hear(url, {"max_tokens": 2})
-    assert heard.tokens == 2
-    assert heard.first < heard.last - 0.4
+    def events(*asked):
+        nonlocal now
+        *_, request = asked
+        assert request["stream_options"] == {"include_usage": True}
+        for now, event in ((1.0, chunk()), (2.0, chunk("star")), (3.0, last(2))):  # noqa: B007
+            yield event
+
+    monkeypatch.setattr(listen, "_events", events)
+    monkeypatch.setattr(listen.time, "perf_counter", lambda: now)
+    assert hear("http://127.0.0.1", {"max_tokens": 2}) == Heard(1.0, 3.0, 2)
 
 
 @pytest.mark.parametrize(("events", "said"), [
@@ -210,8 +211,8 @@ def test_a_long_answer_is_cancelled_when_the_others_were_measured():
         with Endless(url, {}) as long:
             since = long.times[-1]
             long.wait(3)
-            assert 0 < long.longest_gap(since) < 5
-        assert closed.wait(10)
+            assert long.longest_gap(since) > 0
+        assert closed.wait(300)
 
 
 def test_a_long_answer_that_ends_is_no_measurement():
@@ -219,7 +220,7 @@ def test_a_long_answer_that_ends_is_no_measurement():
 
     def script(_):
         yield from (chunk(), chunk("a"))
-        going.wait(10)
+        going.wait(300)
         yield "[DONE]"
 
     with stub(script) as (url, _), Endless(url, {}) as long:
