@@ -1,8 +1,8 @@
 """What Core ML makes of mm1-tiny's packages: ``python -m benchmarks.coreml_mac``, on a Mac.
 
-Every precision and layout, on the compute units that it was laid out for and on the CPU: how far the
-image tokens are from the model's and from those of the interpreter that checks packages
-elsewhere, and the seconds a tile takes.
+Every precision and layout, on the compute units that it was laid out for and on the CPU:
+how far the image tokens are from the model's and from those of the interpreter that checks
+packages elsewhere, and the seconds a tile takes.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ def test_core_ml_gives_what_the_interpreter_gives(name):
     assert found["l2_from_interpreter"] < 1e-2
 
 
+@pytest.mark.drill
 def test_a_row_is_measured(tmp_path, make_config):
     config = replace(make_config(), decoder=None, prompt=None)
     folder = coreml.random_encoder(tmp_path / "model", config)

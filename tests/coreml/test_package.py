@@ -56,7 +56,7 @@ def test_every_member_in_half_precision(
 @pytest.mark.parametrize("ane", [False, True], ids=["nlc", "bc1s"])
 @pytest.mark.parametrize(
     ("encoder", "connector"),
-    [("clip", "c_abstractor"), ("aimv2", "perceiver"), ("aim", "attention_pool")],
+    [("clip", "c_abstractor"), ("aimv2", "perceiver")],
 )
 def test_in_single_precision_it_is_the_model(
     encoder, connector, ane, member, photographs, tmp_path, tolerances
