@@ -79,7 +79,7 @@ class FeatureCache:
         }
         if between is None:
             found |= self._make(missing)
-            missing = {}
+            return [found[key] for key in keys]
         for key, picture in missing.items():
             found |= self._make({key: picture})
             between()
