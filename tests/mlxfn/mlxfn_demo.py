@@ -37,7 +37,12 @@ def demo():
     if missing:
         _stop(f"needs {' '.join(missing)} (apt install)")
     for command in (
-        ["cmake", "-S", SOURCES, "-B", BUILD, f"-DPython_EXECUTABLE={sys.executable}"],
+        [
+            *("cmake", "-S", SOURCES, "-B", BUILD),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            # Compiles in two thirds of the time.
+            "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+        ],
         ["cmake", "--build", BUILD, "-j2"],
     ):
         run = subprocess.run(command, capture_output=True, text=True)

@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +13,11 @@ from PIL import Image
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from mm1_mlx.config import ImageConfig
 from mm1_mlx.errors import CheckpointError
 from mm1_mlx.image import load_picture
 from mm1_mlx.mlxfn import export
+from mm1_mlx.mlxfn.sidecar import SIDECAR
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.runtime import TINY, config_of, generate, load
 from mm1_mlx.tokenizer import load_tokenizer
@@ -68,14 +73,13 @@ TEXTS = [
     "你好 世界 日本語 한국어 العربية हिन्दी",
     "👩‍👩‍👧‍👦 🇫🇷 🏽 \u200b\u00a0|\ufeff",
     "a literal <image> and </s><pad> stay text",
-    "an end that begins one </",
-    "an end that begins one <ima  \n",
     "private \ue000 \uf8ff use",
-    "<",
     "x" * 400,
     "▁ the space of SentencePiece ▁▁",
     "<0x41> <tool> a<tool>b",
 ]
+# A question that ends so, or is so.
+ENDS = ["an end that begins one </", "and another one <ima  \n", "<", "▁ first"]
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -163,19 +167,29 @@ def with_tokenizer(request, write_model, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+# One of a kind is asked with every change, the others in drills.
+USUAL = ("gpt2", "qwen", "first", "legacy")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in USUAL else pytest.mark.drill)
+        for name in TOKENIZERS
+    ],
+)
 def test_prompts_are_tokenised_as_the_runtime_does(name, with_tokenizer, tmp_path):
     template = TEMPLATES.get(name, "llava")
     model = with_tokenizer(*TOKENIZERS[name], template=template)
     export(model, tmp_path / "out", prefill=(16,))
     config = config_of(model)
     tokenizer = load_tokenizer(model, config.prompt)
-    for text in TEXTS:
-        for picture in (None, STAR)[: 2 if text == TEXTS[0] else 1]:
-            pictures = [] if picture is None else [picture]
-            expected = Prompt.build(text, pictures, config, tokenizer)
-            found = ask_demo(tmp_path / "out", text, picture, max_tokens=1)
-            assert found["prompt_tokens"] == list(expected.tokens), text
+    together = "\n".join([*TEXTS, ""])
+    for text, picture in [(together, STAR), *((text, None) for text in ENDS)]:
+        pictures = [] if picture is None else [picture]
+        expected = Prompt.build(text, pictures, config, tokenizer)
+        found = ask_demo(tmp_path / "out", text, picture, max_tokens=1)
+        assert found["prompt_tokens"] == list(expected.tokens), text
 
 
 def test_random_answers_are_written_as_the_runtime_does(with_tokenizer, tmp_path):
@@ -214,7 +228,7 @@ IMAGES = [
     {"resize": "squash"},
     {"resize": "pad"},
     {"resize": "crop"},
-    {"resize": "crop", "crop_from": 23, "crop_rounding": "even"},
+    {"resize": "crop", "crop_from": 111, "crop_rounding": "even"},
     {"resize": "crop", "resample": "bilinear"},
     {"resize": "squash", "resample": "bilinear"},
 ]
@@ -235,14 +249,17 @@ def check_pixels(folder, config, path):
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=str)
-def test_pixels_are_the_runtimes_to_the_bit(image, write_model, tmp_path):
-    fields = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]} | image
-    model = write_model(tmp_path / "model", image=fields)
-    export(model, tmp_path / "out", prefill=(16,))
+def test_pixels_are_the_runtimes_to_the_bit(image, exported, tiny, tmp_path):
+    """As the sidecar has it: the encoder stays the same."""
+    folder = shutil.copytree(exported, tmp_path / "functions")
+    values = json.loads((folder / SIDECAR).read_text())
+    config = ImageConfig.from_dict(values["image"] | image)
+    values["image"] = config.to_dict()
+    (folder / SIDECAR).write_text(json.dumps(values))
     for size in SIZES:
         path = tmp_path / f"{size[0]}x{size[1]}.png"
         noise(size).save(path)
-        check_pixels(tmp_path / "out", config_of(model), path)
+        check_pixels(folder, replace(tiny.config, image=config), path)
 
 
 def with_exif(orientation):

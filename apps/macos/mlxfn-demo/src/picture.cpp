@@ -1,5 +1,7 @@
 #include "picture.h"
 
+#include <algorithm>
+#include <csetjmp>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -82,44 +84,58 @@ Image upright(const Image& image, int turn) {
   return result;
 }
 
+// libjpeg and libpng leave by longjmp where a picture is damaged: what is between setjmp and
+// their calls has nothing to destroy.
 struct JpegReader {
   jpeg_decompress_struct info{};
   jpeg_error_mgr errors{};
+  std::jmp_buf left{};
 
-  JpegReader() {
+  explicit JpegReader(const Bytes& bytes) {
     info.err = jpeg_std_error(&errors);
-    // Unwinds: libjpeg would end the program.
-    errors.error_exit = [](j_common_ptr) { throw std::runtime_error("jpeg"); };
+    info.client_data = this;
+    errors.error_exit = leave;
     errors.emit_message = [](j_common_ptr common, int level) {
-      // Bytes that are missing become grey.
-      if (level < 0 && common->err->msg_code == JWRN_JPEG_EOF) throw std::runtime_error("jpeg");
+      // Bytes that are missing would become grey.
+      if (level < 0 && common->err->msg_code == JWRN_JPEG_EOF) leave(common);
     };
     jpeg_create_decompress(&info);
+    jpeg_mem_src(&info, bytes.data(), bytes.size());
   }
   ~JpegReader() { jpeg_destroy_decompress(&info); }
+  JpegReader(const JpegReader&) = delete;
+
+  [[noreturn]] static void leave(j_common_ptr common) {
+    std::longjmp(static_cast<JpegReader*>(common->client_data)->left, 1);
+  }
+  bool read_header() {
+    if (setjmp(left)) return false;
+    jpeg_read_header(&info, TRUE);
+    return true;
+  }
+  bool read_rows(Image& image) {
+    if (setjmp(left)) return false;
+    jpeg_start_decompress(&info);
+    while (info.output_scanline < info.output_height) {
+      JSAMPROW row = image.at(0, int(info.output_scanline));
+      jpeg_read_scanlines(&info, &row, 1);
+    }
+    jpeg_finish_decompress(&info);
+    return true;
+  }
 };
 
-Image decode_jpeg(const Source& source) try {
-  JpegReader reader;
+Image decode_jpeg(const Source& source) {
+  JpegReader reader(source.bytes);
   auto& info = reader.info;
-  jpeg_mem_src(&info, source.bytes.data(), source.bytes.size());
-  jpeg_read_header(&info, TRUE);
+  if (!reader.read_header()) source.damaged();
   source.check_size(info.image_width, info.image_height);
   if (info.num_components == 4)
     throw Error(source.name + " is a CMYK picture; convert it to RGB first");
   info.out_color_space = JCS_RGB;
-  jpeg_start_decompress(&info);
-  Image image(int(info.output_width), int(info.output_height));
-  while (info.output_scanline < info.output_height) {
-    JSAMPROW row = image.at(0, int(info.output_scanline));
-    jpeg_read_scanlines(&info, &row, 1);
-  }
-  jpeg_finish_decompress(&info);
+  Image image(int(info.image_width), int(info.image_height));
+  if (!reader.read_rows(image)) source.damaged();
   return upright(image, orientation(source.bytes.data(), source.bytes.size()));
-} catch (const Error&) {
-  throw;
-} catch (const std::runtime_error&) {
-  source.damaged();
 }
 
 struct PngReader {
@@ -129,20 +145,38 @@ struct PngReader {
   size_t at = 0;
 
   explicit PngReader(const Bytes& bytes) : bytes(bytes) {
-    png = png_create_read_struct(
-        PNG_LIBPNG_VER_STRING, nullptr,
-        [](png_structp, png_const_charp) { throw std::runtime_error("png"); },
-        [](png_structp, png_const_charp) {});
+    png = png_create_read_struct(PNG_LIBPNG_VER_STRING, nullptr, nullptr,
+                                 [](png_structp, png_const_charp) {});
     info = png_create_info_struct(png);
     png_set_read_fn(png, this, [](png_structp png, png_bytep out, size_t count) {
       auto& self = *static_cast<PngReader*>(png_get_io_ptr(png));
-      if (count > self.bytes.size() - self.at) throw std::runtime_error("png");
-      std::memcpy(out, &self.bytes[self.at], count);
+      if (count > self.bytes.size() - self.at) png_longjmp(png, 1);
+      std::memcpy(out, self.bytes.data() + self.at, count);
       self.at += count;
     });
   }
   ~PngReader() { png_destroy_read_struct(&png, &info, nullptr); }
+  PngReader(const PngReader&) = delete;
 
+  bool read_header() {
+    if (setjmp(png_jmpbuf(png))) return false;
+    png_read_info(png, info);
+    return true;
+  }
+  // Rows of RGBA.
+  bool read_rows(png_bytepp rows) {
+    if (setjmp(png_jmpbuf(png))) return false;
+    png_set_expand(png);
+    png_set_strip_16(png);
+    png_set_gray_to_rgb(png);
+    png_set_add_alpha(png, 0xff, PNG_FILLER_AFTER);
+    png_set_interlace_handling(png);
+    png_read_update_info(png, info);
+    png_read_image(png, rows);
+    // The EXIF may stand behind the pixels.
+    png_read_end(png, info);
+    return true;
+  }
   int turn() {
     png_uint_32 size = 0;
     png_bytep data = nullptr;
@@ -159,35 +193,21 @@ uint8_t over_white(int ink, int alpha) {
   return uint8_t(((sum >> 8) + sum) >> 8);
 }
 
-Image decode_png(const Source& source) try {
+Image decode_png(const Source& source) {
   PngReader reader(source.bytes);
-  png_structp png = reader.png;
-  png_infop info = reader.info;
-  png_read_info(png, info);
-  const int width = int(png_get_image_width(png, info));
-  const int height = int(png_get_image_height(png, info));
+  if (!reader.read_header()) source.damaged();
+  const int width = int(png_get_image_width(reader.png, reader.info));
+  const int height = int(png_get_image_height(reader.png, reader.info));
   source.check_size(width, height);
-  png_set_expand(png);
-  png_set_strip_16(png);
-  png_set_gray_to_rgb(png);
-  png_set_add_alpha(png, 0xff, PNG_FILLER_AFTER);
-  png_set_interlace_handling(png);
-  png_read_update_info(png, info);
   Bytes pixels(size_t(width) * height * 4);
   std::vector<png_bytep> rows;
   for (int y = 0; y < height; ++y) rows.push_back(&pixels[size_t(y) * width * 4]);
-  png_read_image(png, rows.data());
-  // The EXIF may stand behind the pixels.
-  png_read_end(png, info);
+  if (!reader.read_rows(rows.data())) source.damaged();
   Image image(width, height);
   for (size_t i = 0; i < size_t(width) * height; ++i)
     for (int c = 0; c < 3; ++c)
       image.pixels[i * 3 + c] = over_white(pixels[i * 4 + c], pixels[i * 4 + 3]);
   return upright(image, reader.turn());
-} catch (const Error&) {
-  throw;
-} catch (const std::runtime_error&) {
-  source.damaged();
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <fstream>
-#include <regex>
+#include <functional>
 #include <set>
 
 #include <mlx/version.h>
@@ -113,7 +113,7 @@ json read_json(const fs::path& path) {
   }
 }
 
-// Only here: another version's sidecar may say other things.
+// Before any other field is read: another version's sidecar may say other things.
 void check_version(const fs::path& folder, const json& values) {
   const auto path = (folder / kSidecar).string();
   if (!values.is_object() || values.value("format", json()) != "mm1-mlxfn")
@@ -128,9 +128,9 @@ void check_version(const fs::path& folder, const json& values) {
 
 void check_file(const fs::path& folder, const json& file) {
   const auto name = file.at("name").get<std::string>();
-  // No folder can be spelled so.
-  static const std::regex plain("[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}");
-  if (!std::regex_match(name, plain))
+  // So no folder can be spelled, nor a file that is hidden.
+  const bool plain = !name.empty() && name[0] != '.' && name.find('/') == std::string::npos;
+  if (!plain)
     throw Error(folder.string() + ": a file of this name is not allowed; " + kAgain);
   const auto path = folder / name;
   if (!fs::is_regular_file(path)) throw Error(path.string() + " does not exist; " + kAgain);
@@ -153,7 +153,8 @@ void check_functions(const Sidecar& sidecar) {
   const bool rise = !buckets.empty() && buckets[0] == 1 &&
                     std::adjacent_find(buckets.begin(), buckets.end(),
                                        std::greater_equal<>()) == buckets.end();
-  if (names != expected || !rise || sidecar.image.has_value() != sidecar.prompt.with_picture.has_value())
+  const bool sees = sidecar.image.has_value();
+  if (names != expected || !rise || sees != sidecar.prompt.with_picture.has_value())
     throw Error((sidecar.folder / kSidecar).string() +
                 " names other functions than its buckets need; " + kAgain);
   for (const auto& function : sidecar.functions)
