@@ -160,6 +160,22 @@ class Program:
                     f"{AGAIN}"
                 )
 
+    def try_thread(self) -> None:
+        """Pass only if this thread can run them: they keep to mlx's first stream.
+
+        Raises:
+            CheckpointError: another thread used mlx first.
+        """
+        embed = self.sidecar.find("embed")
+        try:
+            mx.eval(self._call(embed, [_zeros(x) for x in embed.inputs]))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self.folder}: the functions do not run here "
+                f"({str(error).splitlines()[0]:.120}); open them on the thread that first "
+                "used mlx"
+            ) from None
+
 
 def _zeros(array: Array) -> mx.array:
     return mx.zeros(array.shape, getattr(mx, array.dtype))
@@ -201,6 +217,7 @@ def open_program(folder: Path) -> Program:
             ) from None
     program = Program(folder, sidecar, files)
     program.check()
+    program.try_thread()
     return program
 
 

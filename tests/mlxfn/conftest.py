@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 # Modules beside this one.
@@ -15,6 +16,9 @@ from mm1_mlx.quantize import quantize
 from mm1_mlx.recipe import find_recipe
 from mm1_mlx.runtime import TINY, load
 from mm1_mlx.writer import CheckpointWriter
+
+# Functions run on the stream of the thread that first uses mlx: before any test, this one.
+mx.eval(mx.zeros(1))
 
 
 @pytest.fixture(scope="session")

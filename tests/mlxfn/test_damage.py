@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 
 import mlx.core as mx
 import pytest
@@ -52,3 +54,23 @@ def test_an_unharmed_copy_is_read(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "functions")
     assert open_program(folder).sidecar.capacity == 1024
     assert run_demo(folder, "What is it?")[0] == 0
+
+
+ELSEWHERE = """
+import sys, threading
+from pathlib import Path
+import mlx.core as mx
+
+first = threading.Thread(target=lambda: mx.eval(mx.zeros(1)))
+first.start()
+first.join()
+from mm1_mlx.mlxfn import open_program
+open_program(Path(sys.argv[1]))
+"""
+
+
+def test_another_thread_is_told_so(exported):
+    run = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, exported], capture_output=True, text=True
+    )
+    assert "open them on the thread that first used mlx" in run.stderr
