@@ -90,6 +90,8 @@ def _end(*_: Any) -> None:
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _end)
+    # Threads of a thread pool, from which apps start their children, block them.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     # What is not UTF-8 arrives as it does in arguments, and is refused as they are.
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")

@@ -140,7 +140,7 @@ def print_answer(text: str) -> None:
 
 def print_json(value: Any, indent: int | None = 2) -> None:
     """One JSON object on stdout; without an indent on one line."""
-    print(json.dumps(value, indent=indent, ensure_ascii=False))
+    print(json.dumps(value, indent=indent, ensure_ascii=False), flush=True)
 
 
 def counted(number: int, noun: str) -> str:

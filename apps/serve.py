@@ -16,6 +16,7 @@ from .common import (
     Yes,
     named_adapters,
     note,
+    print_json,
 )
 
 if TYPE_CHECKING:
@@ -105,13 +106,36 @@ def serve(
     log: Annotated[
         bool, typer.Option("--log/--no-log", help="print a line for every request")
     ] = True,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="once it serves, print its address, model and version as one line of "
+            "JSON",
+        ),
+    ] = False,
+    exit_with_stdin: Annotated[
+        bool,
+        typer.Option(
+            "--exit-with-stdin",
+            help="end when stdin closes, as it does when the program that started the "
+            "server ends",
+        ),
+    ] = False,
     yes: Yes = False,
 ) -> None:  # fmt: skip
     """Serve a model to OpenAI's clients, and a web page to talk with it."""
     _check_installed()
+    if exit_with_stdin:
+        from .server.parent import end_with
+
+        # Before the model is read, which takes long.
+        end_with(0)
     from mm1_mlx.blas import preload_blas
 
     preload_blas()
+    from mm1_mlx import __version__
+
     from .cached import resolve
     from .server.app import make_app
     from .server.keeper import Keeper, open_model
@@ -153,8 +177,13 @@ def serve(
     address, bound = held.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
 
+    url = f"http://{shown}:{bound}"
+
     def ready() -> None:
-        note(f"serving {service.name} at http://{shown}:{bound} (Ctrl-C ends it)")
+        note(f"serving {service.name} at {url} (Ctrl-C ends it)")
+        if as_json:
+            served = {"url": url, "model": service.name, "version": __version__}
+            print_json(served, indent=None)
 
     app = make_app(service, note if log else None)
     make_server(app, policy, ready).run(sockets=[held])

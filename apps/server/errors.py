@@ -68,7 +68,8 @@ class APIError(Exception):
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
         if self.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
+            # RFC 6750, section 3: the scheme never stands alone, which some clients rely on.
+            headers["WWW-Authenticate"] = 'Bearer realm="mm1"'
         return JSONResponse(self.body(), self.status, headers)
 
 

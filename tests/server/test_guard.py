@@ -182,7 +182,7 @@ def test_nothing_is_answered_without_the_key(locked, path):
         path, json=BODY, headers={"authorization": "Bearer x"}
     )
     assert response.status_code == 401
-    assert response.headers["www-authenticate"] == "Bearer"
+    assert response.headers["www-authenticate"] == 'Bearer realm="mm1"'
     assert response.json()["error"]["code"] == "invalid_api_key"
 
 
