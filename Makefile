@@ -7,13 +7,14 @@
 # make mac-proof  what only a Mac can say, as one file in benchmarks/results
 # make page   check and build the web page from its sources; needs node and npm
 # make api    write the HTTP API's manual from the code
+# make swift  build and test MM1Kit against this checkout's mm1; apps/macos/linux-swift gets Swift
 # make wheel  build wheel and sdist, install the wheel elsewhere and ask it
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PICTURES := mm1_mlx/tiny
 
-.PHONY: demo test lint page api drill peers serving mac-proof wheel clean
+.PHONY: demo test lint page api drill peers serving mac-proof swift wheel clean
 
 demo: $(VENV)/demo
 	@echo "Two pictures: $(CURDIR)/$(PICTURES)/red-star.png"
@@ -50,6 +51,9 @@ $(PAGE)/node_modules: $(PAGE)/package-lock.json
 
 page: $(PAGE)/node_modules
 	cd $(PAGE) && npm run --silent lint && npm run --silent build
+
+swift: $(VENV)/test
+	apps/macos/linux-swift swift test
 
 wheel: $(VENV)/test
 	rm -rf dist build/wheel

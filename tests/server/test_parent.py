@@ -11,7 +11,15 @@ import pytest
 
 import mm1_mlx
 
-MM1 = [sys.executable, "-m", "mm1_mlx.apps", "serve", "--port", "0", "--exit-with-stdin"]
+MM1 = [
+    sys.executable,
+    "-m",
+    "mm1_mlx.apps",
+    "serve",
+    "--port",
+    "0",
+    "--exit-with-stdin",
+]
 # On a busy machine, in seconds.
 LONG = 300
 

@@ -24,7 +24,7 @@
     @Suite(.serialized) struct ServerTests {
         @Test func aServerThatIsKilledIsStartedAgainUnderTheApp() async throws {
             var chosen = options()
-            chosen.pulse = .seconds(2)
+            chosen.pulse = .seconds(5)
             let server = MM1Server(chosen)
             let client = try await server.start()
             let first = try running(server)

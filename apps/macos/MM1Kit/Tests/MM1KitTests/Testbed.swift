@@ -42,7 +42,7 @@ final class Lines: @unchecked Sendable {
 
 /// Waits until something holds, on a machine that may be busy.
 func eventually(
-    _ what: String, within limit: Duration = .seconds(120),
+    _ what: String, within limit: Duration = .seconds(300),
     isolation: isolated (any Actor)? = #isolation, _ holds: () async throws -> Bool
 ) async throws {
     let began = ContinuousClock.now
