@@ -23,7 +23,7 @@ class Hold:
         folder: of files alone.
 
     Raises:
-        CheckpointError: another run holds it, or its disk cannot say.
+        CheckpointError: another run holds it, its disk cannot say, or it is a file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,6 +74,10 @@ class Hold:
         try:
             self.folder.mkdir(parents=True)
         except FileExistsError:
+            if not self.folder.is_dir():
+                raise CheckpointError(
+                    f"{str(self.folder)!r} is a file; give the name of a folder"
+                ) from None
             return False
         return True
 

@@ -321,6 +321,15 @@ def test_room_to_unpack_is_asked_for_and_what_killed_runs_unpacked_goes(
     assert [*tmp_path.iterdir()] == [held.folder]
 
 
+def test_a_file_is_no_folder_to_work_in(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(
+        CheckpointError, match="out' is a file; give the name of a fold"
+    ):
+        Hold(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_without_torch_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,7 +197,8 @@ class Batches:
 
     def _prepared(self, position: int, reading: Future[_Read]) -> Prepared:
         dataset = self.mixture.dataset_at(position)
-        most = min(len(dataset), MOST_SKIPPED)
+        # The next pass has another order: its last row may be the only one to use.
+        most = min(2 * len(dataset) - 1, MOST_SKIPPED)
         for attempt in range(most):
             try:
                 read = (
@@ -209,7 +210,7 @@ class Batches:
                     raise
                 self.skipped.add(error)
         raise DataError(
-            f"{most} rows of {dataset.spec.title} behind one another cannot be used, the "
+            f"{min(most, len(dataset))} rows of {dataset.spec.title} behind one another cannot be used, the "
             f"first is {self.skipped.first[0]}"
         )
 

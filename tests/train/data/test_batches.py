@@ -278,6 +278,14 @@ def test_answers_of_no_weight_are_not_learned(make_batches, write_lines):
     assert learned == both[len(both) // 2 :]
 
 
+def test_one_row_that_can_be_used_is_found_from_everywhere(
+    make_batches, write_lines, pictures
+):
+    (good,) = asked(1, pictures)
+    batches = make_batches(write_lines(["{"] * 6 + [good]), skip_bad=True)
+    assert set(origins(batches, range(28))) == {7}
+
+
 def test_a_data_set_of_bad_rows_is_given_up(make_batches, write_lines):
     batches = make_batches(write_lines(["{", "{", "{"]), skip_bad=True)
     with pytest.raises(

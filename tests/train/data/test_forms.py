@@ -400,6 +400,15 @@ BAD = {
         {"question": "How many?", "options": ["1", "2"], "answer": "1"},
         "answer is '1', the number of one of the options .* and the text of another",
     ),
+    "an option's number of thousands of digits": (
+        {"question": "What?", "options": ["nest", "den"], "answer": "9" * 5000},
+        "answer is '9+, expected the number of a choice from 0 to 1",
+    ),
+    "a message of no parts": (
+        {"messages": [{"role": "user", "content": []},
+                      {"role": "assistant", "content": "x"}]},
+        "the user message's content is an empty list",
+    ),
     "answers of nobody": (
         {"question": "What?", "answers": []},
         "its answers are an empty list, expected one at least",

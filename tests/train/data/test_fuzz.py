@@ -102,6 +102,7 @@ VALUES = [
         {"user": 1},
         [{"role": "user", "content": None}, {"role": "assistant", "content": "x"}],
         [{"role": "user", "content": 3}, {"role": "assistant", "content": "x"}],
+        [{"role": "user", "content": []}, {"role": "assistant", "content": "x"}],
         {"role": [], "content": {}},
         {"type": []},
         "../x",
