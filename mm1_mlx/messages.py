@@ -126,7 +126,9 @@ def _read_message(
             f"message content must be a string or a list of parts, got {content!r:.80}"
         )
     if not content:
-        raise PromptError(f"the {role} message's content is an empty list; give it text")
+        raise PromptError(
+            f"the {role} message's content is an empty list; give it text"
+        )
     parts = [piece for part in content for piece in _read_part(part, given, sources)]
     return role, _join_texts(parts)
 

@@ -188,7 +188,7 @@ def painted():
         encoded(GREY),
         encoded(GREY.resize((30, 20)), "JPEG"),
     ],
-    ids=str,
+    ids=lambda _: "mask",
 )
 def test_masks_come_in_many_forms(mask):
     assert np.array_equal(read_mask(mask, (30, 20), "picture 1"), MARKED)
