@@ -28,34 +28,11 @@ std::optional<T> maybe(const json& value) {
 }  // namespace
 
 // Found by nlohmann::json by their names.
-static void from_json(const json& j, Array& x) {
-  j.at("shape").get_to(x.shape);
-  j.at("dtype").get_to(x.dtype);
-}
-
-static void from_json(const json& j, Function& x) {
-  j.at("name").get_to(x.name);
-  j.at("file").get_to(x.file);
-  j.at("inputs").get_to(x.inputs);
-  j.at("outputs").get_to(x.outputs);
-}
-
-static void from_json(const json& j, Piece& x) {
-  j.at("kind").get_to(x.kind);
-  j.at("text").get_to(x.text);
-  j.at("tokens").get_to(x.tokens);
-}
-
-static void from_json(const json& j, Layout& x) {
-  j.at("begin").get_to(x.begin);
-  j.at("pieces").get_to(x.pieces);
-  j.at("end").get_to(x.end);
-}
-
-static void from_json(const json& j, Spelled& x) {
-  j.at("text").get_to(x.text);
-  j.at("tokens").get_to(x.tokens);
-}
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Array, shape, dtype)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Function, name, file, inputs, outputs)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Piece, kind, text, tokens)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Layout, begin, pieces, end)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Spelled, text, tokens)
 
 static void from_json(const json& j, PromptSheet& x) {
   x.with_picture = maybe<Layout>(j.at("with_picture"));
@@ -94,11 +71,7 @@ static void from_json(const json& j, ImageSheet& x) {
   x.crop_from = maybe<int>(j.at("crop_from"));
 }
 
-static void from_json(const json& j, Limits& x) {
-  j.at("max_bytes").get_to(x.max_bytes);
-  j.at("max_pixels").get_to(x.max_pixels);
-  j.at("max_side").get_to(x.max_side);
-}
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Limits, max_bytes, max_pixels, max_side)
 
 namespace {
 
