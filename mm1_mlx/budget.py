@@ -313,7 +313,9 @@ def check_answer(
 
 def spell_out(needs: Mapping[str, int]) -> str:
     """Bytes by what they are for, as a sum in words."""
-    return " + ".join(f"{human_bytes(size)} {what}" for what, size in needs.items())
+    return " + ".join(
+        f"{human_bytes(size)} {what}" for what, size in needs.items() if size
+    )
 
 
 def _way_out(config: MM1Config, answer: Answer, room: int) -> str:

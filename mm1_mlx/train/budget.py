@@ -54,6 +54,7 @@ class Training:
         checkpointing: whether blocks are computed again for their gradients.
         micro_batches: whose gradients are averaged.
         workers: micro-batches that are computed side by side.
+        ahead: others whose pictures are decoded meanwhile.
         itemsize: bytes of a number that is computed with; trained ones have 4, and so
             have their gradients and what the optimizer keeps.
         ways: how modules are packed, by path; no others are.
@@ -71,6 +72,7 @@ class Training:
     checkpointing: bool = False
     micro_batches: int = 1
     workers: int = 1
+    ahead: int = 0
     itemsize: int = 4
     ways: Mapping[str, Packing] = field(default_factory=dict)
     segments: tuple[int, ...] = ()
@@ -105,7 +107,15 @@ class Training:
             "gradients": numbers * MASTER * gradients,
             "optimizer": sum(state) * MASTER,
             "activations": working,
+            "pictures": self._pixels(config) * MASTER,
         }
+
+    def _pixels(self, config: MM1Config) -> int:
+        """Numbers of the decoded pictures; those that are encoded are also stacked."""
+        if config.image is None:
+            return 0
+        held = 2 * self.workers + self.ahead
+        return held * self.tiles * config.image.size**2 * 3
 
     def _trained(self, config: MM1Config) -> Shapes:
         """Shapes of what is trained, by path."""
@@ -268,6 +278,7 @@ def training_of(
     *,
     itemsize: int = MASTER,
     checkpointing: bool = False,
+    ahead: int = 0,
 ) -> Training:
     """The step that trains what is not frozen of a model on batches like this one."""
     trained: Any = tree_flatten(model.trainable_parameters())
@@ -284,6 +295,7 @@ def training_of(
         optimizer=optimizer,
         micro_batches=micro_batches,
         workers=workers,
+        ahead=ahead,
         itemsize=itemsize,
         checkpointing=checkpointing,
         ways=packed_ways(model),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cached_property
@@ -35,6 +35,8 @@ Loss = Callable[
 # What float16's gradients are multiplied by on their way: the least of them would be 0.
 # Where the largest are then infinite it is halved, and doubled every so many steps.
 HALF_SCALE, DOUBLE_EVERY = 1024.0, 200
+# Batches that are made, pictures and all, beside those that are under way.
+AHEAD = 2
 
 
 class Taught(NamedTuple):
@@ -136,16 +138,16 @@ class Gradients(Generic[Model, Batch]):
         """What this process's micro-batches of a step teach, added in their order.
 
         Their gradients stand beside it. However many workers there are, the
-        sum is the same to the bit. The batches of the next step are made meanwhile.
+        sum is the same to the bit. The next batches are made meanwhile.
         """
-        for ahead in (step, step + 1):
-            for shard in self.shards:
-                self._load(ahead, shard)
+        places = [(at, shard) for at in (step, step + 1) for shard in self.shards]
         loss = learned = tokens = 0.0
         parts: dict[str, float] = {}
         gradients: Any = None
         pending: deque[Future[Taught]] = deque()
         for i, shard in enumerate(self.shards):
+            for place in places[i : i + 1 + AHEAD]:
+                self._load(*place)
             worker = self._workers[i % len(self._workers)]
             pending.append(worker.submit(self._teach, step, shard))
             while len(pending) == len(self._workers) or (
@@ -165,6 +167,18 @@ class Gradients(Generic[Model, Batch]):
                     mx.eval(gradients)
                 del taught
         return Taught(loss, learned, tokens, parts, None), gradients
+
+    def ahead(
+        self, batches: Sequence[Batch], numbers: Iterable[int]
+    ) -> Iterator[Batch]:
+        """Some of the batches, each made while those before it are used."""
+        coming: deque[Future[Batch]] = deque()
+        for number in numbers:
+            coming.append(self._loader.submit(batches.__getitem__, number))
+            if len(coming) > AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
     def measure(self, batch: Batch) -> tuple[float, int]:
         """The mean loss of a batch without the gates' losses, and of how many tokens."""

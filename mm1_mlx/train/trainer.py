@@ -28,6 +28,7 @@ from mm1_mlx.train import state
 from mm1_mlx.train.budget import Training, check_training, step_seconds, training_of
 from mm1_mlx.train.config import TrainConfig
 from mm1_mlx.train.gradients import (
+    AHEAD,
     DOUBLE_EVERY,
     HALF_SCALE,
     Batch,
@@ -159,6 +160,7 @@ class Trainer(Generic[Model, Batch]):
             self._gradients.parallel,
             itemsize=getattr(mx, self.config.precision).size,
             checkpointing=self.config.checkpointing,
+            ahead=AHEAD,
         )
 
     def judge(self, batch: Batch) -> None:
@@ -470,14 +472,17 @@ class Trainer(Generic[Model, Batch]):
         """
         self.model.eval()
         total, learned = 0.0, 0.0
-        for number, i in enumerate(self._held_out, start=1):
+        begun = time.perf_counter()
+        batches = self._gradients.ahead(self.valid, self._held_out)
+        for number, batch in enumerate(batches, start=1):
             if self._stop_wanted:
                 break
-            begun = time.perf_counter()
-            loss, count = self._gradients.measure(self.valid[i])
+            loss, count = self._gradients.measure(batch)
             total += loss * count
             learned += count
-            self._pace.measured(time.perf_counter() - begun)
+            now = time.perf_counter()
+            self._pace.measured(now - begun)
+            begun = now
             rest = len(self._held_out) - number
             left = self._pace.left(self.step, rest)
             self._watch(Moment(self.step, number, number + rest, left))

@@ -166,7 +166,9 @@ def test_what_a_step_keeps_is_about_what_is_measured(trained, vocabulary, make_m
     mx.eval(model.parameters())
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    mx.eval(nn.value_and_grad(model, next_token_loss)(model, batch))
+    # What is used up is freed sooner or later, as the processor is free: the most counts.
+    for _ in range(3):
+        mx.eval(nn.value_and_grad(model, next_token_loss)(model, batch))
     measured = mx.get_peak_memory() - before
     needs = training_of(model, batch, "adamw").bytes(model.config)
     said = needs["gradients"] + needs["activations"]
@@ -251,7 +253,7 @@ WHOLE = Training(8, 2048, 8)
             WHOLE,
             200e9,
             r"^a training step needs \d{3}\.\d GB \(14\.9 GB weights \+ 14\.9 GB gradients "
-            r"\+ 29\.8 GB optimizer \+ [\d.]+ GB activations\) of memory, but 200\.0 GB are "
+            r"\+ 29\.8 GB optimizer \+ [\d.]+ GB activations \+ 27\.4 MB pictures\) of memory, but 200\.0 GB are "
             r"free here; give batches of at most \d rows, not 8, or use a Mac with 512 GB$",
         ),
         (WHOLE, 80e9, r"give batches of one row of at most [\d,]+ tokens"),

@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import time
+import weakref
 from dataclasses import replace
 
 import mlx.core as mx
@@ -18,6 +19,7 @@ from mm1_mlx.errors import CheckpointError, ConfigError, DataError
 from mm1_mlx.train import trainer as trainer_module
 from mm1_mlx.train.budget import step_seconds, training_of
 from mm1_mlx.train.config import TrainConfig
+from mm1_mlx.train.gradients import AHEAD
 from mm1_mlx.train.loss import next_token_loss
 from mm1_mlx.train.optimizer import schedule
 from mm1_mlx.train.record import read_log
@@ -453,10 +455,44 @@ def test_every_micro_batch_is_a_shard_of_its_own(make_trainer, batches):
     assert asked == [(0, 0)]
     trainer.train_step()
     trainer.train_step()
-    # The next step's are made while a step computes.
+    # The next ones are made while a step computes, and no more than those.
     for loading in trainer._gradients._coming.values():
         loading.result()
-    assert sorted(asked) == [(step, shard) for step in range(3) for shard in range(3)]
+    order = [(step, shard) for step in range(3) for shard in range(3)]
+    assert asked == order[: 6 + AHEAD]
+
+
+def test_few_batches_are_in_memory_at_once(make_trainer, batches):
+    held, most = [], []
+
+    def counted(*place):
+        batch = batches(*place)
+        held[:] = [reference for reference in held if reference()]
+        held.append(weakref.ref(batch))
+        most.append(len(held))
+        return batch
+
+    trainer = make_trainer("few", batches=counted, micro_batches=12)
+    for _ in range(2):
+        trainer.train_step()
+    # The first of all is the caller's, and one that was used may be about to go.
+    assert max(most) <= trainer._gradients.parallel + AHEAD + 2
+
+
+def test_held_out_batches_are_made_ahead_in_their_order(make_trainer):
+    trainer = make_trainer("ahead")
+    asked = []
+
+    class Listed(list):
+        def __getitem__(self, i):
+            asked.append(i)
+            return super().__getitem__(i)
+
+    made = trainer._gradients.ahead(Listed("abcdefg"), range(1, 7, 2))
+    assert next(made) == "b"
+    assert len(asked) <= 1 + AHEAD
+    assert [*made] == ["d", "f"]
+    assert asked == [1, 3, 5]
 
 
 def test_a_run_keeps_its_record(make_trainer):
@@ -486,7 +522,7 @@ def test_what_a_step_takes_is_said_before_the_first(make_trainer, batches, monke
 
     begun.run(lambda _: told.append("step"), expect)
     batch, workers = batches(0, 0), begun._gradients.parallel
-    step = training_of(begun.model, batch, "adamw", 2, workers)
+    step = training_of(begun.model, batch, "adamw", 2, workers, ahead=AHEAD)
     config = begun.model.config
     seconds = step_seconds(chip, config, step)
     assert seconds == step.flops(config) / 1e6

@@ -52,11 +52,16 @@ _WAYS_OUT = {
 
 
 class Files:
-    """The rows of several files, one behind another."""
+    """The rows of several files, one behind another.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    Args:
+        paths: the files.
+        groups: where those of parquet files are kept; None for a place of their own.
+    """
+
+    def __init__(self, paths: Sequence[Path], groups: RowGroups | None = None) -> None:
         self.paths = tuple(paths)
-        groups = RowGroups()
+        groups = RowGroups() if groups is None else groups
         self._sources = [_open(path, groups) for path in paths]
         lengths = [len(source) for source in self._sources]
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

@@ -24,6 +24,7 @@ from mm1_mlx.train.data.example import Example
 from mm1_mlx.train.data.files import SUFFIXES, Files, find_files
 from mm1_mlx.train.data.forms import FORMS, read_example
 from mm1_mlx.train.data.order import GOLDEN, Order, Picks, scramble
+from mm1_mlx.train.data.parquet import RowGroups
 from mm1_mlx.train.data.pictures import PictureFolder
 
 SPECS = Path(__file__).parent / "specs"
@@ -97,6 +98,7 @@ class Dataset:
         outside: whether pictures may lie outside their folder.
         held_out: share of the rows that are kept to measure by.
         part: which rows.
+        groups: where row groups of parquet files are kept.
 
     Raises:
         DataError: a file cannot be read, or there are no rows.
@@ -112,9 +114,10 @@ class Dataset:
         outside: bool = False,
         held_out: float = 0.0,
         part: Part = "train",
+        groups: RowGroups | None = None,
     ) -> None:
         self.spec = spec
-        self.files = Files(paths)
+        self.files = Files(paths, groups)
         self._key = key
         self._folder = None if spec.image_folder is None else root / spec.image_folder
         self._outside = outside
@@ -275,6 +278,7 @@ def open_mixture(
             "a mixture with their paths"
         )
     datasets = []
+    groups = RowGroups(len(specs))
     for number, ((spec, base), paths) in enumerate(zip(specs, found, strict=True)):
         if image_folder is not None and spec.image_folder is None:
             spec = DatasetSpec.from_dict(
@@ -287,6 +291,7 @@ def open_mixture(
                 outside=outside,
                 held_out=held_out,
                 part=part,
+                groups=groups,
             )
         )
     return Mixture(datasets, seed)

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from mm1_mlx.errors import DataError
 from mm1_mlx.train.data.example import Record
 
-# Row groups that are kept decoded: as many as an order mixes, and the next one.
+# Row groups that are kept decoded: as many as a data set's order mixes, and the next one.
 KEPT_GROUPS = 5
+# And of all data sets together, in bytes. Where what is mixed is larger than that, groups
+# are read again and again: slow, where else memory would be gone.
+KEPT_BYTES = 2 << 30
 # Of one of them; a file of a few bytes may stand for any number.
 MAX_GROUP_BYTES = 1 << 30
 # Rows that are decoded before their bytes are counted.
@@ -25,14 +28,24 @@ _FOLDED = {"PLAIN_DICTIONARY", "RLE_DICTIONARY"}
 
 
 class RowGroups:
-    """The row groups of a data set's files that were used last."""
+    """The row groups that were used last.
 
-    def __init__(self) -> None:
+    Args:
+        sets: how many data sets they are of.
+    """
+
+    def __init__(self, sets: int = 1) -> None:
+        self._most = KEPT_GROUPS * sets
         self._held: OrderedDict[tuple[Path, int], Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes are held."""
+        return sum(group.nbytes for group in self._held.values())
 
     def get(self, key: tuple[Path, int], read: Callable[[], Any]) -> Any:
         """A group by its file and number, read if it is not held."""
@@ -40,7 +53,9 @@ class RowGroups:
         with self._lock:
             if key not in self._held:
                 self._held[key] = read()
-                if len(self._held) > KEPT_GROUPS:
+                while len(self._held) > self._most or (
+                    self.nbytes > KEPT_BYTES and len(self._held) > 1
+                ):
                     self._held.popitem(last=False)
             self._held.move_to_end(key)
             return self._held[key]
@@ -53,7 +68,7 @@ class Parquet:
 
     Args:
         path: the file.
-        groups: where the groups of all files of a data set are kept.
+        groups: where the groups of all files of a mixture are kept.
 
     Raises:
         DataError: the file is damaged, or pyarrow is not installed.

@@ -172,6 +172,31 @@ def test_few_groups_of_all_files_are_kept(write_parquet):
                 assert len(groups) <= 5
 
 
+def test_groups_of_all_data_sets_are_kept_up_to_so_many_bytes(
+    write_parquet, open_data, monkeypatch
+):
+    names = [
+        write_parquet(
+            [{"text": f"{k} {i:04}" * 100} for i in range(40)], f"{k}.parquet", 5
+        ).name
+        for k in range(3)
+    ]
+    for limit in (1 << 30, 9000):
+        monkeypatch.setattr("mm1_mlx.train.data.parquet.KEPT_BYTES", limit)
+        mixture = open_data(*names)
+        sources = [s for data in mixture.datasets for s in data.files._sources]
+        groups = sources[0]._groups
+        assert all(source._groups is groups for source in sources)
+        texts, most = [], 0
+        for i in range(2 * len(mixture)):
+            texts.append(mixture[i].turns[-1][1][-1])
+            most = max(most, len(groups))
+            assert groups.nbytes <= limit
+        assert len({*texts}) == 120
+        # As many of each as are mixed and the next, or what 9000 bytes hold.
+        assert most == (15 if limit > 9000 else 2)
+
+
 def test_a_text_that_repeats_is_held_once(write_parquet):
     pyarrow = pytest.importorskip("pyarrow")
     text = "x" * 20_000
