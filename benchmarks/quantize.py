@@ -146,7 +146,6 @@ def main() -> None:
     arguments = parser.parse_args()
 
     mx.set_default_device(mx.cpu)
-    # Not every picture gives a question of every kind.
     asked = (case for case in scene_cases(arguments.n) if case.kind in KINDS)
     cases = list(itertools.islice(asked, arguments.n))
     folder = Path(tempfile.mkdtemp())

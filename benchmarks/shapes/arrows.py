@@ -53,12 +53,15 @@ def arrow_questions(
     """Kind, text, answer and options of what can be asked about arrows."""
     arrows = [item for item in scene.objects if item.shape == ARROW]
     shapes = (*SHAPES, ARROW)
-    by_colour = [o for o in unique(scene, lambda o: o.colour) if o in arrows]
-    if by_colour:
+    by_colour = unique(scene, lambda o: o.colour)
+    # An arrow or, as often, something else: else "arrow" would always be right.
+    wanted = rng.random() < 0.5
+    chosen = [o for o in by_colour if (o in arrows) == wanted] or by_colour
+    if chosen:
+        item = pick(rng, chosen)
         lone = len(scene.objects) == 1 and rng.random() < 0.5
         texts = LONE_SHAPE_TEXTS if lone else SHAPE_TEXTS
-        text = pick(rng, texts).format(colour=pick(rng, by_colour).colour)
-        yield "shape", text, ARROW, shapes
+        yield "shape", pick(rng, texts).format(colour=item.colour), item.shape, shapes
     if len(arrows) == 1:
         text = pick(rng, COLOUR_OF_TEXTS).format(shape=ARROW)
         yield "colour", text, arrows[0].colour, tuple(COLOURS)

@@ -6,6 +6,7 @@ word, a number or a name that none did; what is asked is about it where it is ab
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -125,14 +126,35 @@ def states_only_facts(answer: str, expected: str) -> bool:
     return bool(stated) and understood and stated <= true
 
 
-# The parts of an evaluation: cases of one seed each.
+# The parts of an evaluation: so many cases of each kind, drawn seed after seed.
+SCENE_KINDS = (
+    *("colour", "shape", "count", "count to 4", "exists", "where", "caption"),
+    *("caption, whole and in order", "place", "box"),
+)
+STYLE_KINDS = ("in a word", "in a sentence")
+
+
+def _of_each(
+    number: int, kinds: Sequence[str], cases: Iterator[Case]
+) -> Iterator[Case]:
+    """The first cases of each kind, of an endless row of them."""
+    lacking = dict.fromkeys(kinds, number)
+    while any(lacking.values()):
+        case = next(cases)
+        if lacking[case.kind]:
+            lacking[case.kind] -= 1
+            yield case
 
 
 def scene_cases(
     number: int, split: Split = "held_out", counts: Sequence[int] = COUNTS
 ) -> Iterator[Case]:
-    """One question of each kind, a caption, a half and a box, about each picture."""
-    for seed in range(number):
+    """So many questions of each kind, captions, halves and boxes; a few a picture."""
+    return _of_each(number, SCENE_KINDS, _scene_cases(split, counts))
+
+
+def _scene_cases(split: Split, counts: Sequence[int]) -> Iterator[Case]:
+    for seed in itertools.count():
         rng = split_rng(split, seed)
         scene = random_scene(rng, split, counts=counts)
         shown = (draw(scene),)
@@ -161,8 +183,12 @@ def unseen_answers(question: Question) -> frozenset[str]:
 
 
 def style_cases(number: int, split: Split = "held_out") -> Iterator[Case]:
-    """The same question with a wish for a word, and for a sentence."""
-    for seed in range(number):
+    """So many questions with a wish for a word, and for a sentence."""
+    return _of_each(number, STYLE_KINDS, _style_cases(split))
+
+
+def _style_cases(split: Split) -> Iterator[Case]:
+    for seed in itertools.count():
         rng = split_rng(split, 1_000_000 + seed)
         lone = seed % 2 == 0
         scene = random_scene(rng, split, counts=(1,) if lone else COUNTS)
@@ -253,7 +279,7 @@ PARTS = ("scenes", "style", "pairs", "reading", "small", "words", "plain")
 
 
 def part_cases(part: str, number: int, split: Split = "held_out") -> Iterable[Case]:
-    """The cases of one part, so many pictures, pairs or prompts."""
+    """The cases of one part, so many of each kind; plain pictures are as many as are."""
     if part == "words":
         return [case for shots in (4, 8) for case in word_cases(number, shots, split)]
     if part == "plain":

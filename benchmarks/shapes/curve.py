@@ -107,7 +107,7 @@ def draw(points: list[Point], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of the run")
-    parser.add_argument("-n", type=int, default=300, help="pictures of a part")
+    parser.add_argument("-n", type=int, default=300, help="cases of each kind")
     arguments = parser.parse_args()
     points = measure(load_recipe(), arguments.folder, arguments.n)
     FIGURES.write_text(json.dumps(points, indent=1) + "\n")

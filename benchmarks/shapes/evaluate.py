@@ -101,7 +101,7 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="model folder (default: mm1-tiny)")
-    parser.add_argument("-n", type=int, default=2000, help="held-out pictures")
+    parser.add_argument("-n", type=int, default=2000, help="cases of each kind")
     parser.add_argument(
         "--split", default="held_out", choices=("held_out", "validation")
     )

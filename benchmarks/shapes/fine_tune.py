@@ -3,7 +3,7 @@
 ``mm1 train sft`` learns arrows, a shape and a word that mm1-tiny has never met, from
 pictures of the training split among others of what it knows. LoRA on mm1-tiny, then QLoRA
 on its 4-bit copy; then what they answer about arrows, what became of the old tasks, and
-whether the fused model says the same.
+whether the fused model says the same. Held to what was set out before: ``verdict``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import chain
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,56 +24,106 @@ from mm1_mlx.blas import preload_blas
 BLAS = preload_blas()
 
 import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from benchmarks.shapes.arrows import arrow_cases, arrow_questions, arrow_scene  # noqa: E402
-from benchmarks.shapes.cases import Case, part_cases  # noqa: E402
+from benchmarks.shapes.cases import PARTS, Case, part_cases  # noqa: E402
 from benchmarks.shapes.draw import draw  # noqa: E402
 from benchmarks.shapes.evaluate import Answerer, answerer, evaluate  # noqa: E402
-from benchmarks.shapes.exchanges import ask  # noqa: E402
-from benchmarks.shapes.scene import random_scene, split_rng  # noqa: E402
+from benchmarks.shapes.scene import split_rng  # noqa: E402
 from mm1_mlx.bench import describe  # noqa: E402
+from mm1_mlx.eval.intervals import wilson  # noqa: E402
 from mm1_mlx.runtime import TINY  # noqa: E402
 
-# Pictures with arrows, where asked about, and as many of what is known already.
+# Pictures with arrows, and the questions about one.
 PICTURES = 1600
 QUESTIONS = 4
+# How many rows of what is known stand beside every ten of them.
+REHEARSED = {"scenes": 6, "style": 1, "pairs": 2, "reading": 2, "words": 1}
 FLAGS = {
-    "steps": 500, "batch-size": 16, "micro-batches": 2, "learning-rate": 2e-3,
-    "warmup-steps": 20, "decay-steps": 400, "final-fraction": 0.05, "adapter-rank": 16,
+    "steps": 250, "batch-size": 16, "micro-batches": 2, "learning-rate": 2e-3,
+    "warmup-steps": 20, "decay-steps": 200, "final-fraction": 0.05, "adapter-rank": 16,
     "seed": 0,
 }  # fmt: skip
 TARGETS = ("decoder", "vision")
-OLD = ("scenes", "pairs", "reading")
+# What was set out: right about arrows, seconds, points that the old tasks may lose
+# together, and those between LoRA and QLoRA.
+RIGHT, SECONDS, LOST, APART = 0.95, 600, 0.02, 0.02
 
 Row = dict[str, Any]
+# A question and its answer.
+Asked = tuple[str, str]
+Figures = dict[str, dict[str, Any]]
 
 
 def write_rows(folder: Path, pictures: int = PICTURES) -> Path:
     """The file of the rows to learn from, their pictures beside it."""
     folder.mkdir(parents=True)
-    rows = []
-    for i in range(2 * pictures):
-        rng = split_rng("train", 8_000_000_000 + i)
-        if i % 2:
-            scene = random_scene(rng)
-            asked = [(x.question, x.answer) for x in ask(scene, rng, QUESTIONS)]
-        else:
-            scene = arrow_scene(rng)
-            found = list(arrow_questions(scene, rng))
-            rng.shuffle(found)  # type: ignore[arg-type]
-            asked = [(text, answer) for _, text, answer, _ in found[:QUESTIONS]]
-        draw(scene).save(folder / f"{i}.png")
-        rows += [_row(f"{i}.png", question, answer) for question, answer in asked]
+    rows = [*_arrow_rows(folder, pictures), *_known_rows(folder, pictures)]
     order = np.random.default_rng(0).permutation(len(rows))
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(rows[i]) + "\n" for i in order))
     return path
 
 
-def _row(picture: str, question: str, answer: str) -> Row:
-    said = [("human", f"<image>\n{question}"), ("gpt", answer)]
-    turns = [{"from": role, "value": text} for role, text in said]
-    return {"image": picture, "conversations": turns}
+def _arrow_rows(folder: Path, pictures: int) -> Iterator[Row]:
+    """A conversation about every picture."""
+    for i in range(pictures):
+        rng = split_rng("train", 8_000_000_000 + i)
+        scene = arrow_scene(rng)
+        asked = [(text, answer) for _, text, answer, _ in arrow_questions(scene, rng)]
+        yield _row(folder, f"arrow{i}", [draw(scene)], _some(asked, rng))
+
+
+def _known_rows(folder: Path, pictures: int) -> Iterator[Row]:
+    """What the model can do already, asked as it is measured, of the training split."""
+    rng = np.random.default_rng(1)
+    for part, share in REHEARSED.items():
+        cases = part_cases(part, pictures, "train")
+        groups = (
+            list(some) for _, some in groupby(cases, key=lambda c: id(c.pictures))
+        )
+        for i, some in enumerate(islice(groups, pictures * share // 10)):
+            asked = {case.question: case.expected for case in some}
+            shots = [(shown, some[0].question, told) for shown, told in some[0].shots]
+            name, shown = f"{part}{i}", some[0].pictures
+            yield _row(folder, name, shown, _some([*asked.items()], rng), shots)
+
+
+def _some(asked: Sequence[Asked], rng: np.random.Generator) -> list[Asked]:
+    order = rng.permutation(len(asked))
+    return [asked[i] for i in order[:QUESTIONS]]
+
+
+def _row(
+    folder: Path,
+    name: str,
+    pictures: Sequence[Image.Image],
+    asked: Sequence[Asked],
+    shots: Sequence[tuple[Image.Image, str, str]] = (),
+) -> Row:
+    """A conversation behind examples, of whose answers nothing is learned."""
+    messages: list[Row] = []
+    for _, question, answer in shots:
+        told = _turn("assistant", answer) | {"weight": 0}
+        messages += [_turn("user", f"<image>\n{question}"), told]
+    images = "<image>\n" * len(pictures)
+    for question, answer in asked:
+        messages += [_turn("user", images + question), _turn("assistant", answer)]
+        images = ""
+    shown = [*(picture for picture, _, _ in shots), *pictures]
+    return {"messages": messages, "images": _saved(shown, folder, name)}
+
+
+def _turn(role: str, text: str) -> Row:
+    return {"role": role, "content": text}
+
+
+def _saved(pictures: Sequence[Image.Image], folder: Path, name: str) -> list[str]:
+    names = [f"{name}-{i}.png" for i in range(len(pictures))]
+    for picture, file in zip(pictures, names, strict=True):
+        picture.save(folder / file)
+    return names
 
 
 def mm1(*words: object) -> float:
@@ -92,33 +142,71 @@ def train(model: Path, data: Path, run: Path) -> tuple[Path, float]:
     return run / "adapter", seconds
 
 
-def said(answer: Answerer, cases: Sequence[Case]) -> list[str]:
-    """The answers to all the cases."""
-    return list(chain.from_iterable(answer(list(some)) for some in _batches(cases)))
-
-
-def _batches(cases: Sequence[Case], size: int = 16) -> Iterator[Sequence[Case]]:
-    for start in range(0, len(cases), size):
-        yield cases[start : start + size]
-
-
-def figures(
+def new_figures(
     model: Path, adapter: Path | None, number: int
-) -> tuple[dict[str, Any], list[str]]:
-    """What is answered about arrows and of the old tasks, and the words about arrows."""
-    new = list(arrow_cases(number))
+) -> tuple[Figures, list[str]]:
+    """What is answered about arrows in so many pictures, in all too, and the words."""
+    words: list[str] = []
     with ExitStack() as stack:
         answer = answerer(str(model), stack, [adapter] if adapter else [])
-        rows = evaluate(answer, new)
-        for part in OLD:
-            rows |= evaluate(answer, part_cases(part, number, "validation"))
-        return rows, said(answer, new)
+
+        def heard(cases: list[Case]) -> list[str]:
+            said = answer(cases)
+            words.extend(said)
+            return said
+
+        rows = evaluate(heard, arrow_cases(number))
+    return {**rows, "arrows": total(rows)}, words
+
+
+def old_figures(model: Path, adapter: Path | None, number: int) -> Figures:
+    """What is answered of every old kind, so many cases of each, held out."""
+    rows: Figures = {}
+    with ExitStack() as stack:
+        answer: Answerer = answerer(str(model), stack, [adapter] if adapter else [])
+        for part in PARTS:
+            rows |= evaluate(answer, part_cases(part, number))
+    # It counts kinds that stand beside it.
+    rows.pop("all questions")
+    return {**rows, "old tasks": total(rows)}
+
+
+def total(rows: Figures) -> dict[str, Any]:
+    """The figures of all kinds together."""
+    count = sum(row["n"] for row in rows.values())
+    right = round(sum(row["n"] * row["accuracy"] for row in rows.values()))
+    low, high = wilson(right, count)
+    return {
+        "n": count,
+        "accuracy": round(right / count, 4),
+        "interval_95": [round(low, 4), round(high, 4)],
+    }
+
+
+def verdict(result: Mapping[str, Any]) -> dict[str, bool]:
+    """Which of what was set out is so."""
+
+    def right(name: str, what: str) -> float:
+        accuracy: float = result[name][what]["accuracy"]
+        return accuracy
+
+    lora, qlora, before = result["lora"], result["qlora"], right("before", "old tasks")
+    return {
+        f"arrows before under {RIGHT:.0%}": right("before", "arrows") < RIGHT,
+        f"arrows at least {RIGHT:.0%}": right("lora", "arrows") >= RIGHT,
+        f"under {SECONDS} s": max(lora["seconds"], qlora["seconds"]) < SECONDS,
+        f"old tasks lose at most {LOST:.0%}": before - right("lora", "old tasks")
+        <= LOST,
+        f"QLoRA within {APART:.0%}": right("lora", "arrows") - right("qlora", "arrows")
+        <= APART,
+        "fused says the same": result["fused"]["other_answers"] == 0,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where the runs are kept; a new one")
-    parser.add_argument("-n", type=int, default=500, help="pictures to measure on")
+    parser.add_argument("-n", type=int, default=500, help="cases of each kind")
     parser.add_argument("--model", type=Path, default=TINY)
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
@@ -126,23 +214,28 @@ def main() -> None:
     data = write_rows(folder / "data")
     quantized = folder / "4bit"
     mm1("quantize", arguments.model, quantized, "--bits", "4")
-    before, _ = figures(arguments.model, None, number)
     result: dict[str, Any] = {
         "what": "mm1 train sft, python -m benchmarks.shapes.fine_tune",
         "machine": describe(BLAS),
         "flags": FLAGS | {"adapter-targets": list(TARGETS)},
-        "before": before,
+        "before": {
+            **new_figures(arguments.model, None, number)[0],
+            **old_figures(arguments.model, None, number),
+        },
     }
     for name, base in (("lora", arguments.model), ("qlora", quantized)):
         adapter, seconds = train(base, data, folder / name)
-        rows, words = figures(base, adapter, number)
-        result[name] = {"seconds": round(seconds, 1), "figures": rows}
+        rows, words = new_figures(base, adapter, number)
+        rows |= old_figures(base, adapter, number)
+        result[name] = {"seconds": round(seconds, 1), **rows}
         if name == "lora":
             mm1("fuse", base, folder / "fused", "--adapter", adapter)
-            fused, fused_words = figures(folder / "fused", None, number)
-            other = sum(a != b for a, b in zip(words, fused_words, strict=True))
-            result["fused"] = {"other_answers": other, "figures": fused}
+            fused, said = new_figures(folder / "fused", None, number)
+            other = sum(a != b for a, b in zip(words, said, strict=True))
+            result["fused"] = {"other_answers": other, **fused}
         print(json.dumps(result[name], indent=2), flush=True)
+    result["verdict"] = verdict(result)
+    print(json.dumps(result["verdict"], indent=2), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -55,6 +55,8 @@ def test_boxes_are_judged_by_their_overlap():
 @pytest.mark.parametrize("part", PARTS)
 def test_the_expected_answers_are_right_and_nothing_else_is(part):
     cases = list(part_cases(part, 20))
+    if part != "plain":
+        assert set(Counter(case.kind for case in cases).values()) == {20}
     asked = evaluate(lambda some: [case.expected for case in some], cases)
     assert {row["accuracy"] for row in asked.values()} == {1.0}
     wrong = evaluate(lambda some: ["no idea"] * len(some), cases)
