@@ -47,12 +47,3 @@ def box_of(item: Object, scene: Scene) -> tuple[int, int, int, int]:
         min(RANGE, max(0, STEP * round(RANGE * edge / STEP))) for edge in edges
     )
     return left, top, right, bottom
-
-
-def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Intersection over union of two boxes of the same picture."""
-    across = min(a[2], b[2]) - max(a[0], b[0])
-    down = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0.0, across) * max(0.0, down)
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return shared / (areas - shared) if shared else 0.0

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from benchmarks.shapes.boxes import ask_box, overlap
+from benchmarks.shapes.boxes import ask_box
 from benchmarks.shapes.compare import Two, compare
 from benchmarks.shapes.draw import draw
 from benchmarks.shapes.episodes import TEXTS, random_episode
@@ -45,10 +45,10 @@ from benchmarks.shapes.scene import (
     split_rng,
 )
 from benchmarks.shapes.writing import LARGE, SMALL, writing_scene
+from mm1_mlx.eval.recall import THRESHOLD, overlap
 
-# exact: after lower-casing; facts: what a caption states is true; box: IoU of at least 0.5.
+# exact: after lower-casing; facts: what a caption states is true; box: found by its IoU.
 Judge = Literal["exact", "facts", "box"]
-IOU = 0.5
 # The resolution of an overview and four parts.
 IN_PARTS = "2x96"
 _BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
@@ -91,7 +91,7 @@ class Case:
             return states_only_facts(answer, self.expected)
         if self.judge == "box":
             found, wanted = boxes(answer), boxes(self.expected)
-            return bool(found) and overlap(found[0], wanted[0]) >= IOU
+            return bool(found) and overlap(found[0], wanted[0]) > THRESHOLD
         return normalise(answer) == normalise(self.expected)
 
 

@@ -1,9 +1,8 @@
 """Boxes: where the picture shows what they name, in the runtime's own format."""
 
 import numpy as np
-import pytest
 
-from benchmarks.shapes.boxes import ask_box, box_of, overlap
+from benchmarks.shapes.boxes import ask_box, box_of
 from benchmarks.shapes.draw import draw
 from benchmarks.shapes.scene import Background, Scene, random_scene, split_rng
 from mm1_mlx.grounding import parse_boxes
@@ -38,10 +37,3 @@ def test_answers_are_read_by_the_runtime():
         assert found.label.removeprefix("The ") in q.text
         asked += 1
     assert asked > 40
-
-
-def test_overlap_is_intersection_over_union():
-    assert overlap((0, 0, 10, 10), (0, 0, 10, 10)) == 1
-    assert overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
-    assert overlap((0, 0, 10, 10), (10, 0, 20, 10)) == 0
-    assert overlap((0, 0, 10, 10), (20, 20, 30, 30)) == 0
