@@ -208,14 +208,11 @@ def _read_key(given: str | None, file: Path | None) -> str | None:
 
     if given is not None and file is not None:
         raise typer.BadParameter("give --api-key or --api-key-file, not both")
-    source = "--api-key"
-    key = given
+    source, key = "--api-key", given
     if file is not None:
         source = str(file)
-        try:
-            key = user_path(str(file)).read_text().strip()
-        except UnicodeDecodeError:
-            key = "\0"
+        # Every byte is a character, also of a file that is no text.
+        key = user_path(source).read_text("latin-1").strip()
     elif given is None:
         source, key = f"${KEY_VARIABLE}", os.environ.get(KEY_VARIABLE)
     if key is None:

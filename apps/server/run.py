@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -16,6 +19,7 @@ from .policy import Policy
 
 # Seconds that answers under way have once the server is told to end.
 GRACE = 120
+LEFT = b"ended at once; answers under way are left as they are\n"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -49,6 +53,8 @@ def make_server(
 ) -> uvicorn.Server:
     """What serves until SIGTERM, Ctrl-C or ``should_exit``, and finishes what it began.
 
+    Ctrl-C while it does ends the process.
+
     Args:
         app: what answers.
         policy: limits of connections.
@@ -78,6 +84,13 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            # Nothing is waited for: neither the model's thread nor a line half printed.
+            os.write(2, LEFT)
+            os._exit(128 + sig)
+        super().handle_exit(sig, frame)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

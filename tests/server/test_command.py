@@ -14,10 +14,13 @@ from starlette.requests import Request
 
 from mm1_mlx.apps.cli import main
 from mm1_mlx.apps.server.page import ABSENT, Page
+from mm1_mlx.apps.server.run import LEFT
 
 MM1 = [sys.executable, "-c", "from mm1_mlx.apps.cli import main; main()", "serve"]
 # On a busy machine.
 LONG = 300
+# The token that ends an answer of the embedded model.
+END = "1"
 READY = re.compile(r"serving (\S+) at (http://\S+) ")
 
 
@@ -63,7 +66,7 @@ def test_it_serves_until_it_is_told_to_end_and_finishes_its_answers(how):
         body = {
             "messages": [{"role": "user", "content": [picture(STAR), text("What?")]}],
             "stream": True, "max_tokens": 60, "temperature": 2.0, "seed": 3,
-            "logit_bias": {"2": -100},
+            "logit_bias": {END: -100},
         }  # fmt: skip
         with httpx.stream(
             "POST", f"{url}/v1/chat/completions", json=body, timeout=LONG
@@ -81,6 +84,35 @@ def test_it_serves_until_it_is_told_to_end_and_finishes_its_answers(how):
     assert "'/v1/chat/completions' 200" in said
     assert "Traceback" not in said
     assert process.stdout.read() == ""
+
+
+def test_a_second_ctrl_c_ends_it_at_once():
+    process, _, url = start("--no-log")
+    # Longer than anybody waits for the end.
+    body = {
+        "messages": [{"role": "user", "content": "What?"}],
+        "stream": True, "max_tokens": 900, "temperature": 2.0, "seed": 3,
+        "logit_bias": {END: -100},
+    }  # fmt: skip
+    try:
+        with httpx.stream(
+            "POST", f"{url}/v1/chat/completions", json=body, timeout=LONG
+        ) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            # No more are let in, and the answer goes on.
+            with pytest.raises(httpx.TransportError):
+                while True:
+                    httpx.get(f"{url}/health", timeout=LONG)
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(LONG) == 130
+            with pytest.raises(httpx.RemoteProtocolError):
+                [*lines]
+    finally:
+        process.kill()
+    assert process.stderr.read() == LEFT.decode()
 
 
 def test_lines_of_requests_can_be_left_out(tmp_path):
@@ -118,7 +150,9 @@ def test_others_are_let_in_with_a_key_alone(tmp_path, refused):
         assert "--api-key-file" in said
     empty = tmp_path / "empty"
     empty.write_text("\n")
-    for argument in (str(empty), str(tmp_path / "missing")):
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff" * 40)
+    for argument in (*map(str, (empty, binary)), str(tmp_path / "missing")):
         status, said = refused("--host", "0.0.0.0", "--api-key-file", argument)
         assert status == 1
         assert said.startswith("error: ")
