@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mm1_mlx.answer import MAX_TOKENS
 
 from .common import (
     AdapterNames,
@@ -18,10 +21,10 @@ from .common import (
     note,
     print_json,
 )
+from .server.policy import MAX_PARALLEL, Policy, is_address, is_loopback
 
 if TYPE_CHECKING:
     from .server.keeper import Loaded
-    from .server.policy import Policy
 
 KEY_VARIABLE = "MM1_API_KEY"
 # Of a key, in characters: what is shorter could be guessed.
@@ -86,15 +89,18 @@ def serve(
         ),
     ] = None,
     parallel: Annotated[
-        int, typer.Option(help="answers under way at once", min=1, max=128)
-    ] = 8,
+        int, typer.Option(help="answers under way at once", min=1, max=MAX_PARALLEL)
+    ] = Policy.parallel,
     max_waiting: Annotated[
         int, typer.Option(help="questions that may wait; more are refused", min=1)
-    ] = 64,
+    ] = Policy.max_waiting,
     max_tokens: Annotated[
         int,
-        typer.Option(help="longest answer where a caller names none, in tokens", min=1),
-    ] = 1024,
+        typer.Option(
+            help="longest answer where a caller names none, in tokens",
+            min=1, max=MAX_TOKENS,
+        ),
+    ] = Policy.max_tokens,
     idle_unload: Annotated[
         float | None,
         typer.Option(
@@ -139,26 +145,27 @@ def serve(
     from .cached import resolve
     from .server.app import make_app
     from .server.keeper import Keeper, open_model
-    from .server.policy import is_loopback
     from .server.run import listen, make_server
     from .server.service import Service
-    from .server.turns import Turns
 
     key = _read_key(api_key, api_key_file)
     if key is None and not is_loopback(host):
         raise typer.BadParameter(
             f"--host {host} lets others in: give a key by --api-key-file or ${KEY_VARIABLE}"
         )
-    policy = _policy(
-        key, host, allow_host, allow_origin, allow_remote_images, media_root, max_tokens
+    policy = replace(
+        _policy(host, allow_host, allow_origin, allow_remote_images, media_root),
+        key=key,
+        parallel=parallel,
+        max_waiting=max_waiting,
+        max_tokens=max_tokens,
     )
     # Before gigabytes are read.
     held = listen(host, port)
 
     def load() -> Loaded:
         return open_model(
-            parallel,
-            max_waiting,
+            policy,
             source=resolve(model, yes),
             resolution=resolution,
             adapters=named_adapters(adapter),
@@ -172,7 +179,6 @@ def serve(
         created=int((folder / "config.json").stat().st_mtime),
         keeper=Keeper(load, loaded, idle_unload, policy.load_seconds),
         policy=policy,
-        turns=Turns(max_waiting),
     )
     address, bound = held.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
@@ -227,18 +233,15 @@ def _read_key(given: str | None, file: Path | None) -> str | None:
 
 
 def _policy(
-    key: str | None,
     host: str,
     hosts: list[str] | None,
     origins: list[str] | None,
     remote_hosts: list[str] | None,
     media_root: Path | None,
-    max_tokens: int,
 ) -> Policy:
+    """Whom a server at this host lets in, and what it reads for them."""
     from mm1_mlx.errors import ConfigError
     from mm1_mlx.folders import user_path
-
-    from .server.policy import Policy, is_address
 
     for origin in origins or []:
         if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
@@ -259,12 +262,10 @@ def _policy(
         if not root.is_dir():
             raise ConfigError(f"--media-root {str(root)!r} is no folder")
     return Policy(
-        key=key,
         hosts=frozenset(x.lower() for x in [*(hosts or []), *named]),
         origins=frozenset(origins or []),
         remote_hosts=frozenset(x.lower() for x in remote_hosts or []),
         media_root=root,
-        max_tokens=max_tokens,
     )
 
 

@@ -11,6 +11,7 @@ from mm1_mlx.errors import PromptError
 
 KV_BITS = [4, 8]
 KV_GROUP_SIZES = [32, 64, 128]
+MAX_TOKENS = 1_000_000
 MAX_TOP_LOGPROBS = 20
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -94,7 +95,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("max_tokens", 1, 1_000_000), ("kv_start", 0, 10_000_000),
+            ("max_tokens", 1, MAX_TOKENS), ("kv_start", 0, 10_000_000),
             ("num_draft_tokens", 1, 32), ("seed", 0, 2**64 - 1), ("tiled", 0, 10**6),
             ("top_logprobs", 0, MAX_TOP_LOGPROBS),
         ):  # fmt: skip

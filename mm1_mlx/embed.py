@@ -107,8 +107,15 @@ def load_embedder(
     return Embedder(load_model(path, dtype or device_dtype), path)
 
 
-def embed_images(embedder: Embedder, images: Sequence[ImageSource]) -> Vectors:
+def embed_images(
+    embedder: Embedder, images: Sequence[ImageSource], first: int = 1
+) -> Vectors:
     """Vectors [N, P] of length 1 of paths, bytes, data URIs or PIL images.
+
+    Args:
+        embedder: from ``load_embedder``.
+        images: the pictures.
+        first: the number of the first of them, as messages count.
 
     Raises:
         PromptError: a picture cannot be read.
@@ -116,9 +123,12 @@ def embed_images(embedder: Embedder, images: Sequence[ImageSource]) -> Vectors:
     config = embedder.config.image
     assert config is not None
     vectors = []
-    for batch in _batches(images):
+    for batch in _batches([*enumerate(images, start=first)]):
         # CLIP's space is one of whole pictures.
-        pictures = (load_pictures([image], config, tiled=0) for image in batch)
+        pictures = (
+            load_pictures([image], config, tiled=0, first=number)
+            for number, image in batch
+        )
         pixels = [picture.tiles[0] for (picture,) in pictures]
         x = embedder.model.vision.project(mx.array(np.stack(pixels)))
         vectors.append(_unit(x))

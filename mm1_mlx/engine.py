@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ import mlx.core as mx
 from mm1_mlx.answer import Forecast, Settings
 from mm1_mlx.config import MM1Config
 from mm1_mlx.device import this_chip
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import ContextError, PromptError, blaming
 from mm1_mlx.grammar import Grammars
 from mm1_mlx.image import ImageSource
 from mm1_mlx.limits import answer_seconds
@@ -109,11 +109,7 @@ class Engine:
         began = time.perf_counter()
         precision = self.precision(settings)
         assert self.config.decoder is not None
-        width = self.config.decoder.vocab_size
-        if strangers := [t for t in settings.logit_bias if not 0 <= t < width]:
-            raise PromptError(
-                f"logit_bias names token {strangers[0]}, the model's are 0 to {width - 1}"
-            )
+        _check_bias(settings.logit_bias, self.config.decoder.vocab_size)
         if settings.schema is not None:
             # Compiled once, and looked up by every answer.
             self.grammars.constraint(settings.schema)
@@ -220,7 +216,7 @@ class Engine:
         longest = max(map(len, behind), default=0)
         room = self._room(built, replace(settings, max_tokens=max(1, longest)))
         if room < longest:
-            raise PromptError(
+            raise ContextError(
                 f"prompt and continuation have {len(built.tokens) + longest:,} tokens, "
                 f"more than the model's context holds ({len(built.tokens) + room:,}); "
                 "ask with fewer pictures or examples"
@@ -409,7 +405,7 @@ class Engine:
         assert self.config.decoder is not None
         context = self.config.decoder.max_position_embeddings
         if len(prompt.tokens) >= context:
-            raise PromptError(
+            raise ContextError(
                 f"prompt has {len(prompt.tokens):,} tokens, "
                 f"{prompt.num_image_tokens:,} of them pictures, but the model's context "
                 f"holds {context:,}; ask with fewer pictures or earlier turns"
@@ -445,6 +441,15 @@ class Engine:
             len(built.tokens),
             settings.num_draft_tokens,
             other._room(seen, settings),
+        )
+
+
+@blaming(setting="logit_bias")
+def _check_bias(liked: Mapping[int, float], vocab_size: int) -> None:
+    if strangers := [token for token in liked if not 0 <= token < vocab_size]:
+        raise PromptError(
+            f"logit_bias names token {strangers[0]}, the model's are 0 to "
+            f"{vocab_size - 1}"
         )
 
 

@@ -3,6 +3,11 @@
 A message is one sentence: what is wrong, the value, what was expected, the way out.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MM1Error(Exception):
     """Base of every error that a user, a file or a caller can cause."""
@@ -17,7 +22,31 @@ class CheckpointError(MM1Error, ValueError):
 
 
 class PromptError(MM1Error, ValueError):
-    """Messages or pictures that do not make a prompt."""
+    """Messages or pictures that do not make a prompt.
+
+    Attributes:
+        setting: the field of ``Settings`` that the model cannot follow, where it is one.
+        picture: which of the prompt's pictures cannot be read, counted from 0.
+    """
+
+    setting: str | None = None
+    picture: int | None = None
+
+
+@contextmanager
+def blaming(
+    *, setting: str | None = None, picture: int | None = None
+) -> Iterator[None]:
+    """A ``PromptError`` within is of this setting or picture."""
+    try:
+        yield
+    except PromptError as error:
+        error.setting, error.picture = setting, picture
+        raise
+
+
+class ContextError(PromptError):
+    """A prompt that is longer than the model's context."""
 
 
 class MemoryLimitError(PromptError):

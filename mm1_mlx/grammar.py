@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import PromptError, blaming
 from mm1_mlx.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Grammars:
         # Those used last, last; none has read a token.
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
+    @blaming(setting="schema")
     def constraint(self, schema: Mapping[str, Any]) -> Constraint:
         """What holds one answer to a JSON schema.
 
@@ -146,6 +147,7 @@ class Constraint:
         self._behind -= behind
         self._matcher.rollback(count - behind)
 
+    @blaming(setting="schema")
     def check(self) -> None:
         """Nothing, where the answer is within its grammar so far.
 

@@ -14,7 +14,7 @@ from functools import cached_property
 import jinja2
 
 from mm1_mlx.config import MM1Config, PromptConfig
-from mm1_mlx.errors import ConfigError, PromptError
+from mm1_mlx.errors import ConfigError, ContextError, PromptError
 from mm1_mlx.image import ImageSource, Seen, load_pictures
 from mm1_mlx.layout import Picture, Span, count_picture_tokens, indicator_texts
 from mm1_mlx.messages import Message, Part, RegionToken, Turn, collect
@@ -203,7 +203,7 @@ def _check_length(turns: Sequence[Turn], tokenizer: Tokenizer, most: int) -> Non
     texts = [part for _, parts in turns for part in parts if isinstance(part, str)]
     size = sum(len(text.encode()) for text in texts)
     if size > most * tokenizer.longest:
-        raise PromptError(
+        raise ContextError(
             f"prompt has {size:,} bytes of text, more than the model's context of "
             f"{most:,} tokens can hold; ask with less of it"
         )

@@ -56,6 +56,7 @@ HEAVY = {
 }
 # Costs nothing: a few classes.
 LIGHT = {
+    "mm1_mlx.answer",
     "mm1_mlx.errors",
     "mm1_mlx.sizes",
     "mm1_mlx.train.config",

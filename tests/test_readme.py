@@ -17,6 +17,18 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MEASURED = (ROOT / "benchmarks/README.md").read_text()
 GALLERY = re.findall(r"^\| (`.*?\.png`) \| `-p \"(.*?)\"` \| (.*?) \|$", README, re.M)
+# Python that is shown, and what it prints where that is shown behind it; but what needs a
+# server.
+PYTHON = [
+    (name, code, printed)
+    for name in ("README.md", "apps/README.md", "mm1_mlx/README.md")
+    for code, printed in re.findall(
+        r"^```python\n(.*?)^```(?:\n\n```text\n(.*?)^```)?",
+        (ROOT / name).read_text(),
+        re.M | re.S,
+    )
+    if "openai" not in code
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +48,14 @@ def test_the_gallery_is_what_the_embedded_model_answers(
 ):
     paths = [TINY / name for name in re.findall(r"`(.*?)`", pictures)]
     assert generate(runtime, question, paths).text.strip() == answer
+
+
+@pytest.mark.parametrize(("name", "code", "printed"), PYTHON)
+def test_python_that_is_shown_runs(name, code, printed, capsys):
+    exec(compile(code, name, "exec"), {"__name__": "__main__"})
+    out = capsys.readouterr().out
+    assert out
+    assert out == (printed or out)
 
 
 def test_every_row_is_a_format_and_says_how_it_was_verified():

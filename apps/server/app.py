@@ -17,13 +17,12 @@ from starlette.routing import Route
 from .chat import answer_chat
 from .completions import answer_completions
 from .embeddings import embed
-from .errors import APIError, respond
+from .errors import APIError, refuse
 from .guard import Guard
 from .openapi import describe
 from .page import Page
 from .replies import Health, Model, ModelList
-from .service import Service
-from .service import respond as reply
+from .service import Service, as_json
 from .watch import HEADER, Watch
 
 
@@ -76,7 +75,7 @@ def make_app(service: Service, say: Callable[[str], None] | None = None) -> Star
         ],
         middleware=middleware,
         exception_handlers={
-            APIError: respond,
+            APIError: refuse,
             HTTPException: _respond_unrouted,
         },
         lifespan=lifespan,
@@ -89,14 +88,14 @@ def make_app(service: Service, say: Callable[[str], None] | None = None) -> Star
 
 async def list_models(request: Request) -> Response:
     """The served model, in a list of one."""
-    return reply(ModelList(data=[_model(request)]))
+    return as_json(ModelList(data=[_model(request)]))
 
 
 async def show_model(request: Request) -> Response:
     """The served model, by its id."""
     service: Service = request.app.state.service
     service.check_model(request.path_params["model"])
-    return reply(_model(request))
+    return as_json(_model(request))
 
 
 def _model(request: Request) -> Model:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mm1_mlx.answer import Settings
@@ -26,9 +28,24 @@ from .pictures import PictureReader
 ANY_OBJECT = {"type": "object"}
 
 
+@dataclass(frozen=True)
+class Question:
+    """What the model is asked, and what errors call its parts.
+
+    Attributes:
+        asks: the questions.
+        field: the request's field that holds them.
+        pictures: the fields of their pictures, in order.
+    """
+
+    asks: Sequence[Ask]
+    field: str
+    pictures: Sequence[str] = ()
+
+
 async def ask_chat(
     request: ChatRequest, reader: PictureReader, views: Views, max_tokens: int
-) -> Ask:
+) -> Question:
     """The question of a chat.
 
     Args:
@@ -56,21 +73,22 @@ async def ask_chat(
         top_logprobs=(top or 0) if request.logprobs else None,
         **_sampling(request),
     )
-    parts = [
-        part
-        for message in request.messages
-        if not isinstance(message.content, str)
-        for part in message.content
-    ]
-    reader.check_number(sum(isinstance(x, ImagePart) for x in parts), "messages")
-    messages = [
-        await _message(message, i, reader, views)
+    pictures = [
+        f"messages[{i}].content[{j}].image_url.url"
         for i, message in enumerate(request.messages)
+        if not isinstance(message.content, str)
+        for j, part in enumerate(message.content)
+        if isinstance(part, ImagePart)
     ]
-    return Ask(messages, (), settings)
+    reader.check_number(len(pictures), "messages")
+    fields = iter(pictures)
+    messages = [
+        await _message(message, fields, reader, views) for message in request.messages
+    ]
+    return Question([Ask(messages, (), settings)], "messages", pictures)
 
 
-def ask_completions(request: CompletionRequest) -> list[Ask]:
+def ask_completions(request: CompletionRequest) -> Question:
     """The questions of texts that are gone on with."""
     settings = Settings(
         max_tokens=request.max_tokens or COMPLETION_TOKENS,
@@ -80,7 +98,7 @@ def ask_completions(request: CompletionRequest) -> list[Ask]:
     )
     prompts = request.prompt
     texts = [prompts] if isinstance(prompts, str) else prompts
-    return [Ask(text, (), settings) for text in texts]
+    return Question([Ask(text, (), settings) for text in texts], "prompt")
 
 
 def choices_of(request: Sampling, size: int, questions: int = 1) -> int:
@@ -97,9 +115,19 @@ def choices_of(request: Sampling, size: int, questions: int = 1) -> int:
             f"{size} at once",
             field,
         )
-    if request.stream_options is not None and not request.stream:
-        raise _refusal("stream_options needs stream to be true", "stream_options")
     return count
+
+
+def tells_usage(request: Sampling) -> bool:
+    """Whether a stream is to end with what its answers took.
+
+    Raises:
+        APIError: 400; it is said of no stream.
+    """
+    options = request.stream_options
+    if options is not None and not request.stream:
+        raise _refusal("stream_options needs stream to be true", "stream_options")
+    return options is not None and bool(options.include_usage)
 
 
 def _sampling(request: Sampling) -> dict[str, Any]:
@@ -127,7 +155,7 @@ def _schema(request: ChatRequest) -> dict[str, Any] | None:
 
 async def _message(
     message: SystemMessage | UserMessage | AssistantMessage,
-    number: int,
+    fields: Iterator[str],
     reader: PictureReader,
     views: Views,
 ) -> dict[str, Any]:
@@ -135,10 +163,9 @@ async def _message(
     if isinstance(message.content, str):
         return {"role": role, "content": message.content}
     parts: list[dict[str, Any]] = []
-    for i, part in enumerate(message.content):
+    for part in message.content:
         if isinstance(part, ImagePart):
-            param = f"messages[{number}].content[{i}].image_url.url"
-            picture = await reader.read(part.image_url.url, param)
+            picture = await reader.read(part.image_url.url, next(fields))
             shown = views.show(picture, part.image_url.detail)
             parts.append({"type": "image", "image": shown})
         else:

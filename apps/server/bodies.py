@@ -24,7 +24,7 @@ class Bodies:
         self._held = 0
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
+    async def receive(self, request: Request) -> AsyncIterator[bytes]:
         """The body of a request, which counts as long as the context is open.
 
         Raises:
@@ -67,7 +67,7 @@ class Bodies:
     def beside(self) -> Iterator[Callable[[int], None]]:
         """Counts bytes that a request has read elsewhere, as long as the context is open.
 
-        Its function takes how many, and raises APIError as ``read`` does.
+        Its function takes how many, and raises APIError as ``receive`` does.
         """
         held = 0
 

@@ -21,14 +21,13 @@ from mm1_mlx.embed import (
     embed_images,
     embed_texts,
 )
-from mm1_mlx.errors import MM1Error, PromptError
+from mm1_mlx.errors import PromptError, blaming
 from mm1_mlx.image import DEFAULT_LIMITS, open_picture
 
-from .errors import APIError
 from .fields import EmbeddingRequest, ImagePart
 from .pictures import PictureReader
 from .replies import Embedding, EmbeddingList, EmbeddingUsage
-from .service import Service, respond, unless_left
+from .service import Service, as_json, refusals, unless_left
 
 # A picture as its data URI, or its bytes.
 Source = str | bytes
@@ -38,11 +37,9 @@ async def embed(request: Request) -> Response:
     """The vectors of texts and pictures."""
     service: Service = request.app.state.service
     async with AsyncExitStack() as stack:
-        body = await stack.enter_async_context(service.bodies.read(request))
-        fields = await service.read(body, EmbeddingRequest)
-        del body
-        service.check_model(fields.model)
-        loaded = await stack.enter_async_context(service.keeper.use())
+        fields, loaded = await stack.enter_async_context(
+            service.receive(request, EmbeddingRequest)
+        )
         embedder, worker = service.embedder(loaded)
         given = [fields.input] if isinstance(fields.input, str) else fields.input
         reader = PictureReader(
@@ -53,22 +50,22 @@ async def embed(request: Request) -> Response:
         async def vectors() -> tuple[dict[int, Any], int]:
             texts = {i: x for i, x in enumerate(given) if isinstance(x, str)}
             pictures: dict[int, Source] = {}
+            params = []
             for i, part in enumerate(given):
                 if isinstance(part, ImagePart):
-                    param = f"input[{i}].image_url.url"
-                    pictures[i] = await reader.read(part.image_url.url, param)
+                    params.append(f"input[{i}].image_url.url")
+                    pictures[i] = await reader.read(part.image_url.url, params[-1])
             gone = threading.Event()
             work = worker.submit(_embed, embedder, texts, pictures, gone)
             try:
-                return await asyncio.wrap_future(work)
-            except MM1Error as error:
-                raise APIError(400, str(error), param="input") from error
+                with refusals("input", params):
+                    return await asyncio.wrap_future(work)
             finally:
                 gone.set()
 
         found, tokens = await unless_left(request, vectors())
     as_text = fields.encoding_format == "base64"
-    return respond(
+    return as_json(
         EmbeddingList(
             data=[
                 Embedding(index=i, embedding=_write(found[i], as_text))
@@ -93,14 +90,16 @@ def _embed(
     Raises:
         PromptError: a picture cannot be read, or all together are too large.
     """
-    _check_pixels(pictures)
+    _check_pixels(pictures.values())
     found: dict[int, Any] = {}
     for some in _batches(texts, gone):
         rows: Vectors = embed_texts(embedder, [texts[i] for i in some])
         found |= dict(zip(some, rows, strict=True))
+    first = 1
     for some in _batches(pictures, gone):
-        rows = embed_images(embedder, [pictures[i] for i in some])
+        rows = embed_images(embedder, [pictures[i] for i in some], first)
         found |= dict(zip(some, rows, strict=True))
+        first += len(some)
     return found, count_tokens(embedder, [*texts.values()])
 
 
@@ -113,11 +112,12 @@ def _batches(inputs: Iterable[int], gone: threading.Event) -> Iterator[list[int]
         yield numbers[start : start + BATCH]
 
 
-def _check_pixels(pictures: dict[int, Source]) -> None:
+def _check_pixels(pictures: Iterable[Source]) -> None:
     """As of the pictures of a question: all together, before one is decoded."""
     limits, total = DEFAULT_LIMITS, 0
-    for i, picture in pictures.items():
-        image = open_picture(picture, f"input[{i}]", limits)
+    for i, picture in enumerate(pictures):
+        with blaming(picture=i):
+            image = open_picture(picture, f"picture {i + 1}", limits)
         total += image.width * image.height
     if total > limits.max_total_pixels:
         raise PromptError(

@@ -86,7 +86,7 @@ def bug(error: Exception, name: str) -> APIError:
     return APIError(500, message, code="internal")
 
 
-def respond(request: Request, error: Exception) -> Response:  # noqa: ARG001
+def refuse(request: Request, error: Exception) -> Response:  # noqa: ARG001
     """The response to a request that an ``APIError`` ended."""
     assert isinstance(error, APIError)
     return error.response()

@@ -12,15 +12,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from mm1_mlx.answer import MAX_TOKENS, MAX_TOP_LOGPROBS
+
+from .policy import MAX_PARALLEL
+
 # Bounds of what one request may ask for.
 MAX_MESSAGES = 1_000
 MAX_PARTS = 1_000
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 256
 MAX_BIASES = 300
-MAX_CHOICES = 128
-MAX_TOKENS = 1_000_000
-MAX_TOP_LOGPROBS = 20
+MAX_CHOICES = MAX_PARALLEL
 MAX_COMPLETION_LOGPROBS = 5
 MAX_INPUTS = 256
 # Of /v1/completions, as OpenAI's.
@@ -29,7 +31,14 @@ COMPLETION_TOKENS = 16
 Text = Annotated[str, Field(description="text")]
 StopWord = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-TokenId = Annotated[str, StringConstraints(pattern="^[0-9]{1,9}$")]
+TOKEN_ID = "^[0-9]{1,9}$"
+TokenId = Annotated[str, StringConstraints(pattern=TOKEN_ID)]
+NAME = "^[a-zA-Z0-9_-]{1,64}$"
+# What a text that matches is.
+PATTERNS = {
+    TOKEN_ID: "the number of a token",
+    NAME: "1 to 64 letters, digits, dashes and underscores",
+}
 
 
 class Fields(BaseModel):
@@ -72,7 +81,18 @@ TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
 UserParts = Annotated[list[UserPart], Field(min_length=1, max_length=MAX_PARTS)]
 
 
-class SystemMessage(Fields):
+# Of answers, to questions that cannot be put here: clients send them back with the rest.
+Nothing = Annotated[list[Any], Field(max_length=0)] | None
+
+
+class AnyMessage(Fields):
+    """What all messages may have."""
+
+    name: None = None
+    """null alone; names are not supported"""
+
+
+class SystemMessage(AnyMessage):
     """How the model is to behave."""
 
     role: Literal["system", "developer"]
@@ -81,7 +101,7 @@ class SystemMessage(Fields):
     """text, or a list of texts"""
 
 
-class UserMessage(Fields):
+class UserMessage(AnyMessage):
     """What the user says and shows."""
 
     role: Literal["user"]
@@ -89,14 +109,22 @@ class UserMessage(Fields):
     """text, or a list of texts and pictures in the order they stand"""
 
 
-class AssistantMessage(Fields):
+class AssistantMessage(AnyMessage):
     """What the model answered before, or an example of what it should."""
 
     role: Literal["assistant"]
     content: str | TextParts
     """text, or a list of texts"""
     refusal: None = None
-    """as in an answer"""
+    """null alone, as in an answer"""
+    audio: None = None
+    """null alone"""
+    function_call: None = None
+    """null alone"""
+    tool_calls: Nothing = None
+    """null or empty; tools are not supported"""
+    annotations: Nothing = None
+    """null or empty"""
 
 
 Message = Annotated[
@@ -119,7 +147,7 @@ class JSONObjectFormat(Fields):
 class JSONSchema(Fields):
     """A JSON schema and its name."""
 
-    name: Annotated[str, StringConstraints(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    name: Annotated[str, StringConstraints(pattern=NAME)]
     """what the schema is called"""
     description: str | None = None
     """not shown to the model"""
@@ -149,11 +177,16 @@ class StreamOptions(Fields):
     """end with a chunk without choices that has the usage and timings"""
 
 
-class Sampling(Fields):
-    """What both kinds of answers may be asked with."""
+class ModelRequest(Fields):
+    """What is asked of a model."""
 
     model: str | None = None
     """the served model's id, from `/v1/models`"""
+
+
+class Sampling(ModelRequest):
+    """What both kinds of answers may be asked with."""
+
     stream: bool | None = None
     """send the answer as server-sent events while it is written"""
     stream_options: StreamOptions | None = None
@@ -210,7 +243,7 @@ class CompletionRequest(Sampling):
     """give every token's log probability, and that of so many likeliest tokens"""
 
 
-class EmbeddingRequest(Fields):
+class EmbeddingRequest(ModelRequest):
     """Texts and pictures for `/v1/embeddings`."""
 
     input: (
@@ -218,7 +251,5 @@ class EmbeddingRequest(Fields):
         | Annotated[list[str | ImagePart], Field(min_length=1, max_length=MAX_INPUTS)]
     )
     """a text, or texts and pictures (`image_url` parts as in chat messages)"""
-    model: str | None = None
-    """the served model's id"""
     encoding_format: Literal["float", "base64"] | None = None
     """`base64` is of float32 numbers, little end first (default `float`)"""

@@ -22,6 +22,7 @@ from mm1_mlx.worker import Worker
 
 from .errors import APIError
 from .modes import Views
+from .policy import Policy
 
 # How often it is looked whether the model was idle for long enough.
 TICKS = 10
@@ -171,12 +172,11 @@ def _check_unused(options: Mapping[str, Any]) -> None:
             )
 
 
-def open_model(size: int, max_waiting: int, **options: Any) -> Loaded:
+def open_model(policy: Policy, **options: Any) -> Loaded:
     """A model with all that it can do.
 
     Args:
-        size: answers under way at once.
-        max_waiting: questions that may wait.
+        policy: how many are answered at once, and how many may wait.
         options: as ``mm1_mlx.load`` takes them; ``source`` names the model.
 
     Raises:
@@ -191,7 +191,7 @@ def open_model(size: int, max_waiting: int, **options: Any) -> Loaded:
         else:
             runtime = load(**options)
             config = runtime.config
-            pool = Pool(runtime, size=size, max_waiting=max_waiting)
+            pool = Pool(runtime, size=policy.parallel, max_waiting=policy.max_waiting)
         # A model that answers and embeds is rare, and then held twice.
         if runtime is None or config.text is not None:
             worker = Worker()

@@ -10,12 +10,14 @@ from pydantic import ValidationError
 
 from .errors import APIError
 from .fields import Fields
+from .wording import expected, is_unused
 
 F = TypeVar("F", bound=Fields)
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 # Of values shown in messages.
 SHOWN = 60
+MISSING = {"missing", "union_tag_not_found"}
 
 
 def parse(body: bytes, kind: type[F]) -> F:
@@ -79,37 +81,44 @@ def _refusal(
     error: ValidationError, content: dict[str, Any], kind: type[Fields]
 ) -> APIError:
     """The fault that lies deepest: of a field of several kinds the one that was meant."""
-    faults = error.errors(include_url=False, include_context=True)
+    faults = [
+        (_place(fault, content), fault) for fault in error.errors(include_url=False)
+    ]
     # Of a text or a list: the one that it is, and is wrong as.
-    fault = max(
-        faults,
-        key=lambda fault: (
-            len(_place(fault, content)),
-            not fault["type"].endswith("_type"),
-        ),
+    place, fault = max(
+        faults, key=lambda each: (len(each[0]), not each[1]["type"].endswith("_type"))
     )
-    place = _place(fault, content)
     param = _spell(place)
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] == "extra_forbidden" or is_unused(fault):
         known = ", ".join(kind.model_fields) if len(place) == 1 else ""
-        way_out = f"; the fields are {known}" if known else ""
+        way_out = f"; the fields are {known}" if known else "; leave it out"
         return APIError(
             400,
             f"the field {param!r:.200} is not supported{way_out}",
             param=param[:200],
             code="unknown_parameter",
         )
-    if fault["type"] == "missing":
+    if fault["type"] in MISSING:
         return APIError(
             400,
             f"the field {param!r:.200} is missing",
             param=param[:200],
             code="missing_required_parameter",
         )
-    said = fault["msg"].replace("Input should be", "expected")
+    # Every kind that it might have been.
+    beside = [
+        other
+        for where, other in faults
+        if where == place and other["type"].endswith("_type")
+    ]
+    same = beside if fault in beside else [fault]
+    if fault["loc"][-1] == "[key]":
+        found = f"{_spell(place[:-1])} has the key {_shown(place[-1])}"
+    else:
+        found = f"{param:.200} is {_shown(_at(place, content))}"
     return APIError(
         400,
-        f"{param:.200} is {_shown(_at(place, content))}: {said:.300}",
+        f"{found}, expected {expected(same):.300}",
         param=param[:200],
         code="invalid_value",
     )
@@ -123,9 +132,11 @@ def _place(fault: Any, content: Any) -> tuple[str | int, ...]:
         if inside or (isinstance(content, list) and isinstance(step, int)):
             content = content[step]
             place.append(step)
-    last = fault["loc"][-1] if fault["loc"] else None
-    if fault["type"] == "missing" and last is not None:
-        place.append(last)
+    if fault["type"] == "missing":
+        place.append(fault["loc"][-1])
+    # Of several kinds of objects, told apart by this field of theirs.
+    elif fault["type"].startswith("union_tag_"):
+        place.append(fault["ctx"]["discriminator"].strip("'"))
     return tuple(place)
 
 
@@ -144,6 +155,6 @@ def _spell(place: tuple[str | int, ...]) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict | list):
-        return f"an {'object' if isinstance(value, dict) else 'array'} of {len(value)}"
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = json.dumps(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

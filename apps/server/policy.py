@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+# The most that ``parallel`` may be.
+MAX_PARALLEL = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,8 @@ class Policy:
         origins: pages of other sites that may call it from a browser.
         remote_hosts: names of hosts that pictures may be fetched from, by https.
         media_root: a folder that ``file://`` pictures may lie in.
+        parallel: how many answers are under way at once.
+        max_waiting: how many questions may wait, and how many requests for embeddings.
         max_body: bytes of a request's body.
         body_budget: bytes of the bodies of all requests under way.
         body_seconds: how long a body may take to arrive.
@@ -35,6 +39,8 @@ class Policy:
     origins: frozenset[str] = frozenset()
     remote_hosts: frozenset[str] = frozenset()
     media_root: Path | None = None
+    parallel: int = 8
+    max_waiting: int = 64
     max_body: int = 64 << 20
     body_budget: int = 512 << 20
     body_seconds: float = 30.0

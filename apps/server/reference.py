@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .limits import limits
 from .openapi import ROUTES, Route, describe
 
 INTRODUCTION = """\
@@ -29,6 +30,11 @@ rows. A client that leaves ends its answer. A stream is `text/event-stream`: eve
 after the stream's beginning is an event of its own.
 """
 
+LIMITS = """\
+Of a server without flags; fields have theirs in the tables of the objects below. What is too
+large is refused before it is decoded.
+"""
+
 
 def reference() -> str:
     """The manual, as Markdown."""
@@ -36,8 +42,25 @@ def reference() -> str:
     routes = [_route(route) for route in ROUTES]
     objects = [_object(name, schema) for name, schema in sorted(schemas.items())]
     return "\n".join(
-        [INTRODUCTION, "## Paths\n", *routes, "\n## Objects\n", "\n\n".join(objects)]
+        [
+            INTRODUCTION,
+            "## Paths\n",
+            *routes,
+            "\n## Limits\n",
+            LIMITS,
+            *_limits(),
+            "\n## Objects\n",
+            "\n\n".join(objects),
+        ]
     )
+
+
+def _limits() -> list[str]:
+    lines = ["| | at most | beyond |", "|---|---|---|"]
+    for heading, rows in limits().items():
+        lines.append(f"| **{heading}** | | |")
+        lines += [f"| {what} | {most} | {beyond} |" for what, most, beyond in rows]
+    return lines
 
 
 def _route(route: Route) -> str:
@@ -78,6 +101,8 @@ def _kind(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return f"`{schema['const']}`"
     kind = schema.get("type", "anything")
+    if kind == "array" and schema.get("maxItems") == 0:
+        return "empty list"
     if kind == "array":
         return f"list{_bounds(schema, 'Items', ' of ')} of {_kind(schema.get('items', {}))}"
     if kind == "object" and "additionalProperties" in schema:

@@ -6,8 +6,8 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,15 +16,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mm1_mlx.answer import Piece
-from mm1_mlx.batch import Ask
 from mm1_mlx.embed import Embedder
-from mm1_mlx.errors import BusyError, MM1Error
-from mm1_mlx.pool import MAX_WAITING, Pool
+from mm1_mlx.errors import BusyError, ContextError, MM1Error, PromptError
+from mm1_mlx.pool import Pool
 from mm1_mlx.worker import Worker
 
+from .asking import Question
 from .bodies import Bodies, ClientLeft, left
 from .errors import APIError
-from .fields import Fields
+from .fields import ModelRequest
 from .keeper import Keeper, Loaded
 from .metrics import Metrics
 from .parsing import parse
@@ -33,13 +33,15 @@ from .replies import Abilities
 from .turns import Turns
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Fields)
+F = TypeVar("F", bound=ModelRequest)
 # Of answers, with their numbers.
 Pieces = AsyncIterator[tuple[int, Piece]]
 
 # Bodies longer than this are read by another thread than the one that serves everybody.
 LONG = 1 << 20
 MOST_RETRY = 120
+# Fields of requests, by the settings that have other names.
+SETTINGS = {"schema": "response_format"}
 
 
 @dataclass
@@ -51,35 +53,48 @@ class Service:
         created: when it was made, in seconds since 1970.
         keeper: keeps it ready.
         policy: what is allowed.
-        turns: of those who want vectors.
         metrics: what is counted.
         bodies: reads requests.
+        turns: of those who want vectors.
     """
 
     name: str
     created: int
     keeper: Keeper
     policy: Policy
-    turns: Turns = field(default_factory=lambda: Turns(MAX_WAITING))
     metrics: Metrics = field(default_factory=Metrics)
     bodies: Bodies = field(init=False)
+    turns: Turns = field(init=False)
     # Known also while the model is not in memory.
     abilities: Abilities = field(init=False)
 
     def __post_init__(self) -> None:
         self.bodies = Bodies(self.policy)
+        self.turns = Turns(self.policy.max_waiting)
         assert self.keeper.loaded is not None
         self.abilities = _abilities(self.keeper.loaded)
 
-    async def read(self, body: bytes, kind: type[F]) -> F:
-        """The checked fields of a body.
+    @asynccontextmanager
+    async def receive(
+        self, request: Request, kind: type[F]
+    ) -> AsyncIterator[tuple[F, Loaded]]:
+        """A request's checked fields and the model that it is for.
+
+        As long as the context is open, the model stays and the request's bytes count.
 
         Raises:
-            APIError: 400; they are none.
+            APIError: the body or its fields are none. 404; another model is asked for.
+                503; the model had been let go, and cannot be loaded.
         """
-        if len(body) < LONG:
-            return parse(body, kind)
-        return await asyncio.to_thread(parse, body, kind)
+        async with self.bodies.receive(request) as body:
+            if len(body) < LONG:
+                fields = parse(body, kind)
+            else:
+                fields = await asyncio.to_thread(parse, body, kind)
+            del body
+            self.check_model(fields.model)
+            async with self.keeper.use() as loaded:
+                yield fields, loaded
 
     def check_model(self, name: str | None) -> None:
         """Pass only if the model of this name is served.
@@ -129,20 +144,29 @@ class Service:
         return loaded.embedder, loaded.worker
 
     @asynccontextmanager
-    async def pieces(self, pool: Pool, *asks: Ask, count: int) -> AsyncIterator[Pieces]:
+    async def pieces(
+        self, pool: Pool, question: Question, count: int
+    ) -> AsyncIterator[Pieces]:
         """The pieces of all answers, the first of which has come.
+
+        Args:
+            pool: what answers.
+            question: what is asked.
+            count: how many answers to each part of it are wanted.
 
         Raises:
             APIError: the question cannot be answered, or not now.
         """
-        async with aclosing(pool.answers(*asks, count=count)) as answers:
-            with _Refusals():
+        async with aclosing(pool.answers(*question.asks, count=count)) as answers:
+            with refusals(question.field, question.pictures):
                 first = await anext(answers)
-            yield self._counted(first, answers)
+            yield self._counted(first, answers, question)
 
-    async def _counted(self, first: tuple[int, Piece], answers: Pieces) -> Pieces:
+    async def _counted(
+        self, first: tuple[int, Piece], answers: Pieces, question: Question
+    ) -> Pieces:
         held: tuple[int, Piece] | None = first
-        with _Refusals():
+        with refusals(question.field, question.pictures):
             while held is not None:
                 if held[1].stats is not None:
                     self.metrics.count_answer(held[1].stats)
@@ -170,20 +194,37 @@ def _abilities(loaded: Loaded) -> Abilities:
     )
 
 
-class _Refusals:
-    """The model's refusals as what callers are told."""
+@contextmanager
+def refusals(field: str, pictures: Sequence[str]) -> Iterator[None]:
+    """The model's refusals as what callers are told.
 
-    def __enter__(self) -> None:
-        return None
+    Args:
+        field: of the request; what the model was given of it.
+        pictures: the fields of the pictures in it, in order.
+    """
+    try:
+        yield
+    except BusyError as error:
+        seconds = min(MOST_RETRY, max(1, math.ceil(error.seconds)))
+        raise APIError(
+            429, str(error), code="queue_full", retry_after=seconds
+        ) from error
+    except MM1Error as error:
+        param = _at_fault(error, field, pictures)
+        # OpenAI's code, by which clients know that they may ask with less.
+        long = isinstance(error, ContextError)
+        code = "context_length_exceeded" if long else "invalid_prompt"
+        raise APIError(400, str(error), param=param, code=code) from error
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, BusyError):
-            seconds = min(MOST_RETRY, max(1, math.ceil(error.seconds)))
-            raise APIError(
-                429, str(error), code="queue_full", retry_after=seconds
-            ) from error
-        if isinstance(error, MM1Error):
-            raise APIError(400, str(error), code="invalid_prompt") from error
+
+def _at_fault(error: MM1Error, field: str, pictures: Sequence[str]) -> str:
+    """The field that the model's refusal is of."""
+    if isinstance(error, PromptError):
+        if error.setting is not None:
+            return SETTINGS.get(error.setting, error.setting)
+        if error.picture is not None:
+            return pictures[error.picture]
+    return field
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -205,7 +246,7 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(job, gone, return_exceptions=True)
 
 
-def respond(reply: BaseModel) -> Response:
+def as_json(reply: BaseModel) -> Response:
     """An object as a whole response."""
     return Response(reply.model_dump_json(), media_type="application/json")
 

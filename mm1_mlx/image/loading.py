@@ -13,7 +13,7 @@ from typing import Protocol
 from PIL import Image
 
 from mm1_mlx.config import DynamicTiling, ImageConfig
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import PromptError, blaming
 from mm1_mlx.image.decoding import decode
 from mm1_mlx.image.opening import content, open_picture
 from mm1_mlx.image.source import (
@@ -52,6 +52,7 @@ def load_pictures(
     *,
     tiled: int | None = None,
     seen: Seen | None = None,
+    first: int = 1,
 ) -> list[Picture]:
     """The pictures in order, upright, as normalised tiles [size, size, 3].
 
@@ -64,6 +65,7 @@ def load_pictures(
         tiled: how many of the last pictures may become several tiles, None for all;
             those before stay at low resolution.
         seen: knows pictures by their encoded bytes, so that they need not be decoded.
+        first: the number of the first of them, as messages count.
 
     Raises:
         PromptError: a picture cannot be read, or a limit is exceeded.
@@ -75,14 +77,16 @@ def load_pictures(
         )
     opened: deque[tuple[Image.Image, str, ImageSource]] = deque()
     digests: list[str | None] = []
-    for number, source in enumerate(sources, start=1):
+    for number, source in enumerate(sources, start=first):
         name = name_of(source, number)
-        given = content(source, name, limits)
+        with blaming(picture=number - 1):
+            given = content(source, name, limits)
+            image = open_picture(given, name, limits)
         digest = None
         if seen is not None and isinstance(given, bytes):
             digest = hashlib.sha256(given).hexdigest()
         digests.append(digest)
-        opened.append((open_picture(given, name, limits), name, source))
+        opened.append((image, name, source))
     total = sum(image.width * image.height for image, _, _ in opened)
     if total > limits.max_total_pixels:
         raise PromptError(
@@ -102,13 +106,16 @@ def load_pictures(
             "resolution"
         )
     pictures = []
-    for digest, (own, split) in zip(digests, views, strict=True):
+    for number, (digest, (own, split)) in enumerate(
+        zip(digests, views, strict=True), start=first
+    ):
         key = (digest, own, split)
         picture = seen.find(key) if seen is not None and digest else None
         # Popped, so that only one decoded picture is held at a time.
         image, name, source = opened.popleft()
         if picture is None:
-            picture = _picture(image, name, source, own, split=split)
+            with blaming(picture=number - 1):
+                picture = _picture(image, name, source, own, split=split)
             if seen is not None and digest:
                 seen.keep(key, picture)
         pictures.append(picture)

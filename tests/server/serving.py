@@ -38,11 +38,11 @@ class Running:
 
 
 @contextmanager
-def serving(policy=None, *, size=8, max_waiting=64, idle=None, load=None, **options):
+def serving(policy=None, *, idle=None, load=None, **options):
     policy = policy or Policy()
 
     def load_again():
-        return open_model(size, max_waiting, **options)
+        return open_model(policy, **options)
 
     keeper = Keeper(load or load_again, load_again(), idle, policy.load_seconds)
     held = listen("127.0.0.1", 0)

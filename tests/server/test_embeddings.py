@@ -13,8 +13,9 @@ from PIL import Image
 from serving import FOUR, STAR, picture, serving
 
 from mm1_mlx.apps.server.keeper import open_model
+from mm1_mlx.apps.server.policy import Policy
 from mm1_mlx.apps.server.turns import Turns
-from mm1_mlx.embed import embed_images, embed_texts, load_embedder
+from mm1_mlx.embed import BATCH, embed_images, embed_texts, load_embedder
 from mm1_mlx.errors import ConfigError
 
 TEXTS = ["a red star", "four shapes", "a red star"]
@@ -74,12 +75,21 @@ def test_a_model_without_a_decoder_does_not_answer(clip):
     assert (model["mm1"]["answers"], model["mm1"]["embeds"]) == (False, True)
 
 
-def test_a_damaged_picture_is_refused(clip):
+# Where the header is read, and where the pixels are.
+@pytest.mark.parametrize(
+    ("length", "said"), [(22 + 20, "not a PNG"), (22 + 200, "is damaged")]
+)
+def test_a_damaged_picture_is_refused_by_its_place(clip, length, said):
     part = picture(STAR)
-    part["image_url"]["url"] = part["image_url"]["url"][:200]
-    refused = clip.client.post("/v1/embeddings", json={"input": ["a", part]})
+    part["image_url"]["url"] = part["image_url"]["url"][:length]
+    # More than are embedded at once.
+    given = ["a", *[picture(STAR)] * BATCH, part]
+    refused = clip.client.post("/v1/embeddings", json={"input": given})
     assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == "input"
+    error = refused.json()["error"]
+    assert error["param"] == f"input[{BATCH + 1}].image_url.url"
+    assert error["message"].startswith(f"picture {BATCH + 1} ")
+    assert said in error["message"]
 
 
 def test_a_text_of_any_length_is_embedded_by_its_beginning(clip):
@@ -180,4 +190,4 @@ def test_half_a_pair_of_surrogates_is_no_text(clip):
 def test_options_that_embeddings_know_nothing_of_are_refused(clip_folder):
     for options in ({"resolution": "96"}, {"adapters": [("a", 1.0)]}):
         with pytest.raises(ConfigError, match="embeddings know no --"):
-            open_model(1, 1, source=clip_folder, **options)
+            open_model(Policy(), source=clip_folder, **options)

@@ -96,7 +96,7 @@ def test_a_client_that_leaves_before_its_answer_ends_it(server, endless):
 
 
 def test_who_leaves_the_queue_is_not_answered(endless):
-    with serving(size=1) as server, streaming(server, endless):
+    with serving(Policy(parallel=1)) as server, streaming(server, endless):
         body = {"messages": [{"role": "user", "content": "What is this?"}]}
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.5)
@@ -105,7 +105,7 @@ def test_who_leaves_the_queue_is_not_answered(endless):
 
 
 def test_a_full_queue_is_told_with_a_time(endless):
-    with serving(size=1, max_waiting=1) as server:
+    with serving(Policy(parallel=1, max_waiting=1)) as server:
         with streaming(server, endless):
             waiting = threading.Thread(target=server.chat, args=("What?",))
             waiting.start()
@@ -225,7 +225,7 @@ def test_websockets_and_long_heads_are_refused(server):
 
 
 def test_a_quiet_stream_says_that_it_is_alive(endless, monkeypatch):
-    policy = Policy(pulse_seconds=0.05)
+    policy = Policy(pulse_seconds=0.05, parallel=1)
     slow, step = threading.Event(), Batch.step
 
     def slowly(batch):
@@ -234,7 +234,7 @@ def test_a_quiet_stream_says_that_it_is_alive(endless, monkeypatch):
 
     monkeypatch.setattr(Batch, "step", slowly)
     with (
-        serving(policy, size=1) as server,
+        serving(policy) as server,
         streaming(server, {**endless, "max_tokens": 4}) as lines,
     ):
         said = [*lines]
@@ -261,7 +261,7 @@ def test_a_model_that_cannot_be_loaded_again_is_told_and_tried_again():
         if failing:
             failing.pop()
             raise CheckpointError("/secret/path is gone")
-        return open_model(8, 64)
+        return open_model(Policy())
 
     with serving(idle=0.5, load=load) as server:
         wait_until(lambda: not server.client.get("/health").json()["loaded"])

@@ -215,15 +215,19 @@ def test_usage_is_told_where_it_is_asked_for(client):
         assert "usage" not in chunk.model_fields_set
 
 
-def test_a_conversation_goes_on_and_computes_what_is_new(client):
+@pytest.mark.parametrize("dumped", [False, True])
+def test_a_conversation_goes_on_and_computes_what_is_new(client, dumped):
     messages = [
         {"role": "developer", "content": "Answer in one word."},
         {"role": "user", "content": QUESTION},
     ]
     create = client.chat.completions.create
     first = create(model="mm1-tiny", messages=messages, temperature=0)
-    # The client's own object, as people append it.
-    messages.append(first.choices[0].message)
+    # The client's own object, as people append it, or as they keep it: every field of it.
+    message = first.choices[0].message
+    kept = message.model_dump()
+    assert {"audio", "function_call", "tool_calls"} <= kept.keys()
+    messages.append(kept if dumped else message)
     messages.append({"role": "user", "content": [text("How many shapes are there?")]})
     second = create(model="mm1-tiny", messages=messages, temperature=0)
     details = second.usage.prompt_tokens_details
