@@ -21,6 +21,7 @@ _PLAIN = str.maketrans(
     dict.fromkeys("\u2018\u2019", "'")
     | dict.fromkeys('"\u201c\u201d', "''")
     | dict.fromkeys("\u2013\u2014", "--")
+    | {"\u20ac": "$", "\u00a3": "#"}  # So the program writes euros and pounds.
 )
 # Words that are two, and where they part.
 _PARTED = {
@@ -34,7 +35,10 @@ _TOKEN = re.compile(
     | (?:mr|mrs|ms|dr|st|jr|sr|vs|etc|prof)\.
     | (?:[a-z]\.){2,}                       # u.s.
     | '\d\ds?(?!\w) | 'n'(?!\w) | '(?:tis|twas)\b
-    | \d+(?:[.,:]\d+)+(?!\w)               # 1,000 and 10:30
+    | no\.(?=\s\d)
+    | [-+]\d+(?:[.,:]\d+)* | [-+]?\.\d+     # with a sign, or beginning with the point
+    | \d+(?:[.,]\d+)+(?:-\w+)*             # 1,000 and 3.5-inch
+    | \d+(?::\d+)+                         # 10:30
     | \d+(?=')                              # feet and inches
     | (?:[#@](?!\d))?\w+(?:[-&/@'.]\w+)*   # t-shirt, cat/dog, o'clock, www.site.com
     | [^\w\s]

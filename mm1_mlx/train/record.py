@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +58,11 @@ def read_settings(path: Path) -> Settings:
             f"{path} is no record of a run; write its settings as an object"
         )
     stage, given = values.pop("stage", None), values.pop("given", None)
-    return Settings(stage, given if isinstance(given, dict) else values, config)
+    found = given if isinstance(given, dict) else values
+    # A null where none can be says, as people write it, that nothing is given.
+    none = {x.name for x in fields(TrainConfig) if x.default is None}
+    found = {k: x for k, x in found.items() if x is not None or k in none}
+    return Settings(stage, found, config)
 
 
 def write_record(

@@ -529,6 +529,8 @@ def test_paths_in_a_config_may_begin_at_home(mm1, rows, tmp_path, monkeypatch):
     at_home = f"~/{rows.parent.name}"
     config = tmp_path / "config.json"
     given = {"data": [f"{at_home}/rows.jsonl"], "image_folder": at_home}
+    # Which says that they are left to the default.
+    given |= {"steps": None, "learning_rate": None, "valid": None}
     config.write_text(json.dumps(given))
     flags = ("--config", config, "--dry-run")
     code, printed, said = mm1("train", "sft", TINY, tmp_path / "run", *flags)

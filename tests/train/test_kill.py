@@ -87,3 +87,18 @@ def test_killed_runs_go_on_to_the_bit(killed_runs):
 def test_fifty_killed_runs_go_on_to_the_bit(options, killed_runs):
     flags = options.pop("flags")
     killed_runs(25, *flags, seed=len(flags), **options)
+
+
+@pytest.mark.drill
+def test_killed_runs_in_float16_go_on_to_the_bit(killed_runs):
+    """Whose scale is another in the middle of a run."""
+    killed_runs(10, "--precision", "float16", seed=3)
+
+
+@pytest.mark.drill
+def test_killed_runs_of_experts_go_on_to_the_bit(
+    killed_runs, make_model, write_folder, tmp_path
+):
+    moe = {"num_experts": 4, "every": 1, "offset": 0}
+    model = write_folder(tmp_path / "sparse", make_model(decoder={"moe": moe}))
+    killed_runs(10, "--full", model=model, seed=4)

@@ -2,9 +2,13 @@
 
 import json
 import os
+import random
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import mlx.core as mx
 import pytest
@@ -243,3 +247,49 @@ def test_the_command_in_two_processes_equals_it_in_one(
         # Adam's first steps are the signs of gradients, which rounding may turn.
         difference = mx.abs(left[name] - right[name]).mean()
         assert difference <= tolerances["model"] * mx.abs(left[name]).max(), name
+
+
+@pytest.mark.drill
+def test_killed_runs_of_two_processes_go_on_to_the_bit(tmp_path, hosts, start):
+    """One of them or both, at any moment; what is left ends with a line."""
+    flags = ("--steps", "12", "--save-every", "1", "--adapter-dropout", "0.2")
+
+    def pair(out):
+        return [
+            start(out, {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}, (2, 2), *flags)
+            for rank in range(2)
+        ]
+
+    def finish(out):
+        started = pair(out)
+        said = [process.communicate(timeout=240) for process in started]
+        assert [process.returncode for process in started] == [0, 0], said
+
+    began = time.perf_counter()
+    finish(tmp_path / "whole")
+    took = time.perf_counter() - began
+    whole = (tmp_path / "whole/adapter/adapter.safetensors").read_bytes()
+    moments, killed, begun = random.Random(5), 0, 0
+    while killed < 10:
+        out = tmp_path / f"killed-{killed}"
+        started = pair(out)
+        time.sleep(moments.uniform(0.3, 0.95) * took)
+        first = moments.randrange(2)
+        for process in started[first : first + 1] if killed % 2 else started:
+            process.send_signal(signal.SIGKILL)
+        said = [process.communicate(timeout=240)[1] for process in started]
+        codes = [process.returncode for process in started]
+        if codes == [0, 0]:  # It was done before.
+            shutil.rmtree(out)
+            continue
+        assert -signal.SIGKILL in codes
+        for code, text in zip(codes, said, strict=True):
+            assert code in (0, -signal.SIGKILL) or "has ended" in text, text
+        killed += 1
+        begun += bool(list(out.glob("step-*")))
+        finish(out)
+        assert (out / "adapter/adapter.safetensors").read_bytes() == whole
+    assert begun >= 3
+    sys.stdout.write(
+        f"{killed} killed, {begun} after a checkpoint, {took:.1f} s a run\n"
+    )
