@@ -78,7 +78,9 @@ public struct MM1Client: Sendable, Hashable {
     }
 
     func request(_ path: String) -> URLRequest {
-        var request = URLRequest(url: url.appendingPathComponent(path), timeoutInterval: timeout)
+        var request = URLRequest(url: url.appendingPathComponent(path))
+        // Set by itself, and in whole seconds: else Linux takes a minute, or cuts off to none.
+        request.timeoutInterval = timeout.rounded(.up)
         request.setValue("MM1Kit/\(MM1Kit.version)", forHTTPHeaderField: "User-Agent")
         if let key {
             request.setValue("Bearer \(key)", forHTTPHeaderField: "Authorization")

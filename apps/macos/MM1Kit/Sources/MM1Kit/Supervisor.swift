@@ -119,6 +119,7 @@
             let asking = MM1Client(url: served.url, timeout: seconds)
             var (silences, isKnown) = (0, false)
             while silences < 3 {
+                let next = ContinuousClock.now + options.pulse
                 let health = try? await asking.health()
                 if Task.isCancelled { return false }
                 if health?.status == .failed { break }
@@ -127,7 +128,7 @@
                     isKnown = true
                     board.post(.running(running(child, served)))
                 }
-                do { try await Task.sleep(for: options.pulse) } catch { return false }
+                do { try await Task.sleep(until: next, clock: .continuous) } catch { return false }
             }
             child.kill()
             return true

@@ -11,7 +11,7 @@ private actor Shared {
 
     init() {
         var chosen = options()
-        chosen.arguments = ["--parallel", "1", "--max-waiting", "1"]
+        chosen.arguments += ["--parallel", "1", "--max-waiting", "1"]
         server = MM1Server(chosen)
     }
 

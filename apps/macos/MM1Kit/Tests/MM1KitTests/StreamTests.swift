@@ -77,3 +77,16 @@ func whatIsNoChunkIsTold(event: String) async throws {
         return
     }
 }
+
+@Test func aSilentServerIsGivenUp() async throws {
+    let listener = try Listener()
+    let client = MM1Client(url: listener.url, timeout: 0.5)
+    let began = ContinuousClock.now
+    await #expect(throws: MM1Error.self) { try await client.health() }
+    guard case .unreachable = try await failure(of: client.stream([.user("Hello")])) else {
+        Issue.record("expected .unreachable")
+        return
+    }
+    // URLSession's own is a minute each.
+    #expect(ContinuousClock.now - began < .seconds(50))
+}

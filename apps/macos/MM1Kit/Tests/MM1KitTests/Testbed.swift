@@ -21,23 +21,12 @@ func picture(_ name: String) throws -> Picture {
 let endless = AnswerOptions(
     maxTokens: 900, temperature: 2, seed: 3, logitBias: [1: -100])
 
-/// Options of a server whose lines are shown where a test fails.
-func options(_ lines: Lines = Lines()) -> MM1Server.Options {
+/// Options of a server whose lines stand in the test's output.
+func options() -> MM1Server.Options {
     var options = MM1Server.Options()
-    options.log = { lines.add($0) }
+    options.arguments = ["--no-log"]
+    options.log = { FileHandle.standardError.write(Data("mm1: \($0)\n".utf8)) }
     return options
-}
-
-/// What a server said.
-final class Lines: @unchecked Sendable {
-    private let lock = NSLock()
-    private var held: [String] = []
-
-    var all: [String] { lock.withLock { held } }
-
-    func add(_ line: String) {
-        lock.withLock { held.append(line) }
-    }
 }
 
 /// Waits until something holds, on a machine that may be busy.
@@ -72,6 +61,37 @@ func metric(_ name: String, _ client: MM1Client) async throws -> Double {
     let text = String(decoding: try await reply.rest(), as: UTF8.self)
     let line = text.split(separator: "\n").first { $0.hasPrefix(name + " ") }
     return try line.map { try #require(Double($0.dropFirst(name.count + 1))) } ?? 0
+}
+
+/// Takes connections at a free port of this machine, and never says a word.
+final class Listener {
+    let url: URL
+    private let handle: Int32
+
+    init() throws {
+        #if canImport(Darwin)
+            handle = socket(AF_INET, SOCK_STREAM, 0)
+        #else
+            handle = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        #endif
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_addr.s_addr = inet_addr("127.0.0.1")
+        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
+        let handle = handle
+        let failed = withUnsafeMutablePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                bind(handle, $0, length) != 0 || listen(handle, 8) != 0
+                    || getsockname(handle, $0, &length) != 0
+            }
+        }
+        try #require(!failed, "errno \(errno)")
+        url = URL(string: "http://127.0.0.1:\(UInt16(bigEndian: address.sin_port))")!
+    }
+
+    deinit {
+        close(handle)
+    }
 }
 
 /// Whether a process is there.
