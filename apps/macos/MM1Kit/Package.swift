@@ -11,6 +11,8 @@ let package = Package(
     targets: [
         .target(name: "MM1Kit"),
         .executableTarget(name: "mm1-ask", dependencies: ["MM1Kit"]),
-        .testTarget(name: "MM1KitTests", dependencies: ["MM1Kit", "mm1-ask"]),
+        .testTarget(
+            name: "MM1KitTests", dependencies: ["MM1Kit", "mm1-ask"],
+            exclude: ["encoder.json"]),
     ]
 )

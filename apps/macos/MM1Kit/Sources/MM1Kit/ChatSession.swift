@@ -87,14 +87,17 @@ public final class ChatSession {
     }
 
     /// Ends the answer that is being written; what there is of it stays.
-    public func stop() {
+    ///
+    /// - Returns: the answer's end, nil where none was being written.
+    @discardableResult
+    public func stop() -> Task<Void, Never>? {
         work?.cancel()
+        return work
     }
 
     /// Ends the answer that is being written, and forgets what was said.
     public func clear() async {
-        stop()
-        await work?.value
+        await stop()?.value
         turns.removeAll()
         problem = nil
     }

@@ -22,11 +22,11 @@
             /// - Throws: ``MM1ServerError/notFound(_:)``.
             public static func find(
                 environment: [String: String] = ProcessInfo.processInfo.environment
-            ) throws -> Command {
+            ) throws(MM1ServerError) -> Command {
                 try find(environment: environment, bundle: .main)
             }
 
-            static func find(environment: [String: String], bundle: Bundle) throws -> Command {
+            static func find(environment: [String: String], bundle: Bundle) throws(MM1ServerError) -> Command {
                 if let named = environment["MM1_EXECUTABLE"] {
                     // Named by somebody: nothing else will do.
                     let command = Command(URL(fileURLWithPath: named))

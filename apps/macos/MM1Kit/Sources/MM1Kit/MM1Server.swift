@@ -52,12 +52,22 @@
         public func start() async throws -> MM1Client {
             if case .failed = board.state { work = nil }
             if work == nil {
-                let command = try options.command ?? Command.find()
+                let command = try command()
                 board.post(.starting)
                 let supervisor = Supervisor(command, options, board)
                 work = Task { await supervisor.run() }
             }
             return try await client()
+        }
+
+        private func command() throws(MM1ServerError) -> Command {
+            if let command = options.command { return command }
+            do {
+                return try Command.find()
+            } catch {
+                board.post(.failed(error))
+                throw error
+            }
         }
 
         /// A client of the running server; waits while it is being started again.

@@ -150,6 +150,44 @@
             }
         }
 
+        @MainActor @Test func aWindowsModelIsStartedByAQuestionAndRestarted() async throws {
+            var chosen = options()
+            chosen.command = .init(URL(fileURLWithPath: "/no/such/program"))
+            let broken = LocalChat(chosen)
+            await broken.start()
+            try await eventually("it says why") {
+                if case .failed = broken.state { true } else { false }
+            }
+            #expect(broken.state.description.contains("cannot be run"))
+
+            let chat = LocalChat(options(), answers: AnswerOptions(temperature: 0))
+            #expect(chat.state == .stopped)
+            await chat.session.ask("What colour is the star?", [try picture("red-star")])?.value
+            #expect(chat.session.turns.last?.text.contains("red") == true)
+            guard case .running(let first) = chat.state else {
+                Issue.record("expected .running, got \(chat.state)")
+                return
+            }
+            #expect(chat.state.description == "mm1-tiny is ready")
+
+            chat.session.options = endless
+            let task = try #require(chat.session.ask("Describe it."))
+            try await eventually("it begins") {
+                chat.session.turns.last?.text.isEmpty == false
+            }
+            await chat.restart()
+            await task.value
+            // It was stopped first: half an answer stands, and is no fault.
+            #expect(chat.session.problem == nil)
+            #expect(chat.session.turns.last?.finish == nil)
+            try await eventually("it is another one") {
+                if case .running(let second) = chat.state { second.pid != first.pid } else { false }
+            }
+            #expect(!isAlive(first.pid))
+            await chat.stop()
+            try await eventually("it is stopped") { chat.state == .stopped }
+        }
+
         @Test func aServerCanBeStoppedWhileItStarts() async throws {
             let server = MM1Server(options())
             let starting = Task { try await server.start() }
