@@ -53,7 +53,7 @@ page: $(PAGE)/node_modules
 	cd $(PAGE) && npm run --silent lint && npm run --silent build
 
 swift: $(VENV)/test
-	apps/macos/linux-swift swift test
+	apps/macos/check
 
 wheel: $(VENV)/test
 	rm -rf dist build/wheel

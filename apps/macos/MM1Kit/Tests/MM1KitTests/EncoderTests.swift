@@ -77,3 +77,25 @@ func aCutIsWhereTheRuntimeCuts(width: Int, height: Int, rounding: String, place:
     let bytes: [UInt8] = [255, 0, 51, 7, 0, 102, 255, 7]
     #expect(planes(bytes) == [1, 0, 0, 0.4, 0.2, 1])
 }
+
+#if canImport(CoreML) && canImport(ImageIO)
+    private let package = ProcessInfo.processInfo.environment["MM1_ENCODER"]
+
+    /// Asked only where a package of mm1-tiny was made: `mm1 export coreml`.
+    @available(macOS 15, iOS 18, *)
+    @Test(.enabled(if: package != nil))
+    func aPackageEncodesAPicture() async throws {
+        let file = URL(fileURLWithPath: try #require(package))
+        let encoder = try await ImageEncoder(contentsOf: file)
+        let star = try #require(picture("red-star").shrunk(to: 512))
+        let tokens = try await encoder.encode(star)
+        #expect([tokens.count, tokens.width] == [16, 128])
+        #expect(tokens.values.count == 16 * 128)
+        #expect(tokens.values.allSatisfy(\.isFinite))
+        let four = try #require(picture("four-shapes").shrunk(to: 512))
+        #expect(try await encoder.encode(four) != tokens)
+        await #expect(throws: EncoderError.noSuchSize(7, encoder.facts.sizes)) {
+            try await ImageEncoder(contentsOf: file, size: 7)
+        }
+    }
+#endif
