@@ -22,6 +22,8 @@ RESULTS, README, PLOT = (
     PLACE / name for name in ("results.json", "README.md", "lessons.png")
 )
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
+# What a run may take, of one core.
+SECONDS = 300
 COLOURS = {
     "answers": "tab:blue",
     "zero-shot": "tab:blue",
@@ -58,11 +60,13 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
 
 def summarise(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Means and intervals of every point, and what becomes of every claim."""
+    runs = list(runs)
     shares: dict[tuple[str, str], dict[int, float]] = {}
     chances: dict[str, float] = {}
     seconds = []
     for run in runs:
-        seconds.append(sum(run["cpu_seconds"].values()))
+        if not run["resumed"]:
+            seconds.append(sum(run["cpu_seconds"].values()))
         for measure, row in run["figures"].items():
             own = shares.setdefault((measure, run["point"]["name"]), {})
             own[run["seed"]] = row["right"]
@@ -82,9 +86,13 @@ def summarise(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
         for claim in lesson.claims
     ]
     return {
-        "runs": len(seconds),
-        "cpu_seconds": {"mean": round(sum(seconds) / len(seconds), 1)}
-        | {"longest": round(max(seconds), 1)},
+        "runs": len(runs),
+        "cpu_seconds": {
+            "runs": len(seconds),
+            "mean": round(sum(seconds) / max(len(seconds), 1), 1),
+            "longest": round(max(seconds, default=0.0), 1),
+            "over": sum(x > SECONDS for x in seconds),
+        },
         "chance": {name: round(value, 4) for name, value in sorted(chances.items())},
         "points": points,
         "claims": claims,
@@ -107,7 +115,12 @@ def _rounded(found: Estimate) -> dict[str, float | None]:
 
 def table(results: dict[str, Any]) -> str:
     """What the paper says beside what is measured here, as Markdown."""
+    took = results["cpu_seconds"]
     lines = [
+        f"{results['runs']} runs. Of {took['runs']} that went through without a stop, one "
+        f"took {took['mean']:.0f} s of a core on average and {took['longest']:.0f} s at "
+        f"most; {took['over']} took more than {SECONDS} s.",
+        "",
         "| the paper | its figures | here: gain in points, 95% interval | verdict |",
         "|---|---|---|---|",
     ]

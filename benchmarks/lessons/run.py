@@ -158,6 +158,7 @@ def run_point(folder: Path, point: Point, seed: int, number: int = NUMBER) -> st
 
     begun = time.process_time()
     place = folder / "unfinished" / f"{point.name}-seed{seed}"
+    resumed = place.exists()
     tokenizer = folder / "tokenizer"
     opened = open_tokenizer(tokenizer, config_of(point))
     encoder = encoder_path(folder, point, seed)
@@ -170,6 +171,8 @@ def run_point(folder: Path, point: Point, seed: int, number: int = NUMBER) -> st
         "working_weights": working_weights(model),
         "figures": measure(point, place / "model", number),
         "losses": {name: line["loss"] for name, line in logs.items()},
+        # Then the seconds are of the rest alone.
+        "resumed": resumed,
         "cpu_seconds": {
             "train": round(trained - begun, 1),
             "measure": round(time.process_time() - trained, 1),

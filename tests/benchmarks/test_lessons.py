@@ -188,6 +188,7 @@ def test_a_run_leaves_figures_and_nothing_else(short):
         assert not run.is_done(folder, point, 1)
         values = json.loads(run.figures_path(folder, point, 0).read_text())
         assert set(values["figures"]) == set(measures_of(point))
+        assert not values["resumed"]
         for row in values["figures"].values():
             assert 0 <= row["right"] <= 1
             assert row["n"] == sum(asked for _, asked in row["kinds"].values())
@@ -232,6 +233,7 @@ def made_up(seeds=SEEDS):
                     "point": run.as_json(point),
                     "seed": seed,
                     "figures": dict.fromkeys(measures_of(point), row),
+                    "resumed": False,
                     "cpu_seconds": {"train": 90.0, "measure": 10.0},
                 }
             )
@@ -239,9 +241,18 @@ def made_up(seeds=SEEDS):
 
 
 def test_a_report_has_every_lesson(tmp_path):
-    results = report.summarise(made_up())
-    assert results["runs"] == len(POINTS) * len(SEEDS)
-    assert results["cpu_seconds"] == {"mean": 100.0, "longest": 100.0}
+    runs, count = made_up(), len(POINTS) * len(SEEDS)
+    # One that was stopped does not know what it took before.
+    runs[0] |= {"resumed": True, "cpu_seconds": {"train": 1.0, "measure": 10.0}}
+    runs[1]["cpu_seconds"] = {"train": 291.0, "measure": 10.0}
+    results = report.summarise(runs)
+    assert results["runs"] == count
+    assert results["cpu_seconds"] == {
+        "runs": count - 1,
+        "mean": round(100 + 201 / (count - 1), 1),
+        "longest": 301.0,
+        "over": 1,
+    }
     first = results["claims"][0]
     assert (first["verdict"], first["runs"], first["mean"]) == ("shows", 3, 0.04)
     text = report.table(results)
@@ -265,4 +276,6 @@ def test_readme_has_the_table_of_the_results():
     held = text.split(report.BEGIN)[1].split(report.END)[0]
     if not report.RESULTS.is_file():
         pytest.skip("there are no results yet")
-    assert held == report.table(json.loads(report.RESULTS.read_text()))
+    results = json.loads(report.RESULTS.read_text())
+    assert held == report.table(results)
+    assert results["cpu_seconds"]["over"] == 0

@@ -10,12 +10,14 @@ import pytest
 from mm1_mlx.runtime import TINY
 
 SCRIPT = Path(__file__).with_name("killed.py")
-# Often saved, so that some are killed meanwhile; dropout, so that its keys count too.
+# Often saved, so that some are killed meanwhile.
 FLAGS = (
     *("--save-every", "1", "--log-every", "2", "--batch-size", "2"),
-    *("--micro-batches", "2", "--adapter-dropout", "0.2", "--valid-share", "0.2"),
-    *("--eval-every", "3", "--learning-rate", "0.01"),
+    *("--micro-batches", "2", "--valid-share", "0.2", "--eval-every", "3"),
+    *("--learning-rate", "0.01"),
 )
+# Its keys count too.
+DROPOUT = ("--adapter-dropout", "0.2")
 # Of a log's line, what is the run's and not the machine's.
 MACHINES = ("seconds_per_step", "tokens_per_second", "peak_bytes")
 
@@ -72,14 +74,14 @@ def assert_equal(whole, killed, steps):
 
 
 def test_killed_runs_go_on_to_the_bit(killed_runs):
-    killed_runs(5)
+    killed_runs(5, *DROPOUT)
 
 
 @pytest.mark.drill
 @pytest.mark.parametrize(
     "options",
     [
-        {"flags": ("--packing", "--checkpointing"), "steps": 12},
+        {"flags": ("--packing", "--checkpointing", *DROPOUT), "steps": 12},
         # What is saved is larger, so that more are killed while it is.
         {"flags": ("--full",), "model": TINY, "steps": 9},
     ],
@@ -92,7 +94,7 @@ def test_fifty_killed_runs_go_on_to_the_bit(options, killed_runs):
 @pytest.mark.drill
 def test_killed_runs_in_float16_go_on_to_the_bit(killed_runs):
     """Whose scale is another in the middle of a run."""
-    killed_runs(10, "--precision", "float16", seed=3)
+    killed_runs(10, "--precision", "float16", *DROPOUT, seed=3)
 
 
 @pytest.mark.drill

@@ -262,7 +262,7 @@ def test_killed_runs_of_two_processes_go_on_to_the_bit(tmp_path, hosts, start):
 
     def finish(out):
         started = pair(out)
-        said = [process.communicate(timeout=240) for process in started]
+        said = [process.communicate(timeout=600) for process in started]
         assert [process.returncode for process in started] == [0, 0], said
 
     began = time.perf_counter()
