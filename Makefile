@@ -24,8 +24,9 @@ demo: $(VENV)/demo
 	$(BIN)/mm1 generate -v -i $(PICTURES)/four-shapes.png -p "Is there a purple heart?"
 	$(BIN)/mm1 generate -v -i $(PICTURES)/four-shapes.png -p "Describe the picture."
 
+# Two processes: each holds a few GB at its most.
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 drill: $(VENV)/test
 	$(BIN)/python -m pytest -m drill

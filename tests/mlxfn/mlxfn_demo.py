@@ -1,5 +1,6 @@
 """The C++ program, built once into build/; without its tools it is skipped, in CI not."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -36,17 +37,19 @@ def demo():
     missing = [package for name, package in PACKAGES.items() if not _is_there(name)]
     if missing:
         _stop(f"needs {' '.join(missing)} (apt install)")
-    for command in (
-        [
-            *("cmake", "-S", SOURCES, "-B", BUILD),
-            f"-DPython_EXECUTABLE={sys.executable}",
-            # Compiles in two thirds of the time.
-            "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
-        ],
-        ["cmake", "--build", BUILD, "-j2"],
-    ):
-        run = subprocess.run(command, capture_output=True, text=True)
-        assert run.returncode == 0, run.stdout + run.stderr
+    configure = (
+        *("cmake", "-S", SOURCES, "-B", BUILD),
+        f"-DPython_EXECUTABLE={sys.executable}",
+        # Compiles in two thirds of the time.
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+    )
+    BUILD.mkdir(parents=True, exist_ok=True)
+    # One at a time, where the tests are run by several processes.
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, ("cmake", "--build", BUILD, "-j2")):
+            run = subprocess.run(command, capture_output=True, text=True)
+            assert run.returncode == 0, run.stdout + run.stderr
     return BUILD / "mlxfn-demo"
 
 
