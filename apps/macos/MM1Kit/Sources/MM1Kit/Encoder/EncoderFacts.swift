@@ -44,7 +44,8 @@ public struct EncoderFacts: Sendable, Hashable {
             throw EncoderError.notDescribed
         }
         // Of a size that nobody has, no picture could be drawn.
-        guard !sizes.isEmpty, sizes.allSatisfy({ 1...8192 ~= $0 }), fit.size > 0
+        guard !sizes.isEmpty, sizes.allSatisfy({ 1...8192 ~= $0 }), fit.size > 0,
+            fit.mean.count == 3
         else { throw EncoderError.notDescribed }
     }
 
@@ -77,8 +78,8 @@ public enum EncoderError: Error, Sendable, Hashable {
     case noSuchSize(Int, [Int])
     /// It has an encoder, but no connector.
     case noImageTokens
-    /// No picture of such sides can be drawn.
-    case notDrawn(width: Int, height: Int)
+    /// It cannot be read, or not be drawn.
+    case noPicture
 }
 
 extension EncoderError: LocalizedError {
@@ -90,8 +91,7 @@ extension EncoderError: LocalizedError {
             "the package takes tiles of \(sizes) pixels, not \(size); "
                 + "export it with --resolution \(size)"
         case .noImageTokens: "the package gives no image tokens: its model has no connector"
-        case .notDrawn(let width, let height):
-            "a picture of \(width) x \(height) pixels cannot be drawn"
+        case .noPicture: "the picture cannot be read"
         }
     }
 }

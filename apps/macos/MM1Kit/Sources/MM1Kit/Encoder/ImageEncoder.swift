@@ -1,4 +1,4 @@
-#if canImport(CoreML) && canImport(CoreGraphics)
+#if canImport(CoreML) && canImport(ImageIO)
     import CoreGraphics
     import CoreML
     import CoreVideo
@@ -55,10 +55,10 @@
             if let temporary { try? FileManager.default.removeItem(at: temporary) }
         }
 
-        /// The image tokens of a picture, which is upright.
+        /// The image tokens of a picture.
         ///
         /// - Throws: ``EncoderError``, or Core ML's error.
-        public func encode(_ picture: CGImage) throws -> ImageTokens {
+        public func encode(_ picture: Picture) throws -> ImageTokens {
             let input = try MLDictionaryFeatureProvider(dictionary: ["image": tile(picture)])
             let output = try model.prediction(from: input)
             guard let tokens = output.featureValue(for: "image_tokens")?.multiArrayValue,
@@ -70,16 +70,18 @@
             return ImageTokens(count: shape[1], width: shape[2], values: values)
         }
 
-        private func tile(_ picture: CGImage) throws -> MLFeatureValue {
-            let context = try draw(picture)
+        private func tile(_ picture: Picture) throws -> MLFeatureValue {
+            // No format has longer sides: the picture as it is.
+            guard let whole = picture.drawn(atMost: 1 << 16), let context = draw(whole)
+            else { throw EncoderError.noPicture }
             switch facts.input {
             case .image:
-                guard let drawn = context.makeImage() else { throw undrawn(picture) }
+                guard let drawn = context.makeImage() else { throw EncoderError.noPicture }
                 return try MLFeatureValue(
                     cgImage: drawn, pixelsWide: size, pixelsHigh: size,
                     pixelFormatType: kCVPixelFormatType_32BGRA, options: nil)
             case .tensor:
-                guard let start = context.data else { throw undrawn(picture) }
+                guard let start = context.data else { throw EncoderError.noPicture }
                 let bytes = UnsafeRawBufferPointer(start: start, count: 4 * size * size)
                 let array = MLShapedArray(
                     scalars: planes(Array(bytes)), shape: [1, 3, size, size])
@@ -88,29 +90,22 @@
         }
 
         /// The picture as a tile: red, green, blue and one more byte a pixel.
-        private func draw(_ picture: CGImage) throws -> CGContext {
-            guard picture.width > 0, picture.height > 0,
-                let space = CGColorSpace(name: CGColorSpace.sRGB),
+        private func draw(_ picture: CGImage) -> CGContext? {
+            guard let space = CGColorSpace(name: CGColorSpace.sRGB),
                 let context = CGContext(
                     data: nil, width: size, height: size, bitsPerComponent: 8,
                     bytesPerRow: 4 * size, space: space,
                     bitmapInfo: CGImageAlphaInfo.noneSkipLast.rawValue)
-            else { throw undrawn(picture) }
+            else { return nil }
             let mean = facts.fit.mean.map { CGFloat($0) }
-            if mean.count == 3 {
-                context.setFillColor(red: mean[0], green: mean[1], blue: mean[2], alpha: 1)
-                context.fill(CGRect(x: 0, y: 0, width: size, height: size))
-            }
+            context.setFillColor(red: mean[0], green: mean[1], blue: mean[2], alpha: 1)
+            context.fill(CGRect(x: 0, y: 0, width: size, height: size))
             var place = facts.fit.place(width: picture.width, height: picture.height, in: size)
             // Core Graphics counts from the lower left corner.
             place.origin.y = CGFloat(size) - place.maxY
             context.interpolationQuality = .high
             context.draw(picture, in: place)
             return context
-        }
-
-        private func undrawn(_ picture: CGImage) -> EncoderError {
-            .notDrawn(width: picture.width, height: picture.height)
         }
     }
 

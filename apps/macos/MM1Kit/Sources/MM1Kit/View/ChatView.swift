@@ -43,18 +43,8 @@
                         .foregroundStyle(.red)
                         .textSelection(.enabled)
                 }
-                ScrollView(.horizontal) {
-                    HStack {
-                        ForEach(Array(draft.pictures.enumerated()), id: \.offset) { index, picture in
-                            Button {
-                                draft.remove(at: index)
-                            } label: {
-                                Thumbnail(picture: picture, side: 64)
-                            }
-                            .buttonStyle(.plain)
-                            .help("Remove")
-                        }
-                    }
+                if !draft.pictures.isEmpty {
+                    ScrollView(.horizontal) { chosen }
                 }
                 HStack(alignment: .bottom) {
                     Button("Pictures", systemImage: "photo.badge.plus") { isChoosing = true }
@@ -68,6 +58,20 @@
                         Button("Ask", systemImage: "arrow.up", action: ask)
                             .disabled(!draft.isReady)
                     }
+                }
+            }
+        }
+
+        private var chosen: some View {
+            HStack {
+                ForEach(Array(draft.pictures.enumerated()), id: \.offset) { index, picture in
+                    Button {
+                        draft.remove(at: index)
+                    } label: {
+                        Thumbnail(picture: picture, side: 64)
+                    }
+                    .buttonStyle(.plain)
+                    .help("Remove")
                 }
             }
         }

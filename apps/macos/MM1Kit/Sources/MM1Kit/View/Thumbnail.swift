@@ -1,8 +1,7 @@
-#if canImport(SwiftUI) && canImport(ImageIO)
-    import ImageIO
+#if canImport(SwiftUI)
     import SwiftUI
 
-    /// A small picture, decoded once.
+    /// A small picture, decoded when it changes.
     struct Thumbnail: View {
         let picture: Picture
         /// Its longest side, in points.
@@ -18,20 +17,7 @@
                 }
             }
             .frame(maxWidth: side, maxHeight: side)
-            .task { image = picture.shrunk(to: Int(2 * side)) }
-        }
-    }
-
-    extension Picture {
-        /// The picture upright, with a longest side of at most so many pixels; nil of what is none.
-        func shrunk(to side: Int) -> CGImage? {
-            guard let source = CGImageSourceCreateWithData(data as CFData, nil) else { return nil }
-            let options: [CFString: Any] = [
-                kCGImageSourceCreateThumbnailFromImageAlways: true,
-                kCGImageSourceCreateThumbnailWithTransform: true,
-                kCGImageSourceThumbnailMaxPixelSize: side,
-            ]
-            return CGImageSourceCreateThumbnailAtIndex(source, 0, options as CFDictionary)
+            .task(id: picture) { image = picture.drawn(atMost: Int(2 * side)) }
         }
     }
 #endif
