@@ -26,7 +26,9 @@
                 try find(environment: environment, bundle: .main)
             }
 
-            static func find(environment: [String: String], bundle: Bundle) throws(MM1ServerError) -> Command {
+            static func find(
+                environment: [String: String], bundle: Bundle
+            ) throws(MM1ServerError) -> Command {
                 if let named = environment["MM1_EXECUTABLE"] {
                     // Named by somebody: nothing else will do.
                     let command = Command(URL(fileURLWithPath: named))
@@ -38,6 +40,11 @@
                     throw MM1ServerError.notFound(candidates.map(\.executable.path))
                 }
                 return found
+            }
+
+            func isInside(_ bundle: Bundle) -> Bool {
+                executable.standardizedFileURL.path
+                    .hasPrefix(bundle.bundleURL.standardizedFileURL.path + "/")
             }
 
             private var isThere: Bool {

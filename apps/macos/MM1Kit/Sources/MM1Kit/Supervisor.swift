@@ -151,6 +151,8 @@
             environment.merge(options.environment) { $1 }
             // Not an argument, which all users of the machine can read.
             environment["MM1_API_KEY"] = key
+            // An app's signature covers what lies in it: nothing may be added.
+            if command.isInside(.main) { environment["PYTHONDONTWRITEBYTECODE"] = "1" }
             return environment
         }
     }

@@ -207,6 +207,17 @@
         #expect(waits == [.seconds(1), .seconds(2), .seconds(4), .seconds(5), nil, nil])
     }
 
+    @Test func aCommandKnowsWhoseItIs() {
+        let folder = Bundle.main.bundleURL
+        let within = folder.appendingPathComponent("python/bin/python3")
+        #expect(MM1Server.Command(within).isInside(.main))
+        let beside = folder.deletingLastPathComponent()
+            .appendingPathComponent(folder.lastPathComponent + "2/mm1")
+        #expect(!MM1Server.Command(beside).isInside(.main))
+        let above = folder.appendingPathComponent("../mm1")
+        #expect(!MM1Server.Command(above).isInside(.main))
+    }
+
     @Test func theCommandIsFound() throws {
         let folder = FileManager.default.temporaryDirectory
             .appendingPathComponent(UUID().uuidString)
