@@ -67,3 +67,35 @@ def test_the_supervisor_knows_a_taken_port_by_the_servers_words():
     run = (MACOS.parent / "server/run.py").read_text()
     assert words
     assert all(word in run for word in words)
+
+
+def test_the_sizes_are_the_measured_ones():
+    results = MACOS.parents[1] / "benchmarks/results"
+    macos = json.loads((results / "macos.json").read_text())
+    rows = json.loads((results / "coreml.json").read_text())["rows"]
+    packages, memory = macos["packages"], macos["memory"]
+
+    def megabytes(count):
+        return f"{count / 1e6:,.0f}"
+
+    fp16, packed = (
+        f"{rows[f'mm1-tiny, {kind}']['bytes'] / 1e6:.1f}" for kind in ("fp16", "4bit")
+    )
+    whole, mlx, transformers = (
+        megabytes(packages[part])
+        for part in ("bytes", "mlx_bytes", "transformers_bytes")
+    )
+    libmlx, metallib = (
+        megabytes(packages[x]) for x in ("libmlx_bytes", "metallib_bytes")
+    )
+    claims = [
+        f"| {whole} MB, of which mlx is {mlx} and transformers {transformers} |",
+        f"| {macos['wheel_bytes'] / 1e6:.1f} MB, the wheel of mm1-mlx",
+        f"| {megabytes(memory['serve_bytes'])} MB |",
+        f"| {fp16} / {packed} MB |",
+        f"| {megabytes(rows['mm1-3b, fp16']['bytes'])} MB |",
+        f"| {libmlx} + {metallib} MB |",
+        f"| {megabytes(memory['mlxfn_bytes'])} MB (float32) |",
+    ]
+    readme = (MACOS / "README.md").read_text()
+    assert [claim for claim in claims if claim not in readme] == []
