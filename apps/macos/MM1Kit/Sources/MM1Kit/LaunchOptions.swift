@@ -37,6 +37,11 @@
             public init(model: String? = nil) {
                 self.model = model
             }
+
+            /// What a child's environment begins with.
+            var inherited: [String: String] {
+                ProcessInfo.processInfo.environment.merging(environment) { $1 }
+            }
         }
 
         /// When a server that died is started again.

@@ -63,7 +63,7 @@
         private func command() throws(MM1ServerError) -> Command {
             if let command = options.command { return command }
             do {
-                return try Command.find()
+                return try Command.find(environment: options.inherited)
             } catch {
                 board.post(.failed(error))
                 throw error

@@ -147,8 +147,7 @@
         }
 
         private var environment: [String: String] {
-            var environment = ProcessInfo.processInfo.environment
-            environment.merge(options.environment) { $1 }
+            var environment = options.inherited
             // Not an argument, which all users of the machine can read.
             environment["MM1_API_KEY"] = key
             // An app's signature covers what lies in it: nothing may be added.

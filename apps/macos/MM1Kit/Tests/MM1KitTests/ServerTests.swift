@@ -140,6 +140,12 @@
                 try await MM1Server(chosen).start()
             }
 
+            chosen.environment["MM1_EXECUTABLE"] = "/no/such/program"
+            let missing = MM1Server(chosen)
+            let notFound = MM1ServerError.notFound(["/no/such/program"])
+            await #expect(throws: notFound) { try await missing.start() }
+            #expect(missing.state == .failed(notFound))
+
             chosen.command = .init(URL(fileURLWithPath: "/no/such/program"))
             let launched = try await thrown(MM1ServerError.self) {
                 try await MM1Server(chosen).start()
