@@ -43,7 +43,7 @@ public struct EncoderFacts: Sendable, Hashable {
         } catch {
             throw EncoderError.notDescribed
         }
-        // Of a size that nobody has, no picture could be drawn.
+        // A damaged package could ask for more memory than there is.
         guard !sizes.isEmpty, sizes.allSatisfy({ 1...8192 ~= $0 }), fit.size > 0,
             fit.mean.count == 3
         else { throw EncoderError.notDescribed }

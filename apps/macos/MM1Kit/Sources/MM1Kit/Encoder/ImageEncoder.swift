@@ -81,10 +81,8 @@
                     cgImage: drawn, pixelsWide: size, pixelsHigh: size,
                     pixelFormatType: kCVPixelFormatType_32BGRA, options: nil)
             case .tensor:
-                guard let start = context.data else { throw EncoderError.noPicture }
-                let bytes = UnsafeRawBufferPointer(start: start, count: 4 * size * size)
-                let array = MLShapedArray(
-                    scalars: planes(Array(bytes)), shape: [1, 3, size, size])
+                guard let bytes = context.bytes else { throw EncoderError.noPicture }
+                let array = MLShapedArray(scalars: planes(bytes), shape: [1, 3, size, size])
                 return MLFeatureValue(multiArray: MLMultiArray(array))
             }
         }
@@ -103,9 +101,19 @@
             var place = facts.fit.place(width: picture.width, height: picture.height, in: size)
             // Core Graphics counts from the lower left corner.
             place.origin.y = CGFloat(size) - place.maxY
+            // Of a picture that is not opaque, as mm1_mlx/image/decoding.py does.
+            context.setFillColor(red: 1, green: 1, blue: 1, alpha: 1)
+            context.fill(place)
             context.interpolationQuality = .high
             context.draw(picture, in: place)
             return context
+        }
+    }
+
+    extension CGContext {
+        /// A copy of its bytes, row after row.
+        fileprivate var bytes: [UInt8]? {
+            data.map { Array(UnsafeRawBufferPointer(start: $0, count: bytesPerRow * height)) }
         }
     }
 
