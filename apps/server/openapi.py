@@ -10,7 +10,8 @@ from pydantic.json_schema import models_json_schema
 
 from . import fields, replies
 
-VERSION = "3.1.0"
+# The first that describes streams event by event.
+VERSION = "3.2.0"
 REF = "#/components/schemas/{model}"
 # What every request may be refused for.
 REFUSALS = {
@@ -151,10 +152,7 @@ def _operation(route: Route) -> dict[str, Any]:
     if isinstance(route.gives, str):
         content = {route.gives: {}}
     if route.streams is not None:
-        content["text/event-stream"] = {
-            "schema": {"type": "string"},
-            "x-event": REF.format(model=route.streams.__name__),
-        }
+        content["text/event-stream"] = {"itemSchema": _event(route.streams)}
     refusals = dict(REFUSALS) if route.keyed else {403: REFUSALS[403]}
     if route.takes is not None:
         refusals |= READING
@@ -197,6 +195,28 @@ def _operation(route: Route) -> dict[str, Any]:
     return operation
 
 
+def _event(kind: type[BaseModel]) -> dict[str, Any]:
+    """An event of a stream of these, as OpenAPI writes what ends with ``[DONE]``.
+
+    Source: https://spec.openapis.org/oas/v3.2.0.html#server-sent-event-streams
+    """
+    objects = [_reference(kind), _reference(replies.ErrorReply)]
+    data = {
+        # Of an object: the text that ends a stream is none.
+        "pattern": r"^\{",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": objects},
+    }
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string"}},
+        "oneOf": [
+            {"properties": {"data": each}} for each in (data, {"const": "[DONE]"})
+        ],
+    }
+
+
 def _error_of(route: Route, status: int) -> type[BaseModel]:
     """A server that is not well says so in the words of one that is."""
     failed = route.path == "/health" and status == 503
@@ -206,4 +226,8 @@ def _error_of(route: Route, status: int) -> type[BaseModel]:
 def _content(kind: Any) -> dict[str, Any]:
     if isinstance(kind, str):
         return {}
-    return {"schema": {"$ref": REF.format(model=kind.__name__)}}
+    return {"schema": _reference(kind)}
+
+
+def _reference(kind: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": REF.format(model=kind.__name__)}

@@ -107,6 +107,8 @@ def test_nothing_is_cut_off_on_a_narrow_screen(page, width):
         assert wide <= 0
         log = page.page.locator(".log")
         assert log.evaluate("log => log.scrollWidth - log.clientWidth") == 0
+        # One row asks.
+        assert page.page.locator(".composer .bar").bounding_box()["height"] < 60
         inside = page.page.locator(".composer button, .top button, .composer textarea")
         for control in inside.all():
             box = control.bounding_box()
@@ -215,6 +217,21 @@ def test_nothing_moves_where_that_is_asked_for(context, stub):
     assert page.page.evaluate(moving) == 1
     page.page.emulate_media(reduced_motion="reduce")
     assert page.page.evaluate(moving) == 0
+
+
+def test_the_end_stays_in_sight_where_pictures_take_room(page):
+    at_end = """() => {
+      const {scrollHeight, scrollTop, clientHeight} = document.querySelector(".log");
+      return scrollHeight > clientHeight && scrollHeight - scrollTop - clientHeight < 2;
+    }"""
+    page.add(SHAPES)
+    page.asked("say " + "line\n\n" * 60)
+    answer = page.asked("say a star [100, 100, 900, 900]", count=2)
+    expect(answer.locator("figcaption li")).to_have_count(1)
+    page.page.wait_for_function(at_end)
+    page.add(STAR)
+    expect(page.page.locator(".composer img")).to_be_visible()
+    page.page.wait_for_function(at_end)
 
 
 def test_the_end_stays_in_sight_until_one_scrolls_away(page):

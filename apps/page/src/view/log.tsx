@@ -13,6 +13,8 @@ export function Log({ conversation }: { conversation: Conversation }) {
   const scroller = useRef<HTMLElement>(null);
   const content = useRef<HTMLDivElement>(null);
   const follows = useRef(true);
+  // How far it was scrolled last.
+  const before = useRef(0);
   const [away, setAway] = useState(false);
   const exchanges = conversation.exchanges.value;
 
@@ -25,6 +27,8 @@ export function Log({ conversation }: { conversation: Conversation }) {
   useEffect(() => {
     const watch = new ResizeObserver(() => follows.current && toEnd());
     if (content.current) watch.observe(content.current);
+    // It shrinks where the question below grows.
+    if (scroller.current) watch.observe(scroller.current);
     return () => watch.disconnect();
   }, []);
 
@@ -37,7 +41,10 @@ export function Log({ conversation }: { conversation: Conversation }) {
         tabIndex={0}
         aria-label="Conversation"
         onScroll={({ currentTarget: { scrollHeight, scrollTop, clientHeight } }) => {
-          follows.current = scrollHeight - scrollTop - clientHeight < NEAR;
+          // Only who scrolls back leaves the end: what came since may be long.
+          if (scrollHeight - scrollTop - clientHeight < NEAR) follows.current = true;
+          else if (scrollTop < before.current) follows.current = false;
+          before.current = scrollTop;
           setAway(!follows.current);
         }}
       >

@@ -115,7 +115,7 @@ export function AddPictures({ pictures, onChange }: Taking) {
     <>
       <button type="button" class="quiet" onClick={() => input.current?.click()}>
         <Icon of={ImagePlus} />
-        Add pictures
+        <span>Add pictures</span>
       </button>
       <input
         ref={input}
