@@ -23,21 +23,21 @@ MAX_STOPS = 4
 MAX_STOP_LENGTH = 256
 MAX_BIASES = 300
 MAX_CHOICES = MAX_PARALLEL
+MAX_NAME = 64
 MAX_COMPLETION_LOGPROBS = 5
 MAX_INPUTS = 256
 # Of /v1/completions, as OpenAI's.
 COMPLETION_TOKENS = 16
 
-Text = Annotated[str, Field(description="text")]
 StopWord = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TOKEN_ID = "^[0-9]{1,9}$"
 TokenId = Annotated[str, StringConstraints(pattern=TOKEN_ID)]
-NAME = "^[a-zA-Z0-9_-]{1,64}$"
+NAME = f"^[a-zA-Z0-9_-]{{1,{MAX_NAME}}}$"
 # What a text that matches is.
 PATTERNS = {
     TOKEN_ID: "the number of a token",
-    NAME: "1 to 64 letters, digits, dashes and underscores",
+    NAME: f"1 to {MAX_NAME} letters, digits, dashes and underscores",
 }
 
 
@@ -237,8 +237,9 @@ class CompletionRequest(Sampling):
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
     """text, or texts that are each gone on with; no chat template is put around them"""
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
-    """longest answer, in tokens (default 16)"""
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
+        None, description=f"longest answer, in tokens (default {COMPLETION_TOKENS})"
+    )
     logprobs: Annotated[int, Field(ge=0, le=MAX_COMPLETION_LOGPROBS)] | None = None
     """give every token's log probability, and that of so many likeliest tokens"""
 

@@ -12,6 +12,7 @@ from .policy import MAX_PARALLEL, Policy
 from .remote import SECONDS
 from .run import GRACE
 from .service import MOST_RETRY
+from .watch import MAX_ID
 
 # What, how much, and what happens beyond it.
 Row = tuple[str, str, str]
@@ -38,6 +39,7 @@ def limits() -> dict[str, list[Row]]:
                 "the model's context",
                 "400, an answer ends with `length`",
             ),
+            ("characters of its `X-Request-Id`", f"{MAX_ID}", "it is given another"),
             ("`max_tokens`", f"{MAX_TOKENS:,}", "400"),
             (
                 "tokens of a chat's answer that names none",

@@ -22,7 +22,7 @@ field's default. `timings`, `mm1` and comments (`: still here`) in streams are a
 Where the server has a key, every path but those marked *open* needs
 `Authorization: Bearer KEY`. Errors are `{"error": {"message", "type", "param", "code"}}`;
 `Retry-After` stands beside 429 and 503. Every answer has an `X-Request-Id`, the caller's own
-if it sent one of at most 64 letters, digits, dots, dashes and underscores.
+if it sent one of letters, digits, dots, dashes and underscores.
 
 Several clients are answered at once, each as it would be alone, up to the rounding of several
 rows. A client that leaves ends its answer. A stream is `text/event-stream`: every event is

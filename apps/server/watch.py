@@ -15,7 +15,9 @@ from .errors import CLIENT_LEFT, bug
 from .metrics import Metrics
 
 HEADER = "x-request-id"
-_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Of a caller's own name for a request, in characters.
+MAX_ID = 64
+_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_ID}}}")
 
 
 class Watch:
