@@ -185,7 +185,8 @@ class Conversations:
         for i in range(self.stage.episodes):
             seen = i % 2 == 0
             found = random_episode(
-                rng, pairs if seen else SEEN_PAIRS, pick(rng, LENGTHS)
+                *(rng, pairs if seen else SEEN_PAIRS, pick(rng, LENGTHS)),
+                alike=rng.random() < self.stage.alike,
             )
             if found is None:
                 continue

@@ -42,19 +42,19 @@ def random_episode(
     shots: int,
     *,
     held_out: bool = False,
+    alike: bool = False,
 ) -> Episode | None:
     """Examples of two words, as many of each, and a question, out of pairs at hand.
 
-    What the words do not name varies alike under both, so that it tells nothing. None
-    where the pairs do not suffice.
+    What the words do not name varies alike under both, so that it tells nothing; or, where
+    examples are ``alike``, each word names a pair, and nothing varies. None where the
+    pairs do not suffice.
     """
-    by_shape = rng.random() < 0.5
-    key, names = (1, SHAPES) if by_shape else (0, tuple(COLOURS))
-    groups = {name: [p for p in pairs if p[key] == name] for name in names}
-    enough = [name for name in names if len(set(groups[name])) >= 2]
-    if len(enough) < 2:
+    groups = _alike(pairs) if alike else _by_half(pairs, rng)
+    if len(groups) < 2:
         return None
-    meanings = [str(name) for name in rng.permutation(enough)[:2]]
+    names = [*groups]
+    meanings = [names[i] for i in rng.permutation(len(names))[:2]]
     words = random_words(rng, held_out=held_out)
     order = [0, 1] * (shots // 2) + ([pick(rng, (0, 1))] if shots % 2 else [])
     rng.shuffle(order)
@@ -66,9 +66,22 @@ def random_episode(
     return Episode((*chosen, query), tuple(words[side] for side in sides), unknown)
 
 
+def _alike(pairs: Sequence[Pair]) -> dict[Pair | str, list[Pair]]:
+    return {pair: [pair] for pair in pairs}
+
+
+def _by_half(
+    pairs: Sequence[Pair], rng: np.random.Generator
+) -> dict[Pair | str, list[Pair]]:
+    """Pairs by their shape or by their colour, where there are several of it."""
+    key, names = (1, SHAPES) if rng.random() < 0.5 else (0, tuple(COLOURS))
+    groups = {name: [p for p in pairs if p[key] == name] for name in names}
+    return {name: group for name, group in groups.items() if len({*group}) >= 2}
+
+
 def _example(rng: np.random.Generator, group: Sequence[Pair], query: Pair) -> Pair:
-    """One of a word's pairs, another than the one that is asked about."""
-    return pick(rng, [pair for pair in group if pair != query])
+    """One of a word's pairs, where there are others another than is asked about."""
+    return pick(rng, [pair for pair in group if pair != query] or group)
 
 
 def random_words(

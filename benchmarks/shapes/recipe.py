@@ -50,6 +50,8 @@ class Stage:
     pictures: int = 32
     # Examples of new words, or documents, in a micro-batch of theirs.
     episodes: int = 24
+    # Share of those examples in which a word's show all the same.
+    alike: float = 0.0
     # A row of n learned tokens counts as n to the power of 1 less this.
     row_power: float = 0.5
     # What the rows of a form count, 1 where nothing is said.

@@ -50,6 +50,13 @@ def test_two_words_tell_two_shapes_or_two_colours_apart(shots):
     assert min(kinds.values()) > 100
 
 
+def test_examples_that_are_alike_show_what_is_asked_about():
+    for episode in episodes(100, alike=True):
+        (colours, shapes), (others, forms) = meanings(episode)
+        assert len(colours) == len(shapes) == len(others) == len(forms) == 1
+        assert (colours, shapes) != (others, forms)
+
+
 def test_neither_word_is_asked_for_more_often_or_stands_more_often_last():
     last = [e.words[-1] == e.words[-2] for e in episodes(600)]
     first = [e.words[-1] == e.words[0] for e in episodes(600)]
