@@ -297,7 +297,7 @@ def run(monkeypatch, out, *arguments):
 
 @pytest.mark.slow
 def test_clients_of_all_kinds_get_the_runtimes_answers(tmp_path, monkeypatch):
-    arguments = ("--minutes", "0.05", "--clients", "4", "--requests", "8")
+    arguments = ("--minutes", "0.1", "--clients", "4", "--requests", "8")
     said, figures = run(monkeypatch, tmp_path / "out.json", "load", *arguments)
     assert said is None
     assert figures["answers"].keys() <= {"right", "left"}
