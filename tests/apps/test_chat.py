@@ -157,7 +157,10 @@ def runtime():
 @pytest.fixture
 def session(runtime):
     runtime.forget()
-    return Session(runtime, {"max_tokens": 40}, None, Lines(), Heard())
+    # What was started in the background may be told to ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield Session(runtime, {"max_tokens": 40}, None, Lines(), Heard())
+    signal.signal(signal.SIGINT, before)
 
 
 def test_earlier_pictures_stay_and_are_not_encoded_again(session, runtime):

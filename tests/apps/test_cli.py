@@ -449,7 +449,9 @@ def test_a_name_that_the_hub_does_not_allow_is_one_line(mm1, tmp_path, name):
     check_error(result, f"'{name}' is neither a folder nor a hub repository")
 
 
-def test_inspect_takes_brackets_in_a_path_as_they_are(mm1, tmp_path):
+def test_inspect_takes_brackets_in_a_path_as_they_are(mm1, tmp_path, monkeypatch):
+    # In one line, however long the path is.
+    monkeypatch.setenv("COLUMNS", "300")
     folder = shutil.copytree(TINY, tmp_path / "x[" / "red]")
     code, out, _ = mm1("inspect", folder)
     assert code == 0
