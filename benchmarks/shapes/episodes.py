@@ -80,7 +80,7 @@ def _by_half(
 
 
 def _example(rng: np.random.Generator, group: Sequence[Pair], query: Pair) -> Pair:
-    """One of a word's pairs, where there are others another than is asked about."""
+    """One of a word's pairs; where it has others, not the one that is asked about."""
     return pick(rng, [pair for pair in group if pair != query] or group)
 
 

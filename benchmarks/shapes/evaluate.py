@@ -51,16 +51,22 @@ class Tally:
 
     def row(self) -> dict[str, Any]:
         """The figures, as JSON values."""
-        low, high = wilson(self.right, self.total)
         likeliest = sum(max(counts.values()) for counts in self.answers.values())
-        return {
-            "n": self.total,
-            "accuracy": round(self.right / self.total, 4),
-            "interval_95": [round(low, 4), round(high, 4)],
+        return counted(self.right, self.total) | {
             "chance_uniform": round(self.uniform / self.total, 4),
             "chance_majority": round(likeliest / self.total, 4),
             "answered_unseen_pair": round(self.unseen / self.total, 4),
         }
+
+
+def counted(right: int, total: int) -> dict[str, Any]:
+    """So many of all, as JSON values."""
+    low, high = wilson(right, total)
+    return {
+        "n": total,
+        "accuracy": round(right / total, 4),
+        "interval_95": [round(low, 4), round(high, 4)],
+    }
 
 
 def evaluate(answer: Answerer, cases: Iterable[Case]) -> dict[str, dict[str, Any]]:

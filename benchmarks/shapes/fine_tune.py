@@ -29,10 +29,9 @@ from PIL import Image  # noqa: E402
 from benchmarks.shapes.arrows import arrow_cases, arrow_questions, arrow_scene  # noqa: E402
 from benchmarks.shapes.cases import PARTS, Case, part_cases  # noqa: E402
 from benchmarks.shapes.draw import draw  # noqa: E402
-from benchmarks.shapes.evaluate import Answerer, answerer, evaluate  # noqa: E402
+from benchmarks.shapes.evaluate import answerer, counted, evaluate  # noqa: E402
 from benchmarks.shapes.scene import split_rng  # noqa: E402
 from mm1_mlx.bench import describe  # noqa: E402
-from mm1_mlx.eval.intervals import wilson  # noqa: E402
 from mm1_mlx.runtime import TINY  # noqa: E402
 
 # Pictures with arrows, and the questions about one.
@@ -163,7 +162,7 @@ def old_figures(model: Path, adapter: Path | None, number: int) -> Figures:
     """What is answered of every old kind, so many cases of each, held out."""
     rows: Figures = {}
     with ExitStack() as stack:
-        answer: Answerer = answerer(str(model), stack, [adapter] if adapter else [])
+        answer = answerer(str(model), stack, [adapter] if adapter else [])
         for part in PARTS:
             rows |= evaluate(answer, part_cases(part, number))
     # It counts kinds that stand beside it.
@@ -175,12 +174,7 @@ def total(rows: Figures) -> dict[str, Any]:
     """The figures of all kinds together."""
     count = sum(row["n"] for row in rows.values())
     right = round(sum(row["n"] * row["accuracy"] for row in rows.values()))
-    low, high = wilson(right, count)
-    return {
-        "n": count,
-        "accuracy": round(right / count, 4),
-        "interval_95": [round(low, 4), round(high, 4)],
-    }
+    return counted(right, count)
 
 
 def verdict(result: Mapping[str, Any]) -> dict[str, bool]:

@@ -189,9 +189,22 @@ def start(tmp_path, make_model, write_folder, write_rows):
     return start
 
 
+@pytest.fixture
+def start_ring(start, hosts):
+    """Start the command in two processes, on batches of two in two micro-batches."""
+
+    def start_ring(out, *flags):
+        return [
+            start(out, {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}, (2, 2), *flags)
+            for rank in range(2)
+        ]
+
+    return start_ring
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", ["0", "7"])
-def test_what_one_refuses_is_a_line_of_the_other(seed, tmp_path, hosts, start):
+def test_what_one_refuses_is_a_line_of_the_other(seed, tmp_path, start, start_ring):
     """Before the run is met with and when it is: made without, or with another seed."""
     out = tmp_path / "run"
     if seed == "0":
@@ -200,12 +213,7 @@ def test_what_one_refuses_is_a_line_of_the_other(seed, tmp_path, hosts, start):
     else:
         assert start(out, {}, (2, 2), "--steps", "1").wait(timeout=120) == 0
         reason = "error: .* holds a run with seed 0, not 7; choose another folder"
-    started = [
-        start(
-            out, {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}, (2, 2), "--seed", seed
-        )
-        for rank in range(2)
-    ]
+    started = start_ring(out, "--seed", seed)
     said = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [1, 1], said
     assert re.search(reason, said[0])
@@ -219,14 +227,11 @@ def test_what_one_refuses_is_a_line_of_the_other(seed, tmp_path, hosts, start):
 
 @pytest.mark.slow
 def test_the_command_in_two_processes_equals_it_in_one(
-    tmp_path, hosts, start, tolerances
+    tmp_path, start, start_ring, tolerances
 ):
     """In one with twice the batch, and no sum of two."""
     two, one = tmp_path / "two", tmp_path / "one"
-    started = [
-        start(two, {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}, (2, 2))
-        for rank in range(2)
-    ] + [start(one, {}, (4, 1))]
+    started = [*start_ring(two), start(one, {}, (4, 1))]
     said = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], said
     assert said[0][0] == f"{two / 'adapter'}\n"
@@ -250,18 +255,12 @@ def test_the_command_in_two_processes_equals_it_in_one(
 
 
 @pytest.mark.drill
-def test_killed_runs_of_two_processes_go_on_to_the_bit(tmp_path, hosts, start):
+def test_killed_runs_of_two_processes_go_on_to_the_bit(tmp_path, start_ring):
     """One of them or both, at any moment; what is left ends with a line."""
     flags = ("--steps", "12", "--save-every", "1", "--adapter-dropout", "0.2")
 
-    def pair(out):
-        return [
-            start(out, {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}, (2, 2), *flags)
-            for rank in range(2)
-        ]
-
     def finish(out):
-        started = pair(out)
+        started = start_ring(out, *flags)
         said = [process.communicate(timeout=600) for process in started]
         assert [process.returncode for process in started] == [0, 0], said
 
@@ -272,7 +271,7 @@ def test_killed_runs_of_two_processes_go_on_to_the_bit(tmp_path, hosts, start):
     moments, killed, begun = random.Random(5), 0, 0
     while killed < 10:
         out = tmp_path / f"killed-{killed}"
-        started = pair(out)
+        started = start_ring(out, *flags)
         time.sleep(moments.uniform(0.3, 0.95) * took)
         first = moments.randrange(2)
         for process in started[first : first + 1] if killed % 2 else started:
