@@ -87,12 +87,23 @@ class JointBatch:
 
 
 @dataclass(frozen=True)
+class Named:
+    """A thing in a prompt, its made-up name, and the tokens of that."""
+
+    pair: Pair
+    word: str
+    tokens: Sequence[int]
+    # Whether an earlier example tells the name.
+    told: bool
+
+
+@dataclass(frozen=True)
 class _Whole:
-    """A row in which pictures stand, these by their places, and those that are named."""
+    """A row in which pictures stand, these by their places, and what is named in it."""
 
     sample: Sample
     places: Sequence[int] = ()
-    named: Sequence[tuple[int, Pair]] = ()
+    named: Sequence[Named] = ()
 
 
 class Conversations:
@@ -190,13 +201,10 @@ class Conversations:
             )
             if found is None:
                 continue
-            sample, ends = self.episode(found, rng, seen=seen)
-            if seen:
-                places = [_place_of(pair, pairs, rng) for pair in found.pairs]
-                named = list(zip(ends, found.pairs, strict=True))
-                groups[0].append(_Whole(sample, places, named))
-            else:
-                groups[1].append(_Whole(sample))
+            sample, named = self.episode(found, rng, seen=seen)
+            shown = found.pairs if seen else ()
+            places = [_place_of(pair, pairs, rng) for pair in shown]
+            groups[i % 2].append(_Whole(sample, places, named))
         return self._whole(scenes, [group for group in groups if group])
 
     def _captions(self, rng: np.random.Generator) -> JointBatch:
@@ -339,17 +347,32 @@ class Conversations:
 
     def _examples(self, group: Sequence[_Whole], batch: Batch) -> Examples | None:
         T = batch.tokens.shape[1]
-        named = [
-            (b * T + self._widened(row.sample)[place], pair)
-            for b, row in enumerate(group)
-            for place, pair in row.named
-        ]
-        if not named:
+        known: list[tuple[int, Pair]] = []
+        queries: list[int] = []
+        told: list[list[int]] = []
+        for b, row in enumerate(group):
+            wide = self._widened(row.sample)
+            for i, named in enumerate(row.named):
+                places = [wide[token] for token in named.tokens]
+                # Where its name is read, and where that is found again.
+                first = b * T + places[0]
+                known += [(first - 1, named.pair), (first, named.pair)]
+                if not named.told:
+                    continue
+                alike = [x.tokens for x in row.named[:i] if x.word == named.word]
+                queries += [b * T + place - 1 for place in places]
+                told += [[wide[t] for t in again] for again in zip(*alike, strict=True)]
+        if not known:
             return None
+        table = np.zeros((len(queries), T), bool)
+        for q, found in enumerate(told):
+            table[q, found] = True
         return Examples(
-            np.array([place for place, _ in named], np.int32),
-            np.array([SHAPE_CLASSES[shape] for _, (_, shape) in named], np.int32),
-            np.array([COLOUR_CLASSES[colour] for _, (colour, _) in named], np.int32),
+            np.array([place for place, _ in known], np.int32),
+            np.array([SHAPE_CLASSES[shape] for _, (_, shape) in known], np.int32),
+            np.array([COLOUR_CLASSES[colour] for _, (colour, _) in known], np.int32),
+            np.array(queries, np.int32),
+            table,
         )
 
     def _widened(self, sample: Sample) -> list[int]:
@@ -364,23 +387,23 @@ class Conversations:
 
     def episode(
         self, episode: Episode, rng: np.random.Generator, *, seen: bool
-    ) -> tuple[Sample, list[int]]:
-        """The conversation, and for each example the token behind which it is named."""
+    ) -> tuple[Sample, list[Named]]:
+        """The conversation, and what is named in it."""
         tokens: list[int] = []
         learned: list[bool] = []
-        ends: list[int] = []
+        named: list[Named] = []
         text = pick(rng, TEXTS)
         for i, (pair, word) in enumerate(
             zip(episode.pairs, episode.words, strict=True)
         ):
             question = text if seen else told(pair, rng)
             part = self._sample((question, word), int(seen))
-            first = part.learned.index(True)
-            ends.append(len(tokens) + first - 1)
-            tokens += part.tokens
             known = i not in episode.unknown
+            answer = [len(tokens) + int(t) for t in np.flatnonzero(part.learned)]
+            named.append(Named(pair, word, answer, known))
+            tokens += part.tokens
             learned += [flag and known for flag in part.learned]
-        return Sample(tuple(tokens), tuple(learned)), ends
+        return Sample(tuple(tokens), tuple(learned)), named
 
     def _build(self, pair: tuple[str, str], pictures: int) -> Sample:
         question, answer = pair

@@ -8,6 +8,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from benchmarks.shapes.conversations import JointBatch
+from benchmarks.shapes.matches import match_loss
 from benchmarks.shapes.patches import PatchHeads, patch_loss
 from benchmarks.shapes.recipe import Recipe
 from benchmarks.shapes.rows import Behind, Examples, Recorder, Rows, layer_states
@@ -17,24 +18,21 @@ from mm1_mlx.models import MM1
 
 
 class AttributeHeads(nn.Module):
-    """Shape and colour scores of decoder states, mixed over its layers.
+    """Shape and colour scores of the decoder's states before its last block.
 
-    Of an example in the prompt the decoder has to know what it shows before it can tell
-    which others it is like.
+    There it has to know what an example shows, for the last block finds like ones by it.
     """
 
-    def __init__(self, hidden_size: int, num_layers: int) -> None:
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.mix = mx.zeros((num_layers,))
         self.norm = nn.RMSNorm(hidden_size)
         self.shape = nn.Linear(hidden_size, len(SHAPES) + 1)
         self.colour = nn.Linear(hidden_size, len(COLOURS) + 1)
 
-    def __call__(self, states: list[mx.array]) -> tuple[mx.array, mx.array]:
-        """Scores [M, classes] of the states [M, D] behind every layer."""
-        mixed = (mx.softmax(self.mix)[:, None, None] * mx.stack(states)).sum(axis=0)
-        mixed = self.norm(mixed)
-        return self.shape(mixed), self.colour(mixed)
+    def __call__(self, states: mx.array) -> tuple[mx.array, mx.array]:
+        """Scores [M, classes] of states [M, D]."""
+        states = self.norm(states)
+        return self.shape(states), self.colour(states)
 
 
 class Pupil(nn.Module):
@@ -49,10 +47,11 @@ class Pupil(nn.Module):
         self.heads = PatchHeads(recipe.config.vision.hidden_size)
         # A decoder's state to x and y.
         self.point = nn.Linear(decoder.hidden_size, 2)
-        self.attributes = AttributeHeads(decoder.hidden_size, decoder.num_hidden_layers)
+        self.attributes = AttributeHeads(decoder.hidden_size)
         self.patch_weight = recipe.patch_weight
         self.point_weight = recipe.point_weight
         self.attribute_weight = recipe.attribute_weight
+        self.match_weight = recipe.match_weight
 
 
 def joint_loss(
@@ -65,7 +64,8 @@ def joint_loss(
     """
     mm1 = pupil.mm1
     # Every process of a run logs the same parts, whatever its batches are of.
-    losses = {name: mx.array(0.0) for name in ("patches", "points", "attributes")}
+    besides = ("patches", "points", "attributes", "matches")
+    losses = {name: mx.array(0.0) for name in besides}
     if batch.patches is None:
         images = _encoded(mm1, batch)
     else:
@@ -84,6 +84,7 @@ def joint_loss(
         layer_states(mm1.decoder, x.reshape(B, P, -1), caches)
     total, weight = mx.array(0.0), 0.0
     misses, pointed = mx.array(0.0), 0
+    groups = sum(rows.examples is not None for rows in batch.rows)
     for rows in batch.rows:
         states = _states(pupil, rows, images, caches)
         last = mm1.decoder.norm(states[-1])
@@ -95,8 +96,10 @@ def joint_loss(
             misses = misses + (pupil.point(named) - places).square().sum()
             pointed += rows.mentions.places.size
         if rows.examples:
-            told = _attribute_loss(pupil, rows.examples, states)
-            losses["attributes"] = pupil.attribute_weight * told
+            known = _attribute_loss(pupil, rows.examples, states[-2]) / groups
+            losses["attributes"] += pupil.attribute_weight * known
+            found = match_loss(mm1.layers[-1], states[-2], rows.examples) / groups
+            losses["matches"] += pupil.match_weight * found
     answers = total / max(weight, 1e-6)
     if pointed:
         losses["points"] = pupil.point_weight * misses / (pointed / 2)
@@ -146,12 +149,10 @@ def _weighted_loss(pupil: Pupil, rows: Rows, states: mx.array) -> mx.array:
     return (losses * mx.array(rows.weights)).sum()
 
 
-def _attribute_loss(
-    pupil: Pupil, examples: Examples, states: list[mx.array]
-) -> mx.array:
+def _attribute_loss(pupil: Pupil, examples: Examples, states: mx.array) -> mx.array:
     """Mean cross-entropy of the shape and the colour of every example."""
-    places = mx.array(examples.tokens)
-    shapes, colours = pupil.attributes([x.flatten(0, 1)[places] for x in states])
+    read = states.flatten(0, 1)[mx.array(examples.tokens)]
+    shapes, colours = pupil.attributes(read)
     of_shape = nn.losses.cross_entropy(shapes, mx.array(examples.shapes))
     of_colour = nn.losses.cross_entropy(colours, mx.array(examples.colours))
     return (of_shape + of_colour).mean()

@@ -74,6 +74,7 @@ class Recipe:
     patch_weight: float
     point_weight: float
     attribute_weight: float
+    match_weight: float
 
 
 def load_recipe() -> Recipe:

@@ -22,13 +22,19 @@ from mm1_mlx.train.sample import Batch
 
 @dataclass(frozen=True)
 class Examples:
-    """Pictures in a prompt that are named behind them."""
+    """Things in a prompt that are named behind them, in rows of T tokens.
 
-    # [M], counted through the flattened rows: the tokens behind which the names stand.
+    Tokens are counted through the flattened rows.
+    """
+
+    # [M]: the tokens at which the decoder has to know what is shown, and its classes.
     tokens: NDArray[np.int32]
-    # [M]: the classes of what each picture shows.
     shapes: NDArray[np.int32]
     colours: NDArray[np.int32]
+    # [Q]: the tokens behind which a name that was told before is read.
+    queries: NDArray[np.int32]
+    # [Q, T]: where in that row earlier examples have what is read there.
+    told: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

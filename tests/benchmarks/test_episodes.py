@@ -98,10 +98,9 @@ def test_only_what_can_be_known_is_learned(conversations, tokenizer):
             assert [word.strip() for word in said if word.strip()] == expected
 
 
-def test_every_example_is_named_behind_its_own_picture(conversations, tokenizer):
-    seen, told = conversations("episodes").rows
-    assert told.examples is None
-    T = seen.batch.tokens.shape[1]
-    for place in seen.examples.tokens.tolist():
-        row, t = divmod(place, T)
-        assert tokenizer.hf.decode([int(seen.batch.tokens[row, t])]) == "ASSISTANT:"
+def test_what_is_shown_is_known_where_it_is_named(conversations, tokenizer):
+    for rows in conversations("episodes").rows:
+        tokens = rows.batch.tokens.flatten()
+        before, first = rows.examples.tokens[::2], rows.examples.tokens[1::2]
+        assert {tokenizer.hf.decode([int(tokens[t])]) for t in before} == {"ASSISTANT:"}
+        assert (first == before + 1).all()

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from benchmarks.shapes.joint import Pupil, _encoded, joint_loss
 
 FORMS = ("questions", "pairs", "reading", "parts", "episodes", "captions", "documents")
-WEIGHTS = ("patch_weight", "point_weight", "attribute_weight")
+WEIGHTS = ("patch_weight", "point_weight", "attribute_weight", "match_weight")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_every_form_teaches_the_model(form, pupil, conversations):
     ("form", "kinds"),
     [
         ("questions", {"patch_weight", "point_weight"}),
-        ("episodes", {"patch_weight", "attribute_weight"}),
+        ("episodes", {"patch_weight", "attribute_weight", "match_weight"}),
         ("pairs", {"patch_weight"}),
         ("parts", {"point_weight"}),
     ],
@@ -62,11 +62,9 @@ def test_the_weighted_losses_add_up(form, kinds, pupil, conversations):
     answers = loss(pupil, batch)
     alone = {name: loss(pupil, batch, **{name: 1.0}) - answers for name in WEIGHTS}
     assert {name for name, value in alone.items() if value > 1e-6} == kinds
-    together = loss(
-        pupil, batch, patch_weight=0.5, point_weight=3.0, attribute_weight=2
-    )
-    expected = answers + 0.5 * alone["patch_weight"] + 3 * alone["point_weight"]
-    assert together == pytest.approx(expected + 2 * alone["attribute_weight"], rel=1e-4)
+    weights = dict(zip(WEIGHTS, (0.5, 3.0, 2.0, 4.0), strict=True))
+    expected = answers + sum(weights[name] * alone[name] for name in WEIGHTS)
+    assert loss(pupil, batch, **weights) == pytest.approx(expected, rel=1e-4)
 
 
 def test_pointing_at_the_very_places_costs_nothing(pupil, conversations):
