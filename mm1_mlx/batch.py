@@ -165,15 +165,20 @@ class Batch:
         self._insert(_Row(number, request, prefix), cache)
         return pieces
 
-    def step(self) -> list[tuple[int, Piece | MM1Error]]:
-        """The next pieces of all answers under way, with the numbers of these."""
-        came: list[tuple[int, Piece | MM1Error]] = []
-        for group in [*self._groups.values()]:
-            came += group.step()
+    def step(self) -> Iterator[tuple[int, Piece | MM1Error]]:
+        """The next pieces of all answers under way, with the numbers of these.
+
+        Behind the last of them, which has to be taken, answers that have ended leave, for
+        which nobody who reads them need wait.
+        """
+        groups = [*self._groups.values()]
+        for group in groups:
+            yield from group.step()
+        for group in groups:
+            group.let_go()
             for row, cache in group.take_grown():
                 self._insert(row, cache)
         self._tidy()
-        return came
 
     def _promised(self) -> int:
         """Bytes that the answers under way will still take, at their longest.
@@ -267,6 +272,8 @@ class _Group:
     generator: BatchGenerator
     packed: bool
     rows: dict[int, _Row] = field(default_factory=dict)
+    # Rows that leave it next.
+    ended: list[int] = field(default_factory=list)
 
     def insert(self, row: _Row, cache: list[Any]) -> None:
         """Go on with an answer whose last token the cache does not hold yet."""
@@ -285,11 +292,10 @@ class _Group:
         self.rows[number] = row
 
     def step(self) -> list[tuple[int, Piece | MM1Error]]:
-        """The next pieces of all its answers; those that end leave it."""
+        """The next pieces of all its answers."""
         if not self.rows:
             return []
         came: list[tuple[int, Piece | MM1Error]] = []
-        ended = []
         for response in self.generator.next_generated():
             row = self.rows[response.uid]
             try:
@@ -297,14 +303,18 @@ class _Group:
             except MM1Error as error:
                 # The others go on.
                 came.append((row.number, error))
-                ended.append(response.uid)
+                self.ended.append(response.uid)
                 continue
             came += [(row.number, piece) for piece in pieces]
             if pieces[-1].finish_reason is not None:
-                ended.append(response.uid)
+                self.ended.append(response.uid)
+        return came
+
+    def let_go(self) -> None:
+        """Answers that have ended leave; what was computed of them is kept."""
+        ended, self.ended = self.ended, []
         for row, cache in self._take(ended):
             row.request.keep(cache)
-        return came
 
     def take_grown(self) -> list[tuple[_Row, list[Any]]]:
         """The answers that are long enough by now to be packed, with packed caches.

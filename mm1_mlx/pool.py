@@ -1,8 +1,8 @@
 """Answers for many callers at once: each waits its turn, and is as it would be alone.
 
-One job on the model's thread decodes all answers under way and begins the next one between
-two of their tokens: picture by picture and part by part, with a token of theirs behind each.
-Meanwhile threads of the pool's own read the prompts and open the pictures of those that come
+One job on the model's thread decodes all answers under way and begins the next ones between
+two of their tokens: picture by picture and part by part, with a token of theirs behind each,
+and several short ones at a time. Meanwhile threads of the pool's own read the prompts and open the pictures of those that come
 next. Callers may be threads or asyncio.
 """
 
@@ -35,6 +35,9 @@ from mm1_mlx.ticket import Listener, Ticket
 MAX_WAITING = 64
 # Of them as many are made ready at a time, and held with their pictures' pixels.
 AHEAD = 2
+# Seconds for which those under way may stand still while others begin, so that many that
+# come at once are soon decoded together; one that takes longer is begun all the same.
+STILL = 0.5
 
 
 class Pool:
@@ -284,13 +287,17 @@ class Pool:
         return next((ticket for ticket in self._waiting if ticket.ready), None)
 
     def _turn(self, batch: Batch) -> None:
-        """Begin an answer, if there is a place for it, and a token of every other."""
-        if len(batch) < (self.size if self._full is None else self._full):
+        """Begin answers, while there are places and time, and a token of every other."""
+        since = time.perf_counter()
+        while len(batch) < (self.size if self._full is None else self._full):
             self._full = None
             with self._changed:
                 ticket = self._first_ready()
-            if ticket is not None:
-                self._begin(batch, ticket)
+            if ticket is None:
+                break
+            self._begin(batch, ticket)
+            if time.perf_counter() - since > STILL:
+                break
         self._step(batch)
 
     def _step(self, batch: Batch) -> None:

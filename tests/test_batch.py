@@ -235,7 +235,7 @@ def test_prefixes_that_nobody_needs_are_let_go(runtime):
             shots = [Shot((STAR,), str(i), "How many?")]
             batch.add(i, Ask("How many?", [FOUR], Settings(shots=shots, max_tokens=3)))
             while len(batch):
-                batch.step()
+                list(batch.step())
             held.append((len(batch._shared), len(batch._groups)))
         batch.close()
         yield None

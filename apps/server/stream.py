@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, StreamingResponse
@@ -40,12 +41,12 @@ class EventStream(StreamingResponse):
         # Of the request, for the log.
         self._name = "-"
         super().__init__(
-            _with_pulse(self._with_errors(events), policy.pulse_seconds),
+            self._with_errors(events),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
         self._stack = stack
-        self._seconds = policy.send_seconds
+        self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
@@ -55,19 +56,12 @@ class EventStream(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         """Send them; the generator is closed, whatever happens."""
-
-        async def sender(message: Any) -> None:
-            try:
-                async with asyncio.timeout(self._seconds):
-                    await send(message)
-            except TimeoutError:
-                raise ClientLeft from None
-
         body: Any = self.body_iterator
-        try:
-            await super().stream_response(sender)
-        finally:
-            await body.aclose()
+        async with aclosing(body), _Line(send, self._policy) as line:
+            await line.begin(self.status_code, self.raw_headers)
+            async for held in body:
+                await line.write(held)
+            await line.write(b"", more=False)
 
     async def _with_errors(self, events: Events) -> Events:
         """The events, and behind them what ended them."""
@@ -81,27 +75,72 @@ class EventStream(StreamingResponse):
                 yield _error_event(bug(error, self._name))
 
 
+class _Line:
+    """What a client is sent, and a comment where it is nothing for a while.
+
+    A context manager, which ends where the client takes nothing.
+
+    Raises:
+        ClientLeft: it did not.
+    """
+
+    def __init__(self, send: Send, policy: Policy) -> None:
+        self._send = send
+        self._policy = policy
+        self._clock = asyncio.get_running_loop().time
+        self._patience = asyncio.timeout(None)
+        self._written = self._clock()
+        self._writes = False
+
+    async def __aenter__(self) -> Self:
+        await self._patience.__aenter__()
+        # One for all of a stream: a timer around every event costs as much as the event.
+        self._pulse = asyncio.create_task(self._beat())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pulse.cancel()
+        await asyncio.gather(self._pulse, return_exceptions=True)
+        try:
+            await self._patience.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise ClientLeft from None
+
+    async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send what stands before the events."""
+        start = {"type": "http.response.start", "status": status, "headers": headers}
+        await self._take(start)
+
+    async def write(self, part: bytes, *, more: bool = True) -> None:
+        """Send a part of the body, the last one where there are no ``more``."""
+        await self._take(
+            {"type": "http.response.body", "body": part, "more_body": more}
+        )
+
+    async def _take(self, message: dict[str, Any]) -> None:
+        self._writes = True
+        self._patience.reschedule(self._clock() + self._policy.send_seconds)
+        await self._send(message)
+        self._patience.reschedule(None)
+        self._writes, self._written = False, self._clock()
+
+    async def _beat(self) -> None:
+        """Show that the stream is alive whenever nothing was sent for so long."""
+        wait = seconds = self._policy.pulse_seconds
+        while True:
+            await asyncio.sleep(wait)
+            # What a client does not take is no silence.
+            silent = 0.0 if self._writes else self._clock() - self._written
+            if silent >= seconds:
+                await self.write(PULSE)
+                silent = 0.0
+            wait = seconds - silent
+
+
 def _error_event(error: APIError) -> bytes:
     return b"data: " + bytes(JSONResponse(error.body()).body) + b"\n\n"
-
-
-async def _with_pulse(events: Events, seconds: float) -> Events:
-    """The events, and a comment where none came for so long."""
-    async with aclosing(events):
-        coming: asyncio.Future[bytes | None] | None = None
-        try:
-            while True:
-                if coming is None:
-                    coming = asyncio.ensure_future(anext(events, None))
-                await asyncio.wait({coming}, timeout=seconds)
-                if not coming.done():
-                    yield PULSE
-                    continue
-                held, coming = coming.result(), None
-                if held is None:
-                    return
-                yield held
-        finally:
-            if coming is not None:
-                coming.cancel()
-                await asyncio.gather(coming, return_exceptions=True)
