@@ -31,7 +31,7 @@ class BC1S:
         P, D = weight.shape[-1], weight.shape[0]
         x = mb.conv(
             x=image,
-            # Never packed: pixels are not centred, so that its rounding counts most.
+            # Never packed: it is small, and all that follows rests on it.
             weight=self.numbers(weight, name),
             bias=self.numbers(bias, name),
             strides=[P, P],

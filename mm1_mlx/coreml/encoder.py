@@ -5,6 +5,8 @@ The counterpart of ``models.vision``, for one picture of a fixed size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import numpy as np
 
@@ -34,11 +36,22 @@ class Encoder:
         self.config: VisionConfig = weights.config.vision
         self.image: ImageConfig = weights.config.image
 
+    def centre(self, image: Value) -> Value:
+        """Pixels less their usual mean, [1, 3, S, S].
+
+        Before they are rounded to half precision: around 0 that rounds them least, and no
+        bias has to take back what a convolution made of all their means.
+
+        Args:
+            image: red, green and blue between 0 and 1, float32.
+        """
+        return mb.sub(x=image, y=_channels(self.image.mean))
+
     def embed(self, image: Value) -> Value:
         """States of the patches at their places, behind the class token.
 
         Args:
-            image: red, green and blue between 0 and 1, [1, 3, S, S].
+            image: what ``centre`` gives, in what is computed in.
         """
         config, layout = self.config, self.layout
         weight, bias = self._patch_weights()
@@ -97,19 +110,14 @@ class Encoder:
         return self.linear(y, f"{path}.fc2")
 
     def _patch_weights(self) -> tuple[Array, Array]:
-        """The patch convolution of pixels that are not normalised, exactly.
+        """The patch convolution of pixels that are centred, not divided by their deviation.
 
         The division by 255 stays outside: in half precision weights would underflow.
         """
         weight = self.weights("vision.patch_embedding.weight").transpose(0, 3, 1, 2)
         bias = self.weights.get("vision.patch_embedding.bias")
-        mean, std = (
-            np.asarray(x, np.float32)[None, :, None, None]
-            for x in (self.image.mean, self.image.std)
-        )
-        weight = weight / std
-        moved = -(weight * mean).sum(axis=(1, 2, 3))
-        return weight, moved if bias is None else bias + moved
+        weight = weight / _channels(self.image.std)
+        return weight, np.zeros(len(weight), np.float32) if bias is None else bias
 
     def _positions(self, grid_size: int) -> tuple[Array, Array | float]:
         """What is added at every place [g * g, D], and to the class token [D]."""
@@ -120,3 +128,8 @@ class Encoder:
         first = int(config.class_token)
         places = stretch(mx.array(table[first:]), grid_size, config.interpolation)
         return np.array(places), table[0] if first else 0.0
+
+
+def _channels(values: Sequence[float]) -> Array:
+    """A number for each colour, [1, 3, 1, 1]."""
+    return np.asarray(values, np.float32)[None, :, None, None]

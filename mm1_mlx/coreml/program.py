@@ -118,7 +118,8 @@ def _program(
     with Function(inputs, opset_version=TARGET) as function:
         x = function.inputs[name]
         if first:
-            x = encoder.embed(mb.cast(x=x, dtype=layout.numbers.name))
+            x = mb.cast(x=encoder.centre(x), dtype=layout.numbers.name)
+            x = encoder.embed(x)
         for index in blocks:
             x = encoder.block(x, index)
         x = _end(encoder, x) if states is None else mb.identity(x=x, name=states)
