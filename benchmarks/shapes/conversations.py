@@ -187,10 +187,10 @@ class Conversations:
     def _episodes(self, rng: np.random.Generator) -> JointBatch:
         """New words, of pictures and of things that are told in words."""
         count = self.stage.pictures
-        scenes = [
-            random_scene(rng, short_side=picture_side(rng), counts=(1,))
-            for _ in range(count)
-        ]
+        scenes = []
+        for _ in range(count):
+            scene = random_scene(rng, short_side=picture_side(rng), counts=(1,))
+            scenes.append(recolour(scene, pick(rng, self.stage.unnamed), rng))
         pairs = [scene.objects[0].pair for scene in scenes]
         groups: tuple[list[_Whole], list[_Whole]] = ([], [])
         for i in range(self.stage.episodes):

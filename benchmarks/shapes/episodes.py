@@ -67,7 +67,8 @@ def random_episode(
 
 
 def _alike(pairs: Sequence[Pair]) -> dict[Pair | str, list[Pair]]:
-    return {pair: [pair] for pair in pairs}
+    # Colours without a name are not one.
+    return {pair: [pair] for pair in pairs if pair[0] in COLOURS}
 
 
 def _by_half(

@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from benchmarks.shapes.balance import class_adjustments
 from benchmarks.shapes.conversations import JointBatch
 from benchmarks.shapes.matches import match_loss
 from benchmarks.shapes.patches import PatchHeads, patch_loss
@@ -150,9 +151,14 @@ def _weighted_loss(pupil: Pupil, rows: Rows, states: mx.array) -> mx.array:
 
 
 def _attribute_loss(pupil: Pupil, examples: Examples, states: mx.array) -> mx.array:
-    """Mean cross-entropy of the shape and the colour of every example."""
+    """Mean cross-entropy of the shape and the colour of every example, balanced."""
     read = states.flatten(0, 1)[mx.array(examples.tokens)]
     shapes, colours = pupil.attributes(read)
-    of_shape = nn.losses.cross_entropy(shapes, mx.array(examples.shapes))
-    of_colour = nn.losses.cross_entropy(colours, mx.array(examples.colours))
-    return (of_shape + of_colour).mean()
+    by_colour, by_shape = class_adjustments()
+    # The index -1 is the last row's: no name, no adjustment.
+    shapes = shapes + mx.array(by_colour[examples.colours])
+    colours = colours + mx.array(by_shape[examples.shapes])
+    losses = nn.losses.cross_entropy(shapes, mx.array(examples.shapes))
+    named = mx.array(examples.colours >= 0)
+    labels = mx.array(np.maximum(examples.colours, 0))
+    return (losses + nn.losses.cross_entropy(colours, labels) * named).mean()

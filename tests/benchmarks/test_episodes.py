@@ -9,7 +9,7 @@ from benchmarks.shapes.episodes import (
     random_episode,
     random_words,
 )
-from benchmarks.shapes.scene import SEEN_PAIRS, split_rng
+from benchmarks.shapes.scene import SEEN_PAIRS, SHAPES, UNNAMED, split_rng
 
 
 def episodes(count, shots=8, **options):
@@ -55,6 +55,20 @@ def test_examples_that_are_alike_show_what_is_asked_about():
         (colours, shapes), (others, forms) = meanings(episode)
         assert len(colours) == len(shapes) == len(others) == len(forms) == 1
         assert (colours, shapes) != (others, forms)
+
+
+def test_what_has_no_name_for_its_colour_is_called_by_its_shape():
+    pairs = [*SEEN_PAIRS, *((UNNAMED, shape) for shape in SHAPES)]
+    seen = 0
+    for seed in range(300):
+        rng = split_rng("train", seed)
+        episode = random_episode(rng, pairs, 8, alike=seed % 2 == 0)
+        if UNNAMED in {colour for colour, _ in episode.pairs}:
+            assert seed % 2
+            (_, shapes), (_, others) = meanings(episode)
+            assert len(shapes) == len(others) == 1
+            seen += 1
+    assert seen > 30
 
 
 def test_neither_word_is_asked_for_more_often_or_stands_more_often_last():

@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from benchmarks.shapes.joint import Pupil, _encoded, joint_loss
+from benchmarks.shapes.patches import COLOUR_CLASSES, SHAPE_CLASSES
 
 FORMS = ("questions", "pairs", "reading", "parts", "episodes", "captions", "documents")
 WEIGHTS = ("patch_weight", "point_weight", "attribute_weight", "match_weight")
@@ -154,3 +155,38 @@ def test_nothing_without_a_name_is_talked_about(conversations, tokenizer):
                 for row in rows.batch.tokens:
                     assert "unnamed" not in tokenizer.hf.decode(row.tolist()).lower()
     assert unnamed > 100
+
+
+def test_what_an_example_shows_is_balanced(pupil, conversations):
+    """That red is never a square is no evidence against a red square."""
+    batch = conversations("episodes")
+    never = COLOUR_CLASSES["red"], SHAPE_CLASSES["square"]
+    heads = pupil.attributes
+    base = loss(pupil, batch, attribute_weight=1.0)
+    # Sure of a square wherever something is red: nothing is wrong with that.
+    only_red = replace(
+        batch,
+        rows=tuple(
+            replace(
+                rows, examples=_of(rows.examples, rows.examples.colours == never[0])
+            )
+            for rows in batch.rows
+        ),
+    )
+    before = loss(pupil, only_red, attribute_weight=1.0)
+    heads.shape.bias = heads.shape.bias + 9.0 * (mx.arange(7) == never[1])
+    assert loss(pupil, only_red, attribute_weight=1.0) == pytest.approx(
+        before, rel=1e-4
+    )
+    assert loss(pupil, batch, attribute_weight=1.0) > base + 0.5
+
+
+def _of(examples, kept):
+    if not kept.any():
+        return None
+    return replace(
+        examples,
+        tokens=examples.tokens[kept],
+        shapes=examples.shapes[kept],
+        colours=examples.colours[kept],
+    )
