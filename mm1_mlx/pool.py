@@ -2,8 +2,8 @@
 
 One job on the model's thread decodes all answers under way and begins the next ones between
 two of their tokens: picture by picture and part by part, with a token of theirs behind each,
-and several short ones at a time. Meanwhile threads of the pool's own read the prompts and open the pictures of those that come
-next. Callers may be threads or asyncio.
+and several short ones at a time. Meanwhile threads of the pool's own read the prompts and open
+the pictures of those that come next. Callers may be threads or asyncio.
 """
 
 from __future__ import annotations

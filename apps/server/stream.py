@@ -94,7 +94,7 @@ class _Line:
 
     async def __aenter__(self) -> Self:
         await self._patience.__aenter__()
-        # One for all of a stream: a timer around every event costs as much as the event.
+        # One task for all of a stream, and none for every event.
         self._pulse = asyncio.create_task(self._beat())
         return self
 

@@ -7,10 +7,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from benchmarks.shapes.balance import class_adjustments
 from benchmarks.shapes.conversations import JointBatch
 from benchmarks.shapes.matches import match_loss
-from benchmarks.shapes.patches import PatchHeads, patch_loss
+from benchmarks.shapes.patches import PatchHeads, pair_losses, patch_loss
 from benchmarks.shapes.recipe import Recipe
 from benchmarks.shapes.rows import Behind, Examples, Recorder, Rows, layer_states
 from benchmarks.shapes.scene import COLOURS, SHAPES
@@ -153,12 +152,5 @@ def _weighted_loss(pupil: Pupil, rows: Rows, states: mx.array) -> mx.array:
 def _attribute_loss(pupil: Pupil, examples: Examples, states: mx.array) -> mx.array:
     """Mean cross-entropy of the shape and the colour of every example, balanced."""
     read = states.flatten(0, 1)[mx.array(examples.tokens)]
-    shapes, colours = pupil.attributes(read)
-    by_colour, by_shape = class_adjustments()
-    # The index -1 is the last row's: no name, no adjustment.
-    shapes = shapes + mx.array(by_colour[examples.colours])
-    colours = colours + mx.array(by_shape[examples.shapes])
-    losses = nn.losses.cross_entropy(shapes, mx.array(examples.shapes))
-    named = mx.array(examples.colours >= 0)
-    labels = mx.array(np.maximum(examples.colours, 0))
-    return (losses + nn.losses.cross_entropy(colours, labels) * named).mean()
+    classes = examples.shapes, examples.colours
+    return pair_losses(*pupil.attributes(read), *classes, balanced=True).mean()

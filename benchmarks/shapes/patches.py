@@ -74,20 +74,40 @@ def patch_loss(
     heads: PatchHeads, features: mx.array, batch: PatchBatch, *, balanced: bool = False
 ) -> mx.array:
     """Mean over patches of the cross-entropies of what stands on them, in nats."""
-    shapes, colours, letters = heads(features)
-    if balanced:
-        by_colour, by_shape = class_adjustments()
-        # The index -1 is the last row's: no name, no adjustment.
-        shapes = shapes + mx.array(by_colour[batch.colours])
-        colours = colours + mx.array(by_shape[batch.shapes])
-    losses = nn.losses.cross_entropy(shapes, mx.array(batch.shapes))
-    named = mx.array(batch.colours >= 0)
-    labels = mx.array(np.maximum(batch.colours, 0))
-    losses = losses + nn.losses.cross_entropy(colours, labels) * named
+    *scores, letters = heads(features)
+    losses = pair_losses(*scores, batch.shapes, batch.colours, balanced=balanced)
     legible = mx.array(batch.letters >= 0)
     labels = mx.array(np.maximum(batch.letters, 0))
     losses = losses + nn.losses.cross_entropy(letters, labels) * legible
     return losses.mean()
+
+
+def pair_losses(
+    shapes: mx.array,
+    colours: mx.array,
+    shape_classes: NDArray[np.int32],
+    colour_classes: NDArray[np.int32],
+    *,
+    balanced: bool,
+) -> mx.array:
+    """Cross-entropies [...] of shapes and of colours that have a name, in nats.
+
+    Args:
+        shapes: scores [..., classes].
+        colours: scores [..., classes].
+        shape_classes: [...].
+        colour_classes: [...], -1 for a colour without a name.
+        balanced: whether pairs that never occur are no evidence (``balance``).
+    """
+    if balanced:
+        by_colour, by_shape = class_adjustments()
+        # The index -1 is the last row's: no name, no adjustment.
+        shapes = shapes + mx.array(by_colour[colour_classes])
+        colours = colours + mx.array(by_shape[shape_classes])
+    losses = nn.losses.cross_entropy(shapes, mx.array(shape_classes))
+    named = mx.array(colour_classes >= 0)
+    labels = mx.array(np.maximum(colour_classes, 0))
+    return losses + nn.losses.cross_entropy(colours, labels) * named
 
 
 def encoder_loss(
