@@ -62,6 +62,13 @@ class Stage:
     freeze_vision: bool = False
     # Of the sines and cosines that the connector's positions begin with.
     position_scale: float = 0.0
+    # The step that it was ended at, before its schedule would have ended it.
+    until: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The step that it ends at."""
+        return self.until or self.train.steps
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from benchmarks.shapes.positions import sine_cosine_positions  # noqa: E402
 from benchmarks.shapes.recipe import Recipe, Stage, load_recipe, open_tokenizer  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
 from mm1_mlx.tokenizer import Tokenizer  # noqa: E402
+from mm1_mlx.train.pace import Moment  # noqa: E402
 from mm1_mlx.train.trainer import Trainer  # noqa: E402
 from mm1_mlx.writer import CheckpointWriter  # noqa: E402
 
@@ -77,7 +78,14 @@ def main() -> None:
         if not trainer.resume():
             show_places(pupil.mm1, stage.position_scale)
         trainer.saved = partial(keep, trainer, pupil, stage, arguments)
-        trainer.run(report)
+        if trainer.step < stage.end:
+            trainer.run(report, watch=partial(end, trainer, stage))
+
+
+def end(trainer: Trainer[Any, Any], stage: Stage, moment: Moment) -> None:
+    """Have a stage end where it did: a run stops behind the step that is under way."""
+    if moment.step == stage.end - 1:
+        trainer.stop()
 
 
 def recall(recipe: Recipe, pupil: Pupil, tokenizer: Tokenizer, folder: Path) -> None:
@@ -86,10 +94,10 @@ def recall(recipe: Recipe, pupil: Pupil, tokenizer: Tokenizer, folder: Path) -> 
     trainer = make_trainer(last, recipe, pupil, tokenizer, folder)
     if not trainer.resume():
         sys.exit(f"error: {folder / last.name} holds no checkpoint: train first")
-    if trainer.step < last.train.steps:
+    if trainer.step < last.end:
         sys.exit(
             f"error: {last.name} stands at step {trainer.step:,} of "
-            f"{last.train.steps:,}: give the command without --export to go on"
+            f"{last.end:,}: give the command without --export to go on"
         )
 
 
@@ -97,7 +105,7 @@ def keep(
     trainer: Trainer[Any, Any], pupil: Pupil, stage: Stage, arguments: Any
 ) -> None:
     """Keep the weights of this step, beside the checkpoints, if it is one to keep."""
-    last = trainer.step == stage.train.steps
+    last = trainer.step == stage.end
     if not arguments.keep or (trainer.step % arguments.keep and not last):
         return
     place = arguments.folder / "kept"

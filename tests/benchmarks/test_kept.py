@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -14,7 +15,8 @@ from benchmarks.shapes import gallery
 from benchmarks.shapes.curve import kept_steps
 from benchmarks.shapes.joint import Pupil
 from benchmarks.shapes.recipe import RECIPE, open_tokenizer
-from benchmarks.shapes.train import keep, make_trainer, recall, restore
+from benchmarks.shapes.train import end, keep, make_trainer, recall, restore
+from mm1_mlx.train.state import saved_steps
 
 
 def test_kept_weights_are_those_of_their_step(recipe, tmp_path):
@@ -45,15 +47,26 @@ def test_only_a_finished_run_is_exported(recipe, tmp_path):
     mx.random.seed(8)
     trained = Pupil(recipe)
     trainer = make_trainer(last, recipe, trained, tokenizer, tmp_path)
-    trainer.step = last.train.steps - 1
+    trainer.step = last.end - 1
     trainer.save()
-    with pytest.raises(SystemExit, match=f"of {last.train.steps:,}"):
+    with pytest.raises(SystemExit, match=f"of {last.end:,}"):
         recall(recipe, pupil, tokenizer, tmp_path)
-    trainer.step = last.train.steps
+    trainer.step = last.end
     trainer.save()
     recall(recipe, pupil, tokenizer, tmp_path)
     expected = trained.mm1.decoder.embed_tokens.weight
     assert mx.array_equal(pupil.mm1.decoder.embed_tokens.weight, expected)
+
+
+def test_a_stage_ends_before_its_schedule_where_the_recipe_says_so(recipe, tmp_path):
+    train = replace(recipe.stages[0].train, steps=9, decay_steps=9, warmup_steps=0)
+    stage = replace(recipe.stages[0], pictures=2, train=train, until=2)
+    assert stage.end == 2
+    assert replace(stage, until=None).end == 9
+    trainer = make_trainer(stage, recipe, Pupil(recipe), None, tmp_path)
+    trainer.run(lambda _: None, watch=partial(end, trainer, stage))
+    assert trainer.step == 2
+    assert saved_steps(tmp_path / stage.name) == [2]
 
 
 def test_a_stage_whose_name_begins_anothers_is_told_from_it(tmp_path):
