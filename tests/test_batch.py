@@ -11,6 +11,7 @@ from mm1_mlx.answer import Settings
 from mm1_mlx.batch import Batch, made_ready
 from mm1_mlx.errors import MemoryLimitError, PromptError
 from mm1_mlx.memory.named import Prefix
+from mm1_mlx.request import Request
 from mm1_mlx.runtime import TINY
 from mm1_mlx.shots import Shot
 
@@ -140,6 +141,26 @@ def test_pieces_come_while_others_are_under_way(runtime):
     # The short answer ends before the long one does.
     last = {number: i for i, number in enumerate(order)}
     assert last[1] < last[0]
+
+
+def test_the_end_of_an_answer_is_told_before_its_caches_are_kept(runtime, monkeypatch):
+    kept, keep = [], Request.keep
+
+    def note(request, *cache):
+        kept.append(request)
+        return keep(request, *cache)
+
+    monkeypatch.setattr(Request, "keep", note)
+    batch = Batch(runtime.engine)
+    batch.add(0, Ask("Describe the picture.", [FOUR], Settings(max_tokens=3)))
+    ended = False
+    while not ended:
+        pieces = batch.step()
+        for _, piece in pieces:
+            ended = piece.finish_reason is not None
+            assert (len(batch), kept) == (1, [])
+    assert (len(batch), len(kept)) == (0, 1)
+    batch.close()
 
 
 def test_questions_are_taken_as_answers_end(runtime, monkeypatch):

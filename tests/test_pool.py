@@ -220,6 +220,49 @@ def test_answers_under_way_go_on_while_pictures_are_encoded(
     assert all(b > a for (_, a), (_, b) in pairwise(counts))
 
 
+@pytest.mark.parametrize(("still", "steps"), [(1e9, 0), (0.0, 1)])
+def test_those_that_wait_begin_in_one_turn_while_there_is_time(
+    runtime, endless, monkeypatch, still, steps
+):
+    monkeypatch.setattr("mm1_mlx.pool.STILL", still)
+    happened = []
+    for name in ("begin", "step"):
+        monkeypatch.setattr(Batch, name, noted(getattr(Batch, name), name, happened))
+    first, go_on, ended = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def hold(*_):
+        first.set()
+        assert go_on.wait(60)
+
+    def listen(_, piece):
+        if piece.finish_reason is not None:
+            ended.release()
+
+    with Pool(runtime, size=3) as pool:
+        other = pool.submit(Ask("Describe it.", (), Settings(**endless)), hold)
+        assert first.wait(60)
+        short = Ask("What is this?", (), Settings(max_tokens=3))
+        waiting = [pool.submit(short, listen) for _ in range(2)]
+        while not all(ticket.ready for ticket in waiting):
+            time.sleep(0.01)
+        happened.clear()
+        go_on.set()
+        assert all(ended.acquire(timeout=60) for _ in waiting)
+        other.cancel()
+    one, two = (i for i, name in enumerate(happened) if name == "begin")
+    assert two - one - 1 == steps
+
+
+def noted(method, name, happened):
+    """A method of a batch that notes when it is called."""
+
+    def note(*args, **options):
+        happened.append(name)
+        return method(*args, **options)
+
+    return note
+
+
 def test_who_leaves_has_no_more_pictures_encoded(runtime, endless, on_encoding):
     leave, told = threading.Event(), []
 
