@@ -198,6 +198,7 @@ class Conversations:
             found = random_episode(
                 *(rng, pairs if seen else SEEN_PAIRS, pick(rng, LENGTHS)),
                 alike=rng.random() < self.stage.alike,
+                narrow=rng.random() < self.stage.narrow,
             )
             if found is None:
                 continue

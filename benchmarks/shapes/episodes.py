@@ -43,12 +43,15 @@ def random_episode(
     *,
     held_out: bool = False,
     alike: bool = False,
+    narrow: bool = False,
 ) -> Episode | None:
     """Examples of two words, as many of each, and a question, out of pairs at hand.
 
     What the words do not name varies alike under both, so that it tells nothing; or, where
-    examples are ``alike``, each word names a pair, and nothing varies. None where the
-    pairs do not suffice.
+    examples are ``alike``, each word names a pair, and nothing varies; or, where they are
+    ``narrow``, the word that is asked for is shown of one pair, and the question is about
+    another that has only what it names in common with it. None where the pairs do not
+    suffice.
     """
     groups = _alike(pairs) if alike else _by_half(pairs, rng)
     if len(groups) < 2:
@@ -60,6 +63,8 @@ def random_episode(
     rng.shuffle(order)
     asked = pick(rng, (0, 1))
     query = pick(rng, groups[meanings[asked]])
+    if narrow and not alike:
+        groups = {name: _two(groups[name], query, rng) for name in meanings}
     chosen = [_example(rng, groups[meanings[side]], query) for side in order]
     sides = [*order, asked]
     unknown = tuple(sorted({sides.index(0), sides.index(1)}))
@@ -78,6 +83,18 @@ def _by_half(
     key, names = (1, SHAPES) if rng.random() < 0.5 else (0, tuple(COLOURS))
     groups = {name: [p for p in pairs if p[key] == name] for name in names}
     return {name: group for name, group in groups.items() if len({*group}) >= 2}
+
+
+def _two(group: Sequence[Pair], query: Pair, rng: np.random.Generator) -> list[Pair]:
+    """Two of a word's pairs, that which is asked about first if it is one of them.
+
+    The others have nothing in common with it that is not the word's, where there are such.
+    """
+    others = sorted({*group} - {query})
+    own = [query] * (query in group)
+    shared = [p for p in others if (p[0] == query[0]) + (p[1] == query[1]) == len(own)]
+    found = shared or others
+    return own + [found[i] for i in rng.permutation(len(found))[: 2 - len(own)]]
 
 
 def _example(rng: np.random.Generator, group: Sequence[Pair], query: Pair) -> Pair:

@@ -52,6 +52,8 @@ class Stage:
     episodes: int = 24
     # Share of those examples in which a word's show all the same.
     alike: float = 0.0
+    # Share of the others in which a word is shown of one pair, and asked for of another.
+    narrow: float = 0.0
     # A row of n learned tokens counts as n to the power of 1 less this.
     row_power: float = 0.5
     # What the rows of a form count, 1 where nothing is said.

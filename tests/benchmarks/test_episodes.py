@@ -57,6 +57,24 @@ def test_examples_that_are_alike_show_what_is_asked_about():
         assert (colours, shapes) != (others, forms)
 
 
+def test_narrow_examples_show_another_pair_that_shares_what_the_word_names():
+    kinds = Counter()
+    for episode in episodes(300, narrow=True):
+        query, asked = episode.pairs[-1], episode.words[-1]
+        told = [*zip(episode.pairs[:-1], episode.words[:-1], strict=True)]
+        (own,) = {pair for pair, word in told if word == asked}
+        others = {pair for pair, word in told if word != asked}
+        assert len(others) <= 2
+        # One half of the pair is the word's, and the other word shares neither.
+        halves = own[0] == query[0], own[1] == query[1]
+        assert sum(halves) == 1
+        assert not any(p[0] == query[0] or p[1] == query[1] for p in others)
+        kinds[halves, len(others)] += 1
+    # By colour and by shape, and the other word mostly of two pairs.
+    assert len(kinds) >= 3
+    assert sum(n for (_, others), n in kinds.items() if others == 2) > 200
+
+
 def test_what_has_no_name_for_its_colour_is_called_by_its_shape():
     pairs = [*SEEN_PAIRS, *((UNNAMED, shape) for shape in SHAPES)]
     seen = 0
