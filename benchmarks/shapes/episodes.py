@@ -1,18 +1,21 @@
 """New words: what a picture is called is told by examples in the prompt, and nowhere else.
 
 An episode has two made-up words. They name two shapes, whatever their colours, or two
-colours, whatever their shapes: the examples tell which.
+colours, whatever their shapes: the examples tell which. What is shown could be of either
+word: if the words name squares and hearts, nothing red is shown in training, where nothing
+red is a square and "red" alone would tell the word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
 from benchmarks.shapes.questions import article
-from benchmarks.shapes.scene import COLOURS, SHAPES, Pair, pick
+from benchmarks.shapes.scene import COLOURS, HELD_OUT, SHAPES, Pair, pick
 
 CONSONANTS, VOWELS = "bdfgklmnprstvwz", "aeiou"
 # Syllables that no training word ends with.
@@ -54,17 +57,17 @@ def random_episode(
     suffice.
     """
     groups = _alike(pairs) if alike else _by_half(pairs, rng)
-    if len(groups) < 2:
+    groups = _two_words(groups, 1 if alike else 2, rng)
+    if not groups:
         return None
-    names = [*groups]
-    meanings = [names[i] for i in rng.permutation(len(names))[:2]]
+    meanings = [*groups]
     words = random_words(rng, held_out=held_out)
     order = [0, 1] * (shots // 2) + ([pick(rng, (0, 1))] if shots % 2 else [])
     rng.shuffle(order)
     asked = pick(rng, (0, 1))
     query = pick(rng, groups[meanings[asked]])
     if narrow and not alike:
-        groups = {name: _two(groups[name], query, rng) for name in meanings}
+        groups = {name: _two_pairs(groups[name], query, rng) for name in meanings}
     chosen = [_example(rng, groups[meanings[side]], query) for side in order]
     sides = [*order, asked]
     unknown = tuple(sorted({sides.index(0), sides.index(1)}))
@@ -85,7 +88,34 @@ def _by_half(
     return {name: group for name, group in groups.items() if len({*group}) >= 2}
 
 
-def _two(group: Sequence[Pair], query: Pair, rng: np.random.Generator) -> list[Pair]:
+def _two_words(
+    groups: Mapping[Pair | str, list[Pair]], least: int, rng: np.random.Generator
+) -> dict[Pair | str, list[Pair]]:
+    """Two of the groups that still have so many pairs when what tells the word is left out."""
+    names = [*groups]
+    order = [names[i] for i in rng.permutation(len(names))]
+    for one, other in combinations(order, 2):
+        two = {
+            one: _of_either(groups[one], other),
+            other: _of_either(groups[other], one),
+        }
+        if all(len({*group}) >= least for group in two.values()):
+            return two
+    return {}
+
+
+def _of_either(group: Sequence[Pair], other: Pair | str) -> list[Pair]:
+    """Those of a word's pairs that, with what the other word names, would be seen, too."""
+    if not isinstance(other, str):
+        return [*group]
+    shape = other in SHAPES
+    swapped = [(p[0], other) if shape else (other, p[1]) for p in group]
+    return [p for p, q in zip(group, swapped, strict=True) if q not in HELD_OUT]
+
+
+def _two_pairs(
+    group: Sequence[Pair], query: Pair, rng: np.random.Generator
+) -> list[Pair]:
     """Two of a word's pairs, that which is asked about first if it is one of them.
 
     The others have nothing in common with it that is not the word's, where there are such.

@@ -1,6 +1,7 @@
 """New words: what they mean follows from the examples, and only from them."""
 
 from collections import Counter
+from itertools import product
 
 import pytest
 
@@ -9,7 +10,7 @@ from benchmarks.shapes.episodes import (
     random_episode,
     random_words,
 )
-from benchmarks.shapes.scene import SEEN_PAIRS, SHAPES, UNNAMED, split_rng
+from benchmarks.shapes.scene import HELD_OUT, SEEN_PAIRS, SHAPES, UNNAMED, split_rng
 
 
 def episodes(count, shots=8, **options):
@@ -73,6 +74,19 @@ def test_narrow_examples_show_another_pair_that_shares_what_the_word_names():
     # By colour and by shape, and the other word mostly of two pairs.
     assert len(kinds) >= 3
     assert sum(n for (_, others), n in kinds.items() if others == 2) > 200
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_half_of_a_pair_does_not_tell_its_word(narrow):
+    seen = Counter()
+    for episode in episodes(2000, narrow=narrow):
+        (colours, shapes), (others, forms) = meanings(episode)
+        # What either was said of, with the half that the other names.
+        swapped = {*product(colours, forms), *product(others, shapes)}
+        assert not swapped & HELD_OUT
+        seen[frozenset((*shapes, *forms))] += 1
+    # Triangles and hearts are told apart all the same.
+    assert seen[frozenset(("triangle", "heart"))] > 20
 
 
 def test_what_has_no_name_for_its_colour_is_called_by_its_shape():
