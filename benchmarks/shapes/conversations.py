@@ -43,6 +43,7 @@ from benchmarks.shapes.recipe import (
 )
 from benchmarks.shapes.rows import Examples, Rows
 from benchmarks.shapes.scene import (
+    ALL_PAIRS,
     FEW,
     SEEN_PAIRS,
     Pair,
@@ -195,8 +196,10 @@ class Conversations:
         groups: tuple[list[_Whole], list[_Whole]] = ([], [])
         for i in range(self.stage.episodes):
             seen = i % 2 == 0
+            known = SEEN_PAIRS if seen else ALL_PAIRS
             found = random_episode(
-                *(rng, pairs if seen else SEEN_PAIRS, pick(rng, LENGTHS)),
+                *(rng, pairs if seen else ALL_PAIRS, pick(rng, LENGTHS)),
+                known=known,
                 alike=rng.random() < self.stage.alike,
                 narrow=rng.random() < self.stage.narrow,
             )
@@ -231,13 +234,15 @@ class Conversations:
         for i in range(self.stage.episodes):
             places = [int(x) for x in rng.choice(count, 3, replace=False)]
             parts: list[Part] = interleaved(scenes, places, rng)
-            if i % 3 == 0 and (found := random_episode(rng, pairs, 4)):
+            if i % 3 == 0 and (
+                found := random_episode(rng, pairs, 4, known=SEEN_PAIRS)
+            ):
                 places = [lone[_place_of(pair, pairs, rng)] for pair in found.pairs]
                 parts = naming(found, places)
             elif i % 3 == 1:
                 scene = random_scene(rng, counts=FEW)
                 parts = [written(scene, rng)]
-                told_episode = random_episode(rng, SEEN_PAIRS, pick(rng, LENGTHS))
+                told_episode = random_episode(rng, ALL_PAIRS, pick(rng, LENGTHS))
                 if told_episode and rng.random() < 0.5:
                     parts = [told_naming(told_episode)]
             held = [part for part in parts if isinstance(part, int)]

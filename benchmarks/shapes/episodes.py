@@ -3,19 +3,20 @@
 An episode has two made-up words. They name two shapes, whatever their colours, or two
 colours, whatever their shapes: the examples tell which. What is shown could be of either
 word: if the words name squares and hearts, nothing red is shown in training, where nothing
-red is a square and "red" alone would tell the word.
+red is a square and "red" alone would tell the word. Things that are told in words are of all
+pairs, so that a decoder does not come to take "red" for "no square".
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from benchmarks.shapes.questions import article
-from benchmarks.shapes.scene import COLOURS, HELD_OUT, SHAPES, Pair, pick
+from benchmarks.shapes.scene import ALL_PAIRS, COLOURS, SHAPES, UNNAMED, Pair, pick
 
 CONSONANTS, VOWELS = "bdfgklmnprstvwz", "aeiou"
 # Syllables that no training word ends with.
@@ -47,17 +48,18 @@ def random_episode(
     held_out: bool = False,
     alike: bool = False,
     narrow: bool = False,
+    known: Collection[Pair] = ALL_PAIRS,
 ) -> Episode | None:
     """Examples of two words, as many of each, and a question, out of pairs at hand.
 
     What the words do not name varies alike under both, so that it tells nothing; or, where
     examples are ``alike``, each word names a pair, and nothing varies; or, where they are
     ``narrow``, the word that is asked for is shown of one pair, and the question is about
-    another that has only what it names in common with it. None where the pairs do not
-    suffice.
+    another that has only what it names in common with it. What is shown would be one of
+    the ``known`` pairs under the other word, too. None where the pairs do not suffice.
     """
     groups = _alike(pairs) if alike else _by_half(pairs, rng)
-    groups = _two_words(groups, 1 if alike else 2, rng)
+    groups = _two_words(groups, 1 if alike else 2, known, rng)
     if not groups:
         return None
     meanings = [*groups]
@@ -89,28 +91,36 @@ def _by_half(
 
 
 def _two_words(
-    groups: Mapping[Pair | str, list[Pair]], least: int, rng: np.random.Generator
+    groups: Mapping[Pair | str, list[Pair]],
+    least: int,
+    known: Collection[Pair],
+    rng: np.random.Generator,
 ) -> dict[Pair | str, list[Pair]]:
     """Two of the groups that still have so many pairs when what tells the word is left out."""
     names = [*groups]
     order = [names[i] for i in rng.permutation(len(names))]
     for one, other in combinations(order, 2):
         two = {
-            one: _of_either(groups[one], other),
-            other: _of_either(groups[other], one),
+            one: _of_either(groups[one], other, known),
+            other: _of_either(groups[other], one, known),
         }
         if all(len({*group}) >= least for group in two.values()):
             return two
     return {}
 
 
-def _of_either(group: Sequence[Pair], other: Pair | str) -> list[Pair]:
-    """Those of a word's pairs that, with what the other word names, would be seen, too."""
+def _of_either(
+    group: Sequence[Pair], other: Pair | str, known: Collection[Pair]
+) -> list[Pair]:
+    """Those of a word's pairs that, with what the other word names, are known, too."""
     if not isinstance(other, str):
         return [*group]
     shape = other in SHAPES
     swapped = [(p[0], other) if shape else (other, p[1]) for p in group]
-    return [p for p, q in zip(group, swapped, strict=True) if q not in HELD_OUT]
+    return [
+        pair for pair, other_one in zip(group, swapped, strict=True)
+        if other_one in known or other_one[0] == UNNAMED
+    ]  # fmt: skip
 
 
 def _two_pairs(

@@ -11,7 +11,7 @@ from benchmarks.shapes.conversations import JointBatch
 from benchmarks.shapes.matches import match_loss
 from benchmarks.shapes.patches import PatchHeads, pair_losses, patch_loss
 from benchmarks.shapes.recipe import Recipe
-from benchmarks.shapes.rows import Behind, Examples, Recorder, Rows, layer_states
+from benchmarks.shapes.rows import Behind, Recorder, Rows, layer_states
 from benchmarks.shapes.scene import COLOURS, SHAPES
 from mm1_mlx.layout import group_tiles
 from mm1_mlx.models import MM1
@@ -96,7 +96,7 @@ def joint_loss(
             misses = misses + (pupil.point(named) - places).square().sum()
             pointed += rows.mentions.places.size
         if rows.examples:
-            known = _attribute_loss(pupil, rows.examples, states[-2]) / groups
+            known = _attribute_loss(pupil, rows, states[-2]) / groups
             losses["attributes"] += pupil.attribute_weight * known
             found = match_loss(mm1.layers[-1], states[-2], rows.examples) / groups
             losses["matches"] += pupil.match_weight * found
@@ -149,8 +149,13 @@ def _weighted_loss(pupil: Pupil, rows: Rows, states: mx.array) -> mx.array:
     return (losses * mx.array(rows.weights)).sum()
 
 
-def _attribute_loss(pupil: Pupil, examples: Examples, states: mx.array) -> mx.array:
-    """Mean cross-entropy of the shape and the colour of every example, balanced."""
+def _attribute_loss(pupil: Pupil, rows: Rows, states: mx.array) -> mx.array:
+    """Mean cross-entropy of the shape and the colour of every example.
+
+    Balanced where pictures show them: what is told in words is of all pairs.
+    """
+    examples = rows.examples
     read = states.flatten(0, 1)[mx.array(examples.tokens)]
     classes = examples.shapes, examples.colours
-    return pair_losses(*pupil.attributes(read), *classes, balanced=True).mean()
+    shown = bool(rows.batch.spans)
+    return pair_losses(*pupil.attributes(read), *classes, balanced=shown).mean()

@@ -6,8 +6,10 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
+from benchmarks.shapes.joint import Pupil, _attribute_loss
 from benchmarks.shapes.matches import HEAD, match_loss
 from benchmarks.shapes.patches import COLOUR_CLASSES, SHAPE_CLASSES
+from benchmarks.shapes.scene import HELD_OUT
 from mm1_mlx.models import MM1
 
 
@@ -47,6 +49,17 @@ def test_what_is_told_in_words_is_what_has_to_be_known(rows, tokenizer):
         before = tokenizer.hf.decode(tokens[row, :place].tolist())
         latest = before.rsplit("USER:", 1)[1]
         assert f"{colours[colour]} {shapes[shape]}" in latest
+
+
+@pytest.mark.parametrize(("kind", "held_out"), [("shown", False), ("written", True)])
+def test_held_out_pairs_are_told_in_words_and_never_shown(rows, recipe, kind, held_out):
+    examples = rows[kind].examples
+    classes = {(COLOUR_CLASSES[c], SHAPE_CLASSES[s]) for c, s in HELD_OUT}
+    found = classes & {*zip(examples.colours, examples.shapes, strict=True)}
+    assert bool(found) == held_out
+    # Told they are as good as any: nothing is left out of what has to be known.
+    states = mx.zeros((*rows[kind].batch.tokens.shape, 160))
+    assert _attribute_loss(Pupil(recipe), rows[kind], states).item() < 10
 
 
 def test_the_loss_is_of_the_attention_that_the_head_pays(rows, recipe):
