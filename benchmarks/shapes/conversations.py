@@ -196,10 +196,9 @@ class Conversations:
         groups: tuple[list[_Whole], list[_Whole]] = ([], [])
         for i in range(self.stage.episodes):
             seen = i % 2 == 0
-            known = SEEN_PAIRS if seen else ALL_PAIRS
             found = random_episode(
                 *(rng, pairs if seen else ALL_PAIRS, pick(rng, LENGTHS)),
-                known=known,
+                known=SEEN_PAIRS if seen else ALL_PAIRS,
                 alike=rng.random() < self.stage.alike,
                 narrow=rng.random() < self.stage.narrow,
             )
