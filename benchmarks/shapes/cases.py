@@ -36,6 +36,7 @@ from benchmarks.shapes.scene import (
     COLOURS,
     COUNTS,
     FEW,
+    HELD_OUT,
     SHAPES,
     UNSEEN_PAIRS,
     Scene,
@@ -84,6 +85,17 @@ class Case:
     judge: Judge = "exact"
     shots: tuple[tuple[Image.Image, str], ...] = ()
     mode: str | None = None
+
+    @property
+    def blind(self) -> tuple[tuple[str, ...], str]:
+        """Its form, and the answer, as somebody tells them apart who sees nothing.
+
+        Of words that are made up for this case alone that is which was told first.
+        """
+        if self.shots:
+            told = list(dict.fromkeys(word for _, word in self.shots))
+            return ("told first", "told later"), str(told.index(self.expected))
+        return self.options, normalise(self.expected)
 
     def is_right(self, answer: str) -> bool:
         """Whether an answer is right."""
@@ -243,21 +255,48 @@ def small_cases(number: int, split: Split = "held_out") -> Iterator[Case]:
 
 
 def word_cases(number: int, shots: int, split: Split = "held_out") -> Iterator[Case]:
-    """A new word, of two that as many examples tell apart."""
+    """A new word, of two that as many examples tell apart.
+
+    Held-out cases ask about a held-out pair, behind examples of any.
+    """
+    kind = f"new word, {shots} shots"
     for seed in range(number):
         rng = split_rng(split, 5_000_000 + 10 * seed + shots)
-        episode = None
-        while episode is None:
-            scenes = [random_scene(rng, split, counts=(1,)) for _ in range(48)]
-            pairs = [scene.objects[0].pair for scene in scenes]
-            new = split == "held_out"
-            episode = random_episode(rng, pairs, shots, held_out=new)
-        shown = [_picture_of(pair, scenes, rng) for pair in episode.pairs]
-        answers = tuple(sorted(set(episode.words)))
-        examples = tuple(zip(shown[:-1], episode.words[:-1], strict=True))
-        kind = f"new word, {shots} shots"
-        text, expected = pick(rng, TEXTS), episode.words[-1]
-        yield Case(kind, (shown[-1],), text, expected, answers, shots=examples)
+        yield _word_case(kind, shots, split, rng, strict=False)
+
+
+def strict_word_cases(number: int, shots: int) -> Iterator[Case]:
+    """A new word whose examples are held-out pairs as well as what is asked about.
+
+    Two shapes alone have two such pairs each, blue and pink triangles, orange and black
+    hearts, so that it is always these two which are told apart.
+    """
+    kind = f"new word, {shots} shots, all held out"
+    for seed in range(number):
+        rng = split_rng("held_out", 5_000_000 + 10 * seed + shots)
+        yield _word_case(kind, shots, "held_out", rng, strict=True)
+
+
+def _word_case(
+    kind: str, shots: int, split: Split, rng: np.random.Generator, *, strict: bool
+) -> Case:
+    new = split == "held_out"
+    # A held-out scene of one object shows a held-out pair, one of validation never does.
+    splits: tuple[Split, ...] = (
+        ("held_out", "validation") if new and not strict else (split,)
+    )
+    episode = None
+    while episode is None or (new and episode.pairs[-1] not in HELD_OUT):
+        scenes = [
+            random_scene(rng, splits[k % len(splits)], counts=(1,)) for k in range(48)
+        ]
+        pairs = [scene.objects[0].pair for scene in scenes]
+        episode = random_episode(rng, pairs, shots, held_out=new)
+    shown = [_picture_of(pair, scenes, rng) for pair in episode.pairs]
+    answers = tuple(sorted(set(episode.words)))
+    examples = tuple(zip(shown[:-1], episode.words[:-1], strict=True))
+    text, expected = pick(rng, TEXTS), episode.words[-1]
+    return Case(kind, (shown[-1],), text, expected, answers, shots=examples)
 
 
 def _picture_of(
@@ -275,13 +314,20 @@ def plain_cases() -> Iterator[Case]:
         yield Case("plain shape", (picture,), question, shape, PLAIN_SHAPES)
 
 
+def _all_word_cases(number: int, split: Split) -> Iterator[Case]:
+    for shots in (4, 8):
+        yield from word_cases(number, shots, split)
+        if split == "held_out":
+            yield from strict_word_cases(number, shots)
+
+
 PARTS = ("scenes", "style", "pairs", "reading", "small", "words", "plain")
 
 
 def part_cases(part: str, number: int, split: Split = "held_out") -> Iterable[Case]:
     """The cases of one part, so many of each kind; plain pictures are as many as are."""
     if part == "words":
-        return [case for shots in (4, 8) for case in word_cases(number, shots, split)]
+        return _all_word_cases(number, split)
     if part == "plain":
         return plain_cases()
     makers = {

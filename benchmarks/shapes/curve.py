@@ -29,7 +29,7 @@ PARTS = ("scenes", "pairs", "reading", "small", "words")
 SHOWN = (
     *("colour", "shape", "count to 4", "exists", "where", "caption", "box"),
     *("two pictures", "read", "read small, one picture", "read small, with parts"),
-    *("new word, 4 shots", "new word, 8 shots"),
+    *("new word, 4 shots", "new word, 8 shots", "new word, 8 shots, all held out"),
 )
 
 Point = dict[str, Any]
@@ -46,7 +46,7 @@ def measure(recipe: Recipe, folder: Path, number: int) -> list[Point]:
             figures = _figures(recipe, folder, path, number)
             points.append({"stage": stage.name, "step": before + step, **figures})
             print(stage.name, step, flush=True)
-        before += stage.train.steps
+        before += stage.end
     return points
 
 

@@ -36,17 +36,17 @@ class Tally:
     total: int = 0
     # Sum over questions of 1 / options.
     uniform: float = 0.0
-    # Of each form of question, told by its options.
+    # Of each form of question.
     answers: dict[tuple[str, ...], Counter[str]] = field(default_factory=dict)
     unseen: int = 0
 
     def add(self, case: Case, answer: str) -> None:
         """Count one question."""
-        expected = normalise(case.expected)
+        form, expected = case.blind
         self.right += case.is_right(answer)
         self.total += 1
         self.uniform += 1 / len(case.options) if case.options else 0
-        self.answers.setdefault(case.options, Counter())[expected] += 1
+        self.answers.setdefault(form, Counter())[expected] += 1
         self.unseen += normalise(answer) in case.unseen
 
     def row(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ TIER_B = {
     "read": 0.90,
     "read small, with parts": 0.90,
     "new word, 8 shots": 0.85,
+    "new word, 8 shots, all held out": 0.85,
 }
 # What is read less well as one picture than with parts of it.
 SMALL, IN_PARTS = "read small, one picture", "read small, with parts"

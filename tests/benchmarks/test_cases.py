@@ -4,17 +4,19 @@ from collections import Counter
 
 import pytest
 
+from benchmarks.shapes import cases
 from benchmarks.shapes.cases import (
     PARTS,
     Case,
     facts,
     part_cases,
     states_only_facts,
+    strict_word_cases,
     word_cases,
 )
 from benchmarks.shapes.evaluate import evaluate
 from benchmarks.shapes.questions import caption
-from benchmarks.shapes.scene import random_scene, split_rng
+from benchmarks.shapes.scene import HELD_OUT, random_scene, split_rng
 
 
 @pytest.mark.parametrize(
@@ -54,12 +56,12 @@ def test_boxes_are_judged_by_their_overlap():
 
 @pytest.mark.parametrize("part", PARTS)
 def test_the_expected_answers_are_right_and_nothing_else_is(part):
-    cases = list(part_cases(part, 20))
+    asked_for = list(part_cases(part, 20))
     if part != "plain":
-        assert set(Counter(case.kind for case in cases).values()) == {20}
-    asked = evaluate(lambda some: [case.expected for case in some], cases)
+        assert set(Counter(case.kind for case in asked_for).values()) == {20}
+    asked = evaluate(lambda some: [case.expected for case in some], asked_for)
     assert {row["accuracy"] for row in asked.values()} == {1.0}
-    wrong = evaluate(lambda some: ["no idea"] * len(some), cases)
+    wrong = evaluate(lambda some: ["no idea"] * len(some), asked_for)
     assert {row["accuracy"] for row in wrong.values()} == {0.0}
 
 
@@ -69,3 +71,45 @@ def test_new_words_have_as_many_examples_as_they_say():
             assert len(case.shots) == shots
             assert {word for _, word in case.shots} == set(case.options)
             assert case.expected in case.options
+
+
+def test_words_of_held_out_pairs_are_asked_for_and_strict_ones_are_shown_by_them_too(
+    monkeypatch,
+):
+    pairs = []
+    drawn = cases._picture_of
+    monkeypatch.setattr(
+        cases,
+        "_picture_of",
+        lambda pair, *more: pairs.append(pair) or drawn(pair, *more),
+    )
+    asked, examples = set(), set()
+    for case in word_cases(30, 4):
+        *shown, query = pairs[-5:]
+        asked.add(query)
+        examples.update(shown)
+        assert len(case.shots) == 4
+    assert asked <= HELD_OUT
+    assert len(asked) > 4
+    assert len(examples & HELD_OUT) > 4
+    assert len(examples - HELD_OUT) > 20
+    pairs.clear()
+    assert len(list(strict_word_cases(20, 4))) == 20
+    assert {colour + " " + shape for colour, shape in pairs} == {
+        "blue triangle",
+        "pink triangle",
+        "orange heart",
+        "black heart",
+    }
+    pairs.clear()
+    assert len(list(word_cases(20, 4, "validation"))) == 20
+    assert HELD_OUT.isdisjoint(pairs)
+
+
+def test_who_sees_nothing_knows_of_a_new_word_only_which_was_told_first():
+    some = list(word_cases(40, 4))
+    assert {case.blind[0] for case in some} == {("told first", "told later")}
+    first = [case.shots[0][1] == case.expected for case in some]
+    assert [case.blind[1] == "0" for case in some] == first
+    (row,) = evaluate(lambda asked: ["?"] * len(asked), some).values()
+    assert row["chance_majority"] == max(sum(first), 40 - sum(first)) / 40
