@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.shapes.balance import AnswerAdjustment, Balance
 from benchmarks.shapes.compare import compare
@@ -26,7 +28,15 @@ from benchmarks.shapes.episodes import (
     random_episode,
     told,
 )
-from benchmarks.shapes.exchanges import Exchange, ask, exchange_of, read_labels, vary
+from benchmarks.shapes.exchanges import (
+    Exchange,
+    ask,
+    described,
+    exchange_of,
+    read_labels,
+    sayable,
+    vary,
+)
 from benchmarks.shapes.mentions import NO_MENTIONS, MentionFinder
 from benchmarks.shapes.patches import (
     COLOUR_CLASSES,
@@ -68,8 +78,10 @@ from mm1_mlx.train.sample import (
     stack,
 )
 
-# Rows up to this many tokens are read together, and longer ones.
-SHORT = 24
+# Rows of up to so many tokens are read together, padded alike.
+LENGTHS_TOGETHER = (24, 64, 1024)
+# Pictures in a talk.
+TALKS = (2, 3, 4)
 GRID = 2
 
 
@@ -99,10 +111,26 @@ class Named:
 
 
 @dataclass(frozen=True)
+class _Spoken:
+    """A text, and what is learned of it in turn.
+
+    Attributes:
+        sample: its tokens.
+        answers: the learned tokens of every answer, and the pair that it is half of; none
+            where all that is learned belongs together.
+        balanced: whether scores are, where pairs are named.
+    """
+
+    sample: Sample
+    answers: Sequence[tuple[Sequence[int], Pair | None]] = ()
+    balanced: bool = True
+
+
+@dataclass(frozen=True)
 class _Whole:
     """A row in which pictures stand, these by their places, and what is named in it."""
 
-    sample: Sample
+    spoken: _Spoken
     places: Sequence[int] = ()
     named: Sequence[Named] = ()
 
@@ -207,16 +235,35 @@ class Conversations:
             sample, named = self.episode(found, rng, seen=seen)
             shown = found.pairs if seen else ()
             places = [_place_of(pair, pairs, rng) for pair in shown]
-            groups[i % 2].append(_Whole(sample, places, named))
+            groups[i % 2].append(_Whole(_Spoken(sample, balanced=False), places, named))
         return self._whole(scenes, [group for group in groups if group])
+
+    def _talks(self, rng: np.random.Generator) -> JointBatch:
+        """Pictures one after another, each with questions about it."""
+        count = self.stage.pictures
+        scenes = [random_picture_scene(rng, self.stage.unnamed) for _ in range(count)]
+        rows = []
+        for _ in range(self.stage.episodes):
+            # Examples of one task, or of any.
+            alike = rng.random() < 0.5
+            parts, shown = [], []
+            for place in rng.choice(count, pick(rng, TALKS), replace=False).tolist():
+                found = ask(scenes[place], rng, pick(rng, (1, 1, 2)))
+                if alike:
+                    found = sayable([described(scenes[place], rng)]) or found
+                if found:
+                    parts.append(self._in_turn([vary(x, rng) for x in found], 1))
+                    shown.append(place)
+            rows.append(_Whole(_joined(parts), shown))
+        return self._whole(scenes, [rows])
 
     def _captions(self, rng: np.random.Generator) -> JointBatch:
         """Every picture with some texts that are true of it."""
         scenes = [self._any_scene(rng) for _ in range(self.stage.pictures)]
-        rows: list[list[Sample]] = []
+        rows: list[list[_Spoken]] = []
         for scene in scenes:
             texts = captions(scene, rng, self.recipe.questions_per_picture)
-            rows.append([self._document(0, text) for text in texts])
+            rows.append([_Spoken(self._mixed([0, text])) for text in texts])
         places = [[i] for i in range(len(scenes)) if rows[i]]
         return self._join(scenes, places, [row for row in rows if row], [])
 
@@ -245,7 +292,7 @@ class Conversations:
                 if told_episode and rng.random() < 0.5:
                     parts = [told_naming(told_episode)]
             held = [part for part in parts if isinstance(part, int)]
-            rows.append(_Whole(self._mixed(parts), held))
+            rows.append(_Whole(_Spoken(self._mixed(parts), balanced=False), held))
         groups = [[row for row in rows if bool(row.places) == seen] for seen in (1, 0)]
         return self._whole(scenes, [group for group in groups if group])
 
@@ -264,36 +311,47 @@ class Conversations:
         rng: np.random.Generator,
         tiled: Sequence[Picture] = (),
     ) -> JointBatch:
-        """Rows of one question each behind the pictures that it is about."""
+        """Rows of one question or several behind the pictures that they are about."""
         kept = [i for i, exchanges in enumerate(asked) if exchanges]
         varied = [[vary(exchange, rng) for exchange in asked[i]] for i in kept]
         rows = [
-            [self._sample((x.question, x.answer), len(places[i])) for x in exchanges]
-            for i, exchanges in zip(kept, varied, strict=True)
+            [self._in_turn(some, len(places[i])) for some in self._turns(found, rng)]
+            for i, found in zip(kept, varied, strict=True)
         ]
-        return self._join(scenes, [places[i] for i in kept], rows, tiled, varied)
+        return self._join(scenes, [places[i] for i in kept], rows, tiled)
+
+    def _turns(
+        self, exchanges: Sequence[Exchange], rng: np.random.Generator
+    ) -> Iterator[Sequence[Exchange]]:
+        """Those that follow one another."""
+        numbers = self.stage.turns
+        start = 0
+        while start < len(exchanges):
+            end = start + (pick(rng, numbers) if len(numbers) > 1 else numbers[0])
+            yield exchanges[start:end]
+            start = end
 
     def _join(
         self,
         scenes: Sequence[Scene],
         places: Sequence[Sequence[int]],
-        groups: Sequence[Sequence[Sample]],
+        groups: Sequence[Sequence[_Spoken]],
         tiled: Sequence[Picture],
-        asked: Sequence[Sequence[Exchange]] | None = None,
     ) -> JointBatch:
         """The batch of groups, each of whose rows begins with its pictures."""
         pictures = list(tiled)
         config = replace(self.config, image=self.tiled) if tiled else self.config
-        heads = [self._split(group[0])[0] for group in groups]
+        heads = [self._split(group[0].sample)[0] for group in groups]
         prefixes = collate(heads, places, pictures, config, self.tokenizer)
-        rows: list[tuple[Row, int, Exchange | None]] = []
-        for owner, group in enumerate(groups):
-            for k, sample in enumerate(group):
-                tail = self._split(sample)[1]
-                rows.append((tail, owner, asked[owner][k] if asked else None))
+        rows = [
+            (spoken, owner) for owner, group in enumerate(groups) for spoken in group
+        ]
         parts = []
-        for short in (True, False):
-            chosen = [row for row in rows if (len(row[0].tokens) <= SHORT) == short]
+        for least, most in pairwise((0, *LENGTHS_TOGETHER)):
+            chosen = [
+                (self._split(spoken.sample)[1], spoken, owner) for spoken, owner in rows
+            ]
+            chosen = [row for row in chosen if least < len(row[0].tokens) <= most]
             if chosen:
                 parts.append(self._rows(chosen, scenes, places))
         patches = None if tiled else label_patches(scenes, self.config)
@@ -301,30 +359,35 @@ class Conversations:
 
     def _rows(
         self,
-        chosen: Sequence[tuple[Row, int, Exchange | None]],
+        chosen: Sequence[tuple[Row, _Spoken, int]],
         scenes: Sequence[Scene],
         places: Sequence[Sequence[int]],
     ) -> Rows:
         batch = stack([row for row, _, _ in chosen], [[] for _ in chosen], [])
-        balances: list[Balance] = []
-        weights: list[float] = []
-        for row, _, exchange in chosen:
-            learned = [
-                t for t, flag in zip(row.tokens, row.learned, strict=True) if flag
-            ]
-            about = exchange.about if exchange else None
-            balances += self._adjustment(learned, about)
-            weights += [len(learned) ** -self.stage.row_power] * len(learned)
-        alone = [owner if len(places[owner]) == 1 else None for _, owner, _ in chosen]
+        adjustment, weights = self._counted([spoken for _, spoken, _ in chosen], batch)
+        alone = [owner if len(places[owner]) == 1 else None for *_, owner in chosen]
         known = [None if o is None else scenes[places[o][0]] for o in alone]
         mentions = self._mentions(batch, known)
-        return Rows(
-            batch,
-            self._adjustment.table(balances),
-            np.array(weights, np.float32),
-            mentions,
-            np.array([owner for _, owner, _ in chosen], np.int32),
-        )
+        owners = np.array([owner for *_, owner in chosen], np.int32)
+        return Rows(batch, adjustment, weights, mentions, owners)
+
+    def _counted(
+        self, rows: Sequence[_Spoken], batch: Batch
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What balances the scores of their learned tokens, and how much each counts."""
+        balances: list[Balance] = []
+        weights: list[float] = []
+        for row, tokens, flags in zip(rows, batch.tokens, batch.learned, strict=True):
+            together = [(tokens[flags].tolist(), None)]
+            for learned, about in row.answers or together:
+                number = len(learned)
+                unbalanced: list[Balance] = [{}] * number
+                balances += (
+                    self._adjustment(learned, about) if row.balanced else unbalanced
+                )
+                weights += [max(number, 1) ** -self.stage.row_power] * number
+        assert len(weights) == batch.learned.sum()
+        return self._adjustment.table(balances), np.array(weights, np.float32)
 
     def _whole(
         self, scenes: Sequence[Scene], groups: Sequence[Sequence[_Whole]]
@@ -332,22 +395,12 @@ class Conversations:
         """The batch of rows in which pictures stand, those of a group padded alike."""
         parts = []
         for group in groups:
-            samples = [row.sample for row in group]
+            samples = [row.spoken.sample for row in group]
             places = [row.places for row in group]
             batch = collate(samples, places, (), self.config, self.tokenizer)
-            counts = batch.learned.sum(axis=1)
-            weights = np.repeat(
-                np.maximum(counts, 1) ** -float(self.stage.row_power), counts
-            )
-            parts.append(
-                Rows(
-                    batch,
-                    self._adjustment.table([{}] * int(counts.sum())),
-                    weights.astype(np.float32),
-                    NO_MENTIONS,
-                    examples=self._examples(group, batch),
-                )
-            )
+            counted = self._counted([row.spoken for row in group], batch)
+            examples = self._examples(group, batch)
+            parts.append(Rows(batch, *counted, NO_MENTIONS, examples=examples))
         return JointBatch(tuple(parts), None, label_patches(scenes, self.config))
 
     def _examples(self, group: Sequence[_Whole], batch: Batch) -> Examples | None:
@@ -356,7 +409,7 @@ class Conversations:
         queries: list[int] = []
         told: list[list[int]] = []
         for b, row in enumerate(group):
-            wide = self._widened(row.sample)
+            wide = self._widened(row.spoken.sample)
             for i, named in enumerate(row.named):
                 places = [wide[token] for token in named.tokens]
                 # Where its name is read, and where that is found again.
@@ -410,14 +463,19 @@ class Conversations:
             learned += [flag and known for flag in part.learned]
         return Sample(tuple(tokens), tuple(learned)), named
 
+    def _in_turn(self, exchanges: Sequence[Exchange], pictures: int) -> _Spoken:
+        """A conversation that begins with so many pictures."""
+        parts = []
+        for i, x in enumerate(exchanges):
+            part = self._sample((x.question, x.answer), 0 if i else pictures)
+            parts.append(_Spoken(part, [(_learned(part), x.about)]))
+        return _joined(parts)
+
     def _build(self, pair: tuple[str, str], pictures: int) -> Sample:
         question, answer = pair
         shown: list[str | None] = [None] * pictures
         turns: list[Turn] = [("user", [*shown, question]), ("assistant", [answer])]
         return build_sample(turns, self.config, self.tokenizer)
-
-    def _document(self, place: int, text: str) -> Sample:
-        return self._mixed([place, text])
 
     def _mixed(self, parts: Sequence[Part]) -> Sample:
         held = [None if isinstance(part, int) else part for part in parts]
@@ -429,6 +487,21 @@ class Conversations:
         cut = max(i for i, token in enumerate(tokens) if token == self._image) + 1
         head = Sample(tokens[:cut], (False,) * cut)
         return head, Row(tokens[cut:], (False, *sample.learned[cut + 1 :]), ())
+
+
+def _learned(sample: Sample) -> list[int]:
+    return [t for t, flag in zip(sample.tokens, sample.learned, strict=True) if flag]
+
+
+def _joined(parts: Sequence[_Spoken]) -> _Spoken:
+    """Texts, one behind another."""
+    return _Spoken(
+        Sample(
+            tuple(t for part in parts for t in part.sample.tokens),
+            tuple(flag for part in parts for flag in part.sample.learned),
+        ),
+        [answer for part in parts for answer in part.answers],
+    )
 
 
 def _place_of(pair: Pair, pairs: Sequence[Pair], rng: np.random.Generator) -> int:

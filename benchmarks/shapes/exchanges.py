@@ -62,13 +62,13 @@ def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[Exchange]:
         for q in found:
             if q is not None and (rng.random() < named or not _denies(q)):
                 asked.append(exchange_of(q, rng))
-    asked.append(_told(scene, rng))
-    asked = _sayable(asked)
+    asked.append(described(scene, rng))
+    asked = sayable(asked)
     rng.shuffle(asked)  # type: ignore[arg-type]
     return asked[:count]
 
 
-def _told(scene: Scene, rng: np.random.Generator) -> Exchange:
+def described(scene: Scene, rng: np.random.Generator) -> Exchange:
     """A caption; of one object now and then its shape alone, where a word is asked for."""
     question, answer = caption(scene, rng)
     if len(scene.objects) == 1 and rng.random() < 0.4:
@@ -100,7 +100,7 @@ def _denies(question: Question) -> bool:
     return denied and any(colour in question.text for colour in COLOURS)
 
 
-def _sayable(exchanges: Sequence[Exchange]) -> list[Exchange]:
+def sayable(exchanges: Sequence[Exchange]) -> list[Exchange]:
     """What can be said without a name for what has none, every question once."""
     return [
         exchange

@@ -30,7 +30,14 @@ NATIVE_SIZE = 0.6
 
 
 Form = Literal[
-    "questions", "pairs", "reading", "parts", "episodes", "captions", "documents"
+    "questions",
+    "pairs",
+    "reading",
+    "parts",
+    "episodes",
+    "talks",
+    "captions",
+    "documents",
 ]
 
 
@@ -48,8 +55,10 @@ class Stage:
     forms: tuple[tuple[Form, ...], ...] = ()
     # Of a micro-batch.
     pictures: int = 32
-    # Examples of new words, or documents, in a micro-batch of theirs.
+    # Examples of new words, talks or documents in a micro-batch of theirs.
     episodes: int = 24
+    # How many questions about the same pictures follow one another, each as likely.
+    turns: tuple[int, ...] = (1,)
     # Share of those examples in which a word's show all the same.
     alike: float = 0.0
     # Share of the others in which a word is shown of one pair, and asked for of another.
@@ -96,6 +105,7 @@ def load_recipe() -> Recipe:
         stage["unnamed"] = tuple(stage["unnamed"])
         stage["forms"] = tuple(map(tuple, stage.get("forms", ())))
         stage["only_seen"] = tuple(stage.get("only_seen", ()))
+        stage["turns"] = tuple(stage.get("turns", (1,)))
         stages.append(Stage(**stage))
     return Recipe(config, tuple(stages), **values)
 

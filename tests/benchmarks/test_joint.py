@@ -1,6 +1,7 @@
 """The later stages' loss: what each form of batch teaches, each part by its weight."""
 
 from dataclasses import replace
+from typing import get_args
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -8,10 +9,16 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from benchmarks.shapes.conversations import Conversations, _Whole
+from benchmarks.shapes.exchanges import Exchange
 from benchmarks.shapes.joint import Pupil, _encoded, joint_loss
 from benchmarks.shapes.patches import COLOUR_CLASSES, SHAPE_CLASSES
+from benchmarks.shapes.recipe import Form
+from benchmarks.shapes.scene import random_scene, split_rng
+from mm1_mlx.train.sample import build_sample
 
-FORMS = ("questions", "pairs", "reading", "parts", "episodes", "captions", "documents")
+FORMS = get_args(Form)
+SCENE = random_scene(split_rng("train", 3), counts=(1,))
 WEIGHTS = ("patch_weight", "point_weight", "attribute_weight", "match_weight")
 
 
@@ -133,21 +140,52 @@ def test_a_frozen_encoder_learns_nothing(pupil, conversations):
     assert value.item() > 0
 
 
-def test_a_row_counts_by_its_stage(conversations, recipe):
+@pytest.mark.parametrize("form", ["questions", "talks"])
+def test_an_answer_counts_by_its_stage(form, conversations, recipe, tokenizer):
     """Long answers would drown the short ones, were every token to count as much."""
-    batch = conversations("questions")
+    batch = conversations(form)
     power = recipe.stages[-1].row_power
     assert power == 0.5
+    answers = 0
     for rows in batch.rows:
-        counts = rows.batch.learned.sum(axis=1)
-        starts = np.cumsum(counts) - counts
-        sums = np.add.reduceat(rows.weights, starts)
+        learned = rows.batch.tokens[rows.batch.learned]
+        ends = np.flatnonzero(learned == tokenizer.hf.eos_token_id) + 1
+        assert ends[-1] == len(learned)
+        counts = np.diff(ends, prepend=0)
+        sums = np.add.reduceat(rows.weights, ends - counts)
         np.testing.assert_allclose(sums, counts**0.5, rtol=1e-5)
+        answers += len(ends)
+    # Some follow others.
+    assert answers > sum(len(rows.batch.tokens) for rows in batch.rows)
+
+
+def test_answers_that_follow_one_another_are_balanced_as_they_are_alone(
+    recipe, tokenizer
+):
+    asked = [
+        Exchange("What colour is the square?", "blue", ("blue", "square")),
+        Exchange("What do you see?", "A blue square."),
+    ]
+    making = Conversations(recipe, recipe.stages[-1], tokenizer)
+    image = [None, asked[0].question]
+    turns = [("user", image), ("assistant", [asked[0].answer])]
+    turns += [("user", [asked[1].question]), ("assistant", [asked[1].answer])]
+    together = making._in_turn(asked, 1)
+    assert together.sample == build_sample(turns, recipe.config, tokenizer)
+    alone = [making._in_turn([x], 1) for x in asked]
+    batches = [
+        making._whole([SCENE], [[_Whole(spoken, [0])]]).rows[0]
+        for spoken in (together, *alone)
+    ]
+    both, *each = (rows.adjustment for rows in batches)
+    np.testing.assert_array_equal(both, np.concatenate(each))
+    # No red square was ever shown, so that blue ones say nothing about it.
+    assert all(np.abs(adjustment).max() > 0 for adjustment in each)
 
 
 def test_nothing_without_a_name_is_talked_about(conversations, tokenizer):
     unnamed = 0
-    for form in ("questions", "captions", "reading", "documents"):
+    for form in ("questions", "captions", "reading", "documents", "talks"):
         for step in (0, 1):
             batch = conversations(form, step)
             unnamed += int((batch.patches.colours < 0).sum())
