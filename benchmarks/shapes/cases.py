@@ -72,7 +72,8 @@ class Case:
             to somebody who sees nothing; none where they cannot be listed.
         unseen: those that would make a pair which training never showed.
         judge: how an answer is compared.
-        shots: solved examples, a picture and its answer each.
+        shots: solved examples of the same question, a picture and its answer each.
+        before: what was asked and answered earlier, and the pictures it came with.
         mode: of resolution, None for the model's own.
     """
 
@@ -84,6 +85,7 @@ class Case:
     unseen: frozenset[str] = frozenset()
     judge: Judge = "exact"
     shots: tuple[tuple[Image.Image, str], ...] = ()
+    before: tuple[tuple[tuple[Image.Image, ...], str, str], ...] = ()
     mode: str | None = None
 
     @property
@@ -144,6 +146,7 @@ SCENE_KINDS = (
     *("caption, whole and in order", "place", "box"),
 )
 STYLE_KINDS = ("in a word", "in a sentence")
+TALK_KINDS = ("follow-up", "after other pictures")
 
 
 def _of_each(
@@ -215,6 +218,32 @@ def _style_cases(split: Split) -> Iterator[Case]:
             q = pick(rng, asked)
             text = f"{q.text} Answer in a sentence."
             yield Case("in a sentence", shown, text, q.sentence, q.options)
+
+
+def talk_cases(number: int, split: Split = "held_out") -> Iterator[Case]:
+    """So many questions behind others about the same picture, and about other pictures."""
+    return _of_each(number, TALK_KINDS, _talk_cases(split))
+
+
+def _talk_cases(split: Split) -> Iterator[Case]:
+    for seed in itertools.count():
+        rng = split_rng(split, 6_000_000 + seed)
+        scenes = [random_scene(rng, split) for _ in range(3)]
+        shown = [(draw(scene),) for scene in scenes]
+        *others, asked = [list(questions(scene, rng)) for scene in scenes]
+        rng.shuffle(asked)  # type: ignore[arg-type]
+        last, *earlier = asked[:4]
+        known = (last.text, last.answer, last.options, unseen_answers(last))
+        if earlier:
+            # The picture came with the first of them.
+            pictures = (shown[-1], *[()] * (len(earlier) - 1))
+            told = [
+                (p, q.text, q.answer) for p, q in zip(pictures, earlier, strict=True)
+            ]
+            yield Case("follow-up", (), *known, before=tuple(told))
+        firsts = [pick(rng, some) for some in others]
+        told = [(p, q.text, q.answer) for p, q in zip(shown[:-1], firsts, strict=True)]
+        yield Case("after other pictures", shown[-1], *known, before=tuple(told))
 
 
 def pair_cases(number: int, split: Split = "held_out") -> Iterator[Case]:
@@ -321,7 +350,7 @@ def _all_word_cases(number: int, split: Split) -> Iterator[Case]:
             yield from strict_word_cases(number, shots)
 
 
-PARTS = ("scenes", "style", "pairs", "reading", "small", "words", "plain")
+PARTS = ("scenes", "style", "talks", "pairs", "reading", "small", "words", "plain")
 
 
 def part_cases(part: str, number: int, split: Split = "held_out") -> Iterable[Case]:
@@ -333,6 +362,7 @@ def part_cases(part: str, number: int, split: Split = "held_out") -> Iterable[Ca
     makers = {
         "scenes": scene_cases,
         "style": style_cases,
+        "talks": talk_cases,
         "pairs": pair_cases,
         "reading": reading_cases,
         "small": small_cases,

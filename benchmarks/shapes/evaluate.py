@@ -81,12 +81,16 @@ def evaluate(answer: Answerer, cases: Iterable[Case]) -> dict[str, dict[str, Any
 
 def _answered(answer: Answerer, cases: Iterable[Case]) -> Iterator[tuple[Case, str]]:
     """Every case and what was said; what differs in its judge alone is asked once."""
-    prompts = groupby(cases, key=lambda case: (case.question, case.mode, case.pictures))
+    prompts = groupby(cases, key=_prompt)
     groups = (list(group) for _, group in prompts)
     while some := list(islice(groups, BATCH)):
         said = answer([group[0] for group in some])
         for group, text in zip(some, said, strict=True):
             yield from ((case, text) for case in group)
+
+
+def _prompt(case: Case) -> tuple[Any, ...]:
+    return case.question, case.mode, case.pictures, case.before, case.shots
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:
@@ -158,6 +162,9 @@ def answerer(
             for case in (cases[i] for i in numbers):
                 shots = [
                     Shot((shown,), text, case.question) for shown, text in case.shots
+                ]
+                shots += [
+                    Shot(shown, text, question) for shown, question, text in case.before
                 ]
                 settings = Settings(max_tokens=MAX_TOKENS, shots=shots)
                 asks.append(Ask(case.question, case.pictures, settings))

@@ -1,6 +1,7 @@
 """What is right, and how it is judged."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from benchmarks.shapes.cases import (
     part_cases,
     states_only_facts,
     strict_word_cases,
+    talk_cases,
     word_cases,
 )
 from benchmarks.shapes.evaluate import evaluate
@@ -113,3 +115,25 @@ def test_who_sees_nothing_knows_of_a_new_word_only_which_was_told_first():
     assert [case.blind[1] == "0" for case in some] == first
     (row,) = evaluate(lambda asked: ["?"] * len(asked), some).values()
     assert row["chance_majority"] == max(sum(first), 40 - sum(first)) / 40
+
+
+def test_a_talk_goes_on_about_its_last_picture():
+    some = list(talk_cases(30))
+    for case in some:
+        pictures = [p for shown, _, _ in case.before for p in shown]
+        if case.kind == "follow-up":
+            assert case.pictures == ()
+            assert len(pictures) == 1
+            assert 1 <= len(case.before) <= 3
+            assert case.question not in {asked for _, asked, _ in case.before}
+        else:
+            assert len(case.pictures) == 1
+            assert len(pictures) == len(case.before) == 2
+
+
+def test_talks_that_differ_in_what_came_before_are_asked_apart():
+    some = [case for case in talk_cases(10) if case.kind == "follow-up"]
+    same = [replace(case, question="What do you see?") for case in some]
+    asked = []
+    evaluate(lambda cases: asked.extend(cases) or ["no"] * len(cases), same)
+    assert len(asked) == 10
