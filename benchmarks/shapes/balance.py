@@ -8,13 +8,14 @@ to no evidence against a red square.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.shapes.questions import plural
-from benchmarks.shapes.scene import COLOURS, HELD_OUT, SHAPES, Pair
+from benchmarks.shapes.scene import COLOURS, HELD_OUT, SHAPES, Pair, Scene
 from mm1_mlx.tokenizer import Tokenizer
 
 # What is added to the score of a shape that a colour never has: it is left out.
@@ -22,6 +23,8 @@ OUT = -1e9
 # And to that of a colour which a shape never has. Left out as well, such a colour is
 # never marked wrong, and a model in doubt takes to it; as rare as this, it is.
 RARE = -6.0
+
+_SINGULAR = {name: shape for shape in SHAPES for name in (shape, plural(shape))}
 
 # What is added to the scores of one token, by the tokens that compete for its place.
 Balance = Mapping[int, float]
@@ -38,6 +41,33 @@ def class_adjustments() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     colours = np.zeros((len(SHAPES) + 1, len(COLOURS) + 1), np.float32)
     colours[1:, 1:] = RARE * never.T
     return shapes, colours
+
+
+def is_evidence(text: str, scenes: Sequence[Scene]) -> bool:
+    """Whether a question, as asked of these scenes, tells something of a pair not shown.
+
+    Where no green star is ever shown, what is said of "the star" or of stars is never
+    about what is green, so that "green" tells it: also that a green star is none.
+    """
+    shown = {item.pair for scene in scenes for item in scene.objects}
+    for half in _alone(text):
+        swapped = {(c, half) if half in SHAPES else (half, s) for c, s in shown}
+        if swapped & HELD_OUT:
+            return True
+    return False
+
+
+def _alone(text: str) -> set[str]:
+    """The shapes and colours that a text names without the other."""
+    words = ["", *re.findall(r"[a-z]+", text.lower()), ""]
+    shapes = [_SINGULAR.get(word, "") for word in words]
+    found = set()
+    for i, word in enumerate(words):
+        if shapes[i] and words[i - 1] not in COLOURS:
+            found.add(shapes[i])
+        if word in COLOURS and not shapes[i + 1]:
+            found.add(word)
+    return found
 
 
 class AnswerAdjustment:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.shapes.balance import AnswerAdjustment, Balance
+from benchmarks.shapes.balance import AnswerAdjustment, Balance, is_evidence
 from benchmarks.shapes.compare import compare
 from benchmarks.shapes.documents import (
     Part,
@@ -172,7 +172,7 @@ class Conversations:
             random_picture_scene(rng, self.stage.unnamed)
             for _ in range(self.stage.pictures)
         ]
-        asked = [ask(s, rng, self.recipe.questions_per_picture) for s in scenes]
+        asked = [self._ask(s, rng) for s in scenes]
         return self._shared(scenes, [[s] for s in range(len(scenes))], asked, rng)
 
     def _pairs(self, rng: np.random.Generator) -> JointBatch:
@@ -182,7 +182,10 @@ class Conversations:
         places = [[i, (i + 1) % count] for i in range(count)]
         asked = []
         for a, b in places:
-            found = compare((scenes[a], scenes[b]), rng)
+            two = scenes[a], scenes[b]
+            found = compare(two, rng)
+            if self.stage.fair:
+                found = [q for q in found if not is_evidence(q.text, two)]
             asked.append([exchange_of(q, rng) for q in found])
         return self._shared(scenes, places, asked, rng)
 
@@ -204,7 +207,7 @@ class Conversations:
         for i in range(count):
             if i % 4 == 3:
                 scene = random_scene(rng, short_side=2 * 96)
-                asked.append(ask(scene, rng, self.recipe.questions_per_picture))
+                asked.append(self._ask(scene, rng))
             else:
                 scene = writing_scene(rng, short_side=2 * 96, heights=SMALL)
                 asked += read_labels([scene], rng)
@@ -248,7 +251,8 @@ class Conversations:
             alike = rng.random() < 0.5
             parts, shown = [], []
             for place in rng.choice(count, pick(rng, TALKS), replace=False).tolist():
-                found = ask(scenes[place], rng, pick(rng, (1, 1, 2)))
+                number = pick(rng, (1, 1, 2))
+                found = self._ask(scenes[place], rng)[:number]
                 if alike:
                     found = sayable([described(scenes[place], rng)]) or found
                 if found:
@@ -297,6 +301,10 @@ class Conversations:
         return self._whole(scenes, [group for group in groups if group])
 
     # What forms are made with.
+
+    def _ask(self, scene: Scene, rng: np.random.Generator) -> list[Exchange]:
+        count = self.recipe.questions_per_picture
+        return ask(scene, rng, count, fair=self.stage.fair)
 
     def _any_scene(self, rng: np.random.Generator) -> Scene:
         if rng.random() < 0.2:

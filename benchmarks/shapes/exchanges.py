@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from benchmarks.shapes.balance import is_evidence
 from benchmarks.shapes.boxes import ask_box
 from benchmarks.shapes.questions import (
     LONE_CAPTION_TEXTS,
@@ -53,14 +54,22 @@ def read_labels(
     ]
 
 
-def ask(scene: Scene, rng: np.random.Generator, count: int) -> list[Exchange]:
-    """At most ``count`` different exchanges, by chance of the questions and a caption."""
+def ask(
+    scene: Scene, rng: np.random.Generator, count: int, *, fair: bool = False
+) -> list[Exchange]:
+    """At most ``count`` different exchanges, by chance of the questions and a caption.
+
+    ``fair`` ones tell nothing of pairs that are not shown.
+    """
     named = sum(o.colour != UNNAMED for o in scene.objects) / len(scene.objects)
     asked: list[Exchange] = []
-    for _ in range(ROUNDS):
+    # As many fall away.
+    for _ in range(ROUNDS + fair):
         found = [*questions(scene, rng), ask_place(scene, rng), ask_box(scene, rng)]
         for q in found:
-            if q is not None and (rng.random() < named or not _denies(q)):
+            if q is None or not (rng.random() < named or not _denies(q)):
+                continue
+            if not (fair and is_evidence(q.text, [scene])):
                 asked.append(exchange_of(q, rng))
     asked.append(described(scene, rng))
     asked = sayable(asked)

@@ -63,6 +63,8 @@ class Stage:
     alike: float = 0.0
     # Share of the others in which a word is shown of one pair, and asked for of another.
     narrow: float = 0.0
+    # Whether questions that tell something of pairs not shown are left out.
+    fair: bool = False
     # A row of n learned tokens counts as n to the power of 1 less this.
     row_power: float = 0.5
     # What the rows of a form count, 1 where nothing is said.

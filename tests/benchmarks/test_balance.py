@@ -1,5 +1,7 @@
 """Pairs that training never shows are neither answers nor evidence there."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from benchmarks.shapes.balance import (
     RARE,
     AnswerAdjustment,
     class_adjustments,
+    is_evidence,
 )
+from benchmarks.shapes.exchanges import ask
 from benchmarks.shapes.patches import (
     COLOUR_CLASSES,
     SHAPE_CLASSES,
@@ -125,3 +129,47 @@ def test_a_colour_that_is_rare_costs_little(patches):
     square, red = SHAPE_CLASSES["square"], COLOUR_CLASSES["red"]
     plain, plain_raised, balanced, raised = patch_losses(patches, 1, square, red)
     assert 0 < raised - balanced < 0.1 * (plain_raised - plain)
+
+
+SQUARE, STAR, TRIANGLE = ("green", "square"), ("red", "star"), ("black", "triangle")
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs", "told"),
+    [
+        # No green star is ever shown.
+        ("How many stars are there?", [SQUARE], True),
+        ("Is there a star?", [STAR, SQUARE], True),
+        ("What colour is the star?", [STAR, SQUARE], True),
+        ("Is there a red star?", [STAR, SQUARE], False),
+        ("Is there a star?", [STAR, TRIANGLE], False),
+        ("Which shape is green?", [STAR, SQUARE], True),
+        ("Count the green objects.", [STAR], True),
+        ("Count the green squares.", [STAR], False),
+        ("How many shapes are there?", [STAR, SQUARE], False),
+        ("Where is the heart relative to the red star?", [TRIANGLE, STAR], True),
+        ("Where is the pink heart relative to the red star?", [TRIANGLE, STAR], False),
+        ("do the two crosses have the same colour?", [("yellow", "star")], True),
+        ("Is there a star?", [(UNNAMED, "square")], False),
+    ],
+)
+def test_what_tells_something_of_a_pair_not_shown(text, pairs, told):
+    lone = random_scene(split_rng("train", 1), counts=(1,))
+    (item,) = lone.objects
+    objects = tuple(replace(item, colour=c, shape=s) for c, s in pairs)
+    scene = replace(lone, objects=objects)
+    assert is_evidence(text, [scene]) == told
+    # It is enough that one of two pictures tells it.
+    assert is_evidence(text, [replace(lone, objects=()), scene]) == told
+
+
+def test_fair_questions_tell_nothing_of_pairs_not_shown():
+    asked = {True: 0, False: 0}
+    for seed in range(40):
+        scene = random_scene(split_rng("train", seed))
+        for fair in asked:
+            found = ask(scene, split_rng("train", seed), 14, fair=fair)
+            told = [x for x in found if is_evidence(x.question, [scene])]
+            assert not (fair and told)
+            asked[fair] += len(told)
+    assert asked[False] > 40
