@@ -352,14 +352,13 @@ class Conversations:
         heads = [self._split(group[0].sample)[0] for group in groups]
         prefixes = collate(heads, places, pictures, config, self.tokenizer)
         rows = [
-            (spoken, owner) for owner, group in enumerate(groups) for spoken in group
+            (self._split(spoken.sample)[1], spoken, owner)
+            for owner, group in enumerate(groups)
+            for spoken in group
         ]
         parts = []
         for least, most in pairwise((0, *LENGTHS_TOGETHER)):
-            chosen = [
-                (self._split(spoken.sample)[1], spoken, owner) for spoken, owner in rows
-            ]
-            chosen = [row for row in chosen if least < len(row[0].tokens) <= most]
+            chosen = [row for row in rows if least < len(row[0].tokens) <= most]
             if chosen:
                 parts.append(self._rows(chosen, scenes, places))
         patches = None if tiled else label_patches(scenes, self.config)
