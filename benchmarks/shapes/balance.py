@@ -86,14 +86,23 @@ class AnswerAdjustment:
             {token(shape): shape for shape in SHAPES},
             {token(plural(shape)): shape for shape in SHAPES},
         ]
+        # Of every yes and no, the no in its place; in capitals it begins a sentence.
+        self._denials = {}
+        for yes, no in (("yes", "no"), ("Yes", "No")):
+            *_, denial = tokenizer.hf.encode(f" {no}", add_special_tokens=False)
+            *_, claim = tokenizer.hf.encode(f" {yes}", add_special_tokens=False)
+            self._denials |= {int(denial): int(denial), int(claim): int(denial)}
         self._shapes = {t: shape for form in self.forms for t, shape in form.items()}
 
-    def __call__(self, tokens: Sequence[int], about: Pair | None) -> list[Balance]:
+    def __call__(
+        self, tokens: Sequence[int], about: Pair | None, doubt: float = 0.0
+    ) -> list[Balance]:
         """For each token of an answer, what balances the scores in its place.
 
         Args:
             tokens: of the answer. In a sentence a colour stands before its shape.
             about: of an answer in one word, the pair that is asked about.
+            doubt: what is added to the score of a no.
         """
         colour, shape = about or (None, None)
         balances: list[Balance] = []
@@ -108,7 +117,10 @@ class AnswerAdjustment:
                 form = next(form for form in self.forms if token in form)
                 pairs = {t: (seen_in, name) for t, name in form.items()}
             penalty = RARE if token in self.colours else OUT
-            balances.append({t: penalty for t, p in pairs.items() if p in HELD_OUT})
+            balance = {t: penalty for t, p in pairs.items() if p in HELD_OUT}
+            if doubt and token in self._denials:
+                balance[self._denials[token]] = doubt
+            balances.append(balance)
         return balances
 
     def table(self, balances: Sequence[Balance]) -> NDArray[np.float32]:

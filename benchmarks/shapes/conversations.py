@@ -116,13 +116,13 @@ class _Spoken:
 
     Attributes:
         sample: its tokens.
-        answers: the learned tokens of every answer, and the pair that it is half of; none
-            where all that is learned belongs together.
+        answers: the learned tokens of every answer, and what was asked; none where all
+            that is learned belongs together.
         balanced: whether scores are, where pairs are named.
     """
 
     sample: Sample
-    answers: Sequence[tuple[Sequence[int], Pair | None]] = ()
+    answers: Sequence[tuple[Sequence[int], Exchange]] = ()
     balanced: bool = True
 
 
@@ -304,7 +304,7 @@ class Conversations:
 
     def _ask(self, scene: Scene, rng: np.random.Generator) -> list[Exchange]:
         count = self.recipe.questions_per_picture
-        return ask(scene, rng, count, fair=self.stage.fair)
+        return ask(scene, rng, count, fair=self.stage.fair, shares=self.stage.shares)
 
     def _any_scene(self, rng: np.random.Generator) -> Scene:
         if rng.random() < 0.2:
@@ -385,12 +385,15 @@ class Conversations:
         balances: list[Balance] = []
         weights: list[float] = []
         for row, tokens, flags in zip(rows, batch.tokens, batch.learned, strict=True):
-            together = [(tokens[flags].tolist(), None)]
-            for learned, about in row.answers or together:
+            together = [(tokens[flags].tolist(), Exchange("", ""))]
+            for learned, x in row.answers or together:
                 number = len(learned)
+                doubt = self.stage.doubt if x.presence else 0.0
                 unbalanced: list[Balance] = [{}] * number
                 balances += (
-                    self._adjustment(learned, about) if row.balanced else unbalanced
+                    self._adjustment(learned, x.about, doubt)
+                    if row.balanced
+                    else unbalanced
                 )
                 weights += [max(number, 1) ** -self.stage.row_power] * number
         assert len(weights) == batch.learned.sum()
@@ -475,7 +478,7 @@ class Conversations:
         parts = []
         for i, x in enumerate(exchanges):
             part = self._sample((x.question, x.answer), 0 if i else pictures)
-            parts.append(_Spoken(part, [(_learned(part), x.about)]))
+            parts.append(_Spoken(part, [(_learned(part), x)]))
         return _joined(parts)
 
     def _build(self, pair: tuple[str, str], pictures: int) -> Sample:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -30,6 +31,7 @@ WORD_SUFFIXES = (
     "One word, please.",
 )
 SENTENCE_SUFFIXES = ("Answer in a sentence.", "Answer in a full sentence.")
+NO_SHARES: Mapping[str, float] = MappingProxyType({})
 # How often each kind is asked about a picture, if that makes other questions.
 ROUNDS = 2
 
@@ -42,6 +44,8 @@ class Exchange:
     answer: str
     # The pair that the answer is half of, where it is one.
     about: Pair | None = None
+    # Whether it is asked if something is there.
+    presence: bool = False
 
 
 def read_labels(
@@ -55,11 +59,21 @@ def read_labels(
 
 
 def ask(
-    scene: Scene, rng: np.random.Generator, count: int, *, fair: bool = False
+    scene: Scene,
+    rng: np.random.Generator,
+    count: int,
+    *,
+    fair: bool = False,
+    shares: Mapping[str, float] = NO_SHARES,
 ) -> list[Exchange]:
     """At most ``count`` different exchanges, by chance of the questions and a caption.
 
-    ``fair`` ones tell nothing of pairs that are not shown.
+    Args:
+        scene: that they are about.
+        rng: decides.
+        count: how many there are at most.
+        fair: whether all tell nothing of pairs that are not shown.
+        shares: of the questions of a kind that stay, all where nothing is said.
     """
     named = sum(o.colour != UNNAMED for o in scene.objects) / len(scene.objects)
     asked: list[Exchange] = []
@@ -68,6 +82,8 @@ def ask(
         found = [*questions(scene, rng), ask_place(scene, rng), ask_box(scene, rng)]
         for q in found:
             if q is None or not (rng.random() < named or not _denies(q)):
+                continue
+            if q.kind in shares and rng.random() >= shares[q.kind]:
                 continue
             if not (fair and is_evidence(q.text, [scene])):
                 asked.append(exchange_of(q, rng))
@@ -90,14 +106,18 @@ def described(scene: Scene, rng: np.random.Generator) -> Exchange:
 def exchange_of(q: Question, rng: np.random.Generator) -> Exchange:
     """The question, at times with how it is to be answered."""
     about = q.target.pair if q.target and q.kind in ("colour", "shape") else None
+    presence = q.kind == "exists"
     if q.kind == "box":
         return Exchange(q.text, q.answer)
     style = rng.random()
     if style < ASKED_WORD:
-        return Exchange(f"{q.text} {pick(rng, WORD_SUFFIXES)}", q.answer, about)
+        return Exchange(
+            f"{q.text} {pick(rng, WORD_SUFFIXES)}", q.answer, about, presence
+        )
     if style < ASKED_WORD + ASKED_SENTENCE and q.sentence:
-        return Exchange(f"{q.text} {pick(rng, SENTENCE_SUFFIXES)}", q.sentence)
-    return Exchange(q.text, q.answer, about)
+        text = f"{q.text} {pick(rng, SENTENCE_SUFFIXES)}"
+        return Exchange(text, q.sentence, presence=presence)
+    return Exchange(q.text, q.answer, about, presence)
 
 
 def _denies(question: Question) -> bool:

@@ -65,6 +65,10 @@ class Stage:
     narrow: float = 0.0
     # Whether questions that tell something of pairs not shown are left out.
     fair: bool = False
+    # What is added to the score of a no where it is asked whether something is there.
+    doubt: float = 0.0
+    # Of the questions of a kind, those that are asked; all where nothing is said.
+    shares: Mapping[str, float] = field(default_factory=dict)
     # A row of n learned tokens counts as n to the power of 1 less this.
     row_power: float = 0.5
     # What the rows of a form count, 1 where nothing is said.

@@ -1,5 +1,6 @@
 """Pairs that training never shows are neither answers nor evidence there."""
 
+from collections import Counter
 from dataclasses import replace
 
 import mlx.core as mx
@@ -13,7 +14,8 @@ from benchmarks.shapes.balance import (
     class_adjustments,
     is_evidence,
 )
-from benchmarks.shapes.exchanges import ask
+from benchmarks.shapes.conversations import Conversations, _Whole
+from benchmarks.shapes.exchanges import Exchange, ask
 from benchmarks.shapes.patches import (
     COLOUR_CLASSES,
     SHAPE_CLASSES,
@@ -173,3 +175,58 @@ def test_fair_questions_tell_nothing_of_pairs_not_shown():
             assert not (fair and told)
             asked[fair] += len(told)
     assert asked[False] > 40
+
+
+def test_a_no_is_doubted_where_presence_is_asked_for(recipe, tokenizer):
+    adjustment = AnswerAdjustment(tokenizer, recipe.config.decoder.vocab_size)
+
+    def doubted(answer, doubt):
+        tokens = tokenizer.hf.encode(f" {answer}", add_special_tokens=False)
+        found = adjustment([*tokens, tokenizer.hf.eos_token_id], None, doubt)
+        words = [tokenizer.hf.decode([t]).strip() for b in found for t in b]
+        return words, {value for b in found for value in b.values()}
+
+    for answer in ("yes", "no"):
+        assert doubted(answer, 3.0) == (["no"], {3.0})
+        assert doubted(answer, 0.0) == ([], set())
+    assert doubted("Yes, there it is.", 3.0) == (["No"], {3.0})
+
+
+def test_only_questions_about_presence_are_doubted(recipe, tokenizer):
+    stage = replace(recipe.stages[-1], doubt=3.0, turns=(1,))
+    making = Conversations(recipe, stage, tokenizer)
+    scene = random_scene(split_rng("train", 1), counts=(1,))
+
+    def doubts(presence):
+        spoken = making._in_turn([Exchange("Is it?", "no", presence=presence)], 1)
+        return making._whole([scene], [[_Whole(spoken, [0])]]).rows[0].adjustment.max()
+
+    assert doubts(presence=True) == 3.0
+    assert doubts(presence=False) == 0.0
+    asked = {
+        exchange.presence
+        for seed in range(20)
+        for exchange in ask(
+            random_scene(split_rng("train", seed)), split_rng("train", seed), 14
+        )
+        if exchange.answer in ("yes", "no")
+    }
+    # Whether something is left of something else is another question.
+    assert asked == {True, False}
+
+
+def test_a_share_of_a_kind_is_asked():
+    def kinds(shares):
+        texts = Counter()
+        for seed in range(60):
+            scene = random_scene(split_rng("train", seed))
+            for x in ask(scene, split_rng("train", 1000 + seed), 99, shares=shares):
+                texts[
+                    "count" if x.answer.isdigit() else "box" if "[" in x.answer else ""
+                ] += 1
+        return texts
+
+    everything, none, half = kinds({}), kinds({"box": 0.0}), kinds({"box": 0.5})
+    assert none["box"] == 0
+    assert 0.3 < half["box"] / everything["box"] < 0.8
+    assert none["count"] > 0.8 * everything["count"]
