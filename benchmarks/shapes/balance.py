@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.shapes.questions import plural
+from benchmarks.shapes.questions import SHAPE_OF, plural
 from benchmarks.shapes.scene import COLOURS, HELD_OUT, SHAPES, Pair, Scene
 from mm1_mlx.tokenizer import Tokenizer
 
@@ -23,8 +23,6 @@ OUT = -1e9
 # And to that of a colour which a shape never has. Left out as well, such a colour is
 # never marked wrong, and a model in doubt takes to it; as rare as this, it is.
 RARE = -6.0
-
-_SINGULAR = {name: shape for shape in SHAPES for name in (shape, plural(shape))}
 
 # What is added to the scores of one token, by the tokens that compete for its place.
 Balance = Mapping[int, float]
@@ -60,7 +58,7 @@ def is_evidence(text: str, scenes: Sequence[Scene]) -> bool:
 def _alone(text: str) -> set[str]:
     """The shapes and colours that a text names without the other."""
     words = ["", *re.findall(r"[a-z]+", text.lower()), ""]
-    shapes = [_SINGULAR.get(word, "") for word in words]
+    shapes = [SHAPE_OF.get(word, "") for word in words]
     found = set()
     for i, word in enumerate(words):
         if shapes[i] and words[i - 1] not in COLOURS:

@@ -25,6 +25,7 @@ from benchmarks.shapes.plain import SHAPES as PLAIN_SHAPES
 from benchmarks.shapes.plain import plain_pictures
 from benchmarks.shapes.questions import (
     NUMBER_WORDS,
+    SHAPE_OF,
     Question,
     ask_place,
     caption,
@@ -123,7 +124,7 @@ def facts(text: str) -> Counter[tuple[str, str]]:
     """How many of each pair a caption states."""
     found: Counter[tuple[str, str]] = Counter()
     for number, colour, noun in _FACT.findall(text.lower()):
-        shape = next(s for s in SHAPES if noun in (s, plural(s)))
+        shape = SHAPE_OF[noun]
         found[colour, shape] += _number(number)
     return found
 
@@ -230,7 +231,7 @@ def _talk_cases(split: Split) -> Iterator[Case]:
         rng = split_rng(split, 6_000_000 + seed)
         scenes = [random_scene(rng, split) for _ in range(3)]
         shown = [(draw(scene),) for scene in scenes]
-        *others, asked = [list(questions(scene, rng)) for scene in scenes]
+        *others, asked = [questions(scene, rng) for scene in scenes]
         rng.shuffle(asked)  # type: ignore[arg-type]
         last, *earlier = asked[:4]
         known = (last.text, last.answer, last.options, unseen_answers(last))

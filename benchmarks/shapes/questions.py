@@ -279,6 +279,10 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape == "cross" else "s")
 
 
+# Of every shape's noun, singular or plural, the shape.
+SHAPE_OF = {noun: shape for shape in SHAPES for noun in (shape, plural(shape))}
+
+
 def side_of(a: Object, b: Object) -> str | None:
     """Where ``a`` is as seen from ``b``; None if neither axis clearly dominates."""
     dx, dy = a.x - b.x, a.y - b.y

@@ -179,5 +179,5 @@ def test_an_adapter_is_small(keep):
     ends = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + inner)
     nbytes = load_adapter(out).nbytes
     assert nbytes == DECODER.num_hidden_layers * 8 * ends * mx.float32.size
-    assert nbytes < (out / "adapter.safetensors").stat().st_size < 1.05 * nbytes
+    assert nbytes < (out / "adapter.safetensors").stat().st_size < 1.04 * nbytes
     assert load_model(TINY).decoder.norm.weight.dtype == mx.float16

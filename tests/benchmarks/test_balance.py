@@ -80,7 +80,7 @@ def test_a_sentence_is_balanced_by_its_own_pairs(balance):
     }
 
 
-def test_no_target_is_left_out(conversations, recipe):
+def test_no_target_is_left_out(conversations, recipe, tokenizer):
     adjusted = 0
     for step in range(4):
         for rows in conversations("questions", step).rows:
@@ -89,8 +89,10 @@ def test_no_target_is_left_out(conversations, recipe):
             V = recipe.config.decoder.vocab_size
             assert rows.adjustment.shape == (len(targets), V)
             own = rows.adjustment[np.arange(len(targets)), targets]
-            # A no that is doubted is not left out.
+            # Only a no is touched, and one that is doubted is not left out.
             assert {*own.tolist()} <= {0.0, recipe.stages[-1].doubt}
+            words = {tokenizer.hf.decode([t]).strip() for t in targets[own != 0]}
+            assert words <= {"no", "No"}
             adjusted += int(rows.adjustment.any(axis=1).sum())
     assert adjusted > 50
 
