@@ -25,11 +25,12 @@ from benchmarks.shapes.recipe import Recipe, load_recipe  # noqa: E402
 from benchmarks.shapes.train import export, restore  # noqa: E402
 
 FIGURES = Path(__file__).with_name("curve.json")
-PARTS = ("scenes", "pairs", "reading", "small", "words")
+PARTS = ("scenes", "pairs", "reading", "small", "words", "talks")
 SHOWN = (
     *("colour", "shape", "count to 4", "exists", "where", "caption", "box"),
     *("two pictures", "read", "read small, one picture", "read small, with parts"),
     *("new word, 4 shots", "new word, 8 shots", "new word, 8 shots, all held out"),
+    *("follow-up", "after other pictures"),
 )
 
 Point = dict[str, Any]

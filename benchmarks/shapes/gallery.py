@@ -38,6 +38,8 @@ KINDS = (
     ("small", "read small, one picture", "small writing, as one picture"),
     ("small", "read small, with parts", "small writing, with parts"),
     ("style", "in a word", "one word, as asked"),
+    ("talks", "follow-up", "a question behind others"),
+    ("talks", "after other pictures", "a picture behind others"),
 )
 # Cases of a part that are looked at.
 LOOKED_AT = 200
@@ -73,7 +75,8 @@ def answered(model: str | None, number: int) -> dict[str, list[Answered]]:
 def picture(shown: Answered) -> Image.Image:
     """The case's pictures beside one another, examples above; with boxes, if any."""
     case = shown.case
-    tiles = [_scaled(image, SIDE) for image in case.pictures]
+    earlier = [image for pictures, _, _ in case.before for image in pictures]
+    tiles = [_scaled(image, SIDE) for image in (*earlier, *case.pictures)]
     if case.judge == "box":
         boxes = parse_boxes(shown.answer, tiles[0].size)
         tiles[0] = draw_boxes(tiles[0], boxes)
@@ -126,14 +129,14 @@ def write(found: dict[str, list[Answered]]) -> str:
     for name, title, shown in choose(found):
         picture(shown).save(FOLDER / name, optimize=True)
         case = shown.case
-        asked = case.question
-        if case.shots:
-            told = ", ".join(word for _, word in case.shots)
-            asked = f"({told}) {asked}"
+        told = ", ".join(word for _, word in case.shots)
+        asked = f"({told}) {case.question}" if told else case.question
+        talked = "".join(f"{q} {a}<br>" for _, q, a in case.before)
         said = f"**{shown.answer}**"
         if not shown.right:
             said = f"{shown.answer} (wrong: {case.expected})"
-        lines.append(f"| {title} | ![]({FOLDER.name}/{name}) | {asked} | {said} |")
+        row = (title, f"![]({FOLDER.name}/{name})", talked + asked, said)
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
