@@ -42,8 +42,9 @@ def build_samples(
     """The samples of a conversation, whose regions ``regions.refer`` has written.
 
     A turn's targets are the tokens by which the conversation with the turn exceeds the
-    one that stops where the assistant is about to answer. The assistant's turns that are
-    ``unlearned``, counted from 0, are only read. One sample holds all turns, unless the
+    one that stops where the assistant is about to answer, up to the first end token: a
+    model that has said it is asked no more, though ChatML writes a line's end behind it.
+    The assistant's turns that are ``unlearned``, counted from 0, are only read. One sample holds all turns, unless the
     template writes them differently when later ones follow, as Qwen3's does, which leaves
     out what was thought: then each answer is learned behind the prompt that it would be
     asked with, and ends a sample of its own.
@@ -56,7 +57,7 @@ def build_samples(
     """
     prompt = _prompt_of(config)
     whole = encode_turns(turns, prompt, tokenizer, answer=False)
-    answers: dict[int, tuple[int, list[int]]] = {}
+    answers: dict[int, tuple[range, list[int]]] = {}
     for i, (role, _) in enumerate(turns):
         if role != "assistant" or i in unlearned:
             continue
@@ -67,20 +68,22 @@ def build_samples(
                 f"turn {i + 1} cannot be told apart: the chat template or tokenizer "
                 "writes earlier turns differently when it follows"
             )
-        answers[i] = len(before), after
+        places = range(len(before), len(after))
+        ends = (k + 1 for k in places if after[k] in tokenizer.hf.eos_token_ids)
+        answers[i] = range(len(before), next(ends, len(after))), after
     if all(whole[: len(after)] == after for _, after in answers.values()):
-        learned = [False] * len(whole)
-        for start, after in answers.values():
-            learned[start : len(after)] = [True] * (len(after) - start)
-        return [Sample(tuple(whole), tuple(learned), _regions_of(turns))]
+        learned = {k for answer, _ in answers.values() for k in answer}
+        return [_sample(whole, learned, turns)]
     return [
-        Sample(
-            tuple(after),
-            (*[False] * start, *[True] * (len(after) - start)),
-            _regions_of(turns[: i + 1]),
-        )
-        for i, (start, after) in answers.items()
+        _sample(after, answer, turns[: i + 1]) for i, (answer, after) in answers.items()
     ]
+
+
+def _sample(
+    tokens: Sequence[int], learned: Collection[int], turns: Sequence[Turn]
+) -> Sample:
+    taught = tuple(k in learned for k in range(len(tokens)))
+    return Sample(tuple(tokens), taught, _regions_of(turns))
 
 
 def build_sample(

@@ -23,9 +23,15 @@ from mm1_mlx.train.sample import (
     widen_sample,
 )
 
-CHATML = (
+BRACKETS = (
     "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '</s>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+# As Qwen's, which writes a line's end behind the end token.
+CHATML = (
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '</s>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TURNS = [
     ("system", ["Be kind."]),
@@ -48,18 +54,24 @@ def runs(sample, tokenizer):
     ]
 
 
-@pytest.mark.parametrize("template", ["llava", "vicuna_v1", "checkpoint"])
+@pytest.mark.parametrize(
+    "template", ["llava", "vicuna_v1", "auroracap", BRACKETS, CHATML]
+)
 @pytest.mark.parametrize("folder", ["byte_folder", "spm_folder"])
 def test_learned_tokens_are_exactly_the_answers_and_their_ends(
     template, folder, make_config, request
 ):
-    config = make_config(prompt={"template": template})
+    named = "checkpoint" if template in (BRACKETS, CHATML) else template
+    config = make_config(prompt={"template": named})
     tokenizer = load_tokenizer(request.getfixturevalue(folder), config.prompt)
-    tokenizer.hf.chat_template = CHATML
+    tokenizer.hf.chat_template = template
     sample = build_sample(TURNS, config, tokenizer)
     pieces = runs(sample, tokenizer)
-    assert [text.strip() for learned, text in pieces if learned] == ANSWERS
-    assert [learned for learned, _ in pieces] == [False, True] * 3
+    # Templates and tokenizers may begin an answer with a space.
+    assert [text.lstrip(" ") for learned, text in pieces if learned] == ANSWERS
+    # What a template writes behind the last end token is read.
+    ending = [False] if template in ("auroracap", CHATML) else []
+    assert [learned for learned, _ in pieces] == [False, True] * 3 + ending
     # Every turn's last learned token ends it; no other end token is learned.
     eos = tokenizer.hf.eos_token_id
     ends = [t == eos and m for t, m in zip(sample.tokens, sample.learned, strict=True)]
@@ -82,7 +94,7 @@ def test_a_conversation_without_answers_teaches_nothing(tiny_config, tokenizer):
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ messages | length }}" + CHATML,
+        "{{ messages | length }}" + BRACKETS,
         "{% for m in messages[-2:] %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}",
     ],
 )
@@ -146,7 +158,7 @@ def test_answers_that_a_template_rewrites_are_learned_as_they_are_asked(thinking
 
 def test_a_template_that_keeps_what_stands_makes_one_sample(thinking):
     config, tokenizer = thinking
-    tokenizer.hf.chat_template = CHATML
+    tokenizer.hf.chat_template = BRACKETS
     (sample,) = build_samples(TURNS, config, tokenizer)
     assert sample == build_sample(TURNS, config, tokenizer)
 
@@ -268,7 +280,7 @@ def test_every_token_is_learned_that_stands_in_an_answer(
 ):
     config = make_config(prompt={"template": template})
     tokenizer = load_tokenizer(request.getfixturevalue(folder), config.prompt)
-    tokenizer.hf.chat_template = CHATML
+    tokenizer.hf.chat_template = BRACKETS
     text, learned = cut(TEXTS[template])
     assert render(TALK, config.prompt, tokenizer, answer=False) == text
     # An account of its own: from the characters that the tokenizer says a token is of.
@@ -296,7 +308,7 @@ def test_tiles_and_what_stands_between_them_are_never_learned(
     tiling = {"kind": "split", "indicators": indicators}
     config = make_config(prompt={"template": template}, image={"tiling": tiling})
     tokenizer = load_tokenizer(byte_folder, config.prompt)
-    tokenizer.hf.chat_template = CHATML
+    tokenizer.hf.chat_template = BRACKETS
     # Also where the assistant shows one.
     talk = [*TALK[:-1], ("assistant", ["a circle ", None, "it is."])]
     sample = build_sample(talk, config, tokenizer)
