@@ -132,6 +132,8 @@ def train(
             steps_per_eval=None,
             steps_per_save=10_000,
             max_seq_length=length,
+            # As ours: the answer alone.
+            train_on_completions=True,
             adapter_file=f"{folder}/adapters.safetensors",
         )
         Trainer(

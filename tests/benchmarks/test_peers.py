@@ -4,8 +4,9 @@ import re
 import shutil
 
 import pytest
+from jinja2 import Template
 
-from benchmarks.peers import compare
+from benchmarks.peers import compare, fixture
 from benchmarks.peers.machine import PACKAGE, ROOT, check_installed, commit, digest
 from benchmarks.peers.rows import Row, interleave, lower_bound, table
 
@@ -73,3 +74,19 @@ def test_other_code_than_the_checkouts_is_noticed(tmp_path, monkeypatch):
 
 def test_a_commit_has_a_name():
     assert re.fullmatch(r"[0-9a-f]{12,}(-dirty)?", commit())
+
+
+def test_a_row_of_training_has_as_many_positions_as_is_counted():
+    """But for the space with which the template ends, where ours has the end token."""
+    text = " ".join(str(300 + j % 200) for j in range(1000))
+    told = {"type": "text", "text": compare.answered(text)}
+    asked = [{"type": "image"}, {"type": "text", "text": compare.QUESTION}]
+    turns = [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": [told]},
+    ]
+    row = Template(fixture.TEMPLATE).render(messages=turns)
+    tokens = fixture.tokenizer().encode(row).tokens
+    picture = (fixture.IMAGE // fixture.PATCH) ** 2
+    assert tokens.count("<image>") == 1
+    assert len(tokens) - 1 + picture == compare.LEARNED["vlm"][2]
