@@ -178,6 +178,16 @@ def total(rows: Figures) -> dict[str, Any]:
     return counted(right, count)
 
 
+def lost_most(before: Figures, after: Figures) -> dict[str, Any]:
+    """The old kind that lost the most, and its share of right answers that it lost."""
+    lost = {
+        kind: round(before[kind]["accuracy"] - row["accuracy"], 4)
+        for kind, row in after.items()
+    }
+    kind = max(lost, key=lambda kind: lost[kind])
+    return {"kind": kind, "lost": lost[kind]}
+
+
 def verdict(result: Mapping[str, Any]) -> dict[str, bool]:
     """Which of what was set out is so."""
 
@@ -209,20 +219,19 @@ def main() -> None:
     data = write_rows(folder / "data")
     quantized = folder / "4bit"
     mm1("quantize", arguments.model, quantized, "--bits", "4")
+    old = old_figures(arguments.model, None, number)
     result: dict[str, Any] = {
         "what": "mm1 train sft, python -m benchmarks.shapes.fine_tune",
         "machine": describe(BLAS),
         "flags": FLAGS | {"adapter-targets": list(TARGETS)},
-        "before": {
-            **new_figures(arguments.model, None, number)[0],
-            **old_figures(arguments.model, None, number),
-        },
+        "before": {**new_figures(arguments.model, None, number)[0], **old},
     }
     for name, base in (("lora", arguments.model), ("qlora", quantized)):
         adapter, seconds = train(base, data, folder / name)
         rows, words = new_figures(base, adapter, number)
-        rows |= old_figures(base, adapter, number)
-        result[name] = {"seconds": round(seconds, 1), **rows}
+        kept = old_figures(base, adapter, number)
+        worst = lost_most(old, kept)
+        result[name] = {"seconds": round(seconds, 1), "worst": worst, **rows, **kept}
         if name == "lora":
             mm1("fuse", base, folder / "fused", "--adapter", adapter)
             fused, said = new_figures(folder / "fused", None, number)

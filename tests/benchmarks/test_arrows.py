@@ -8,7 +8,7 @@ from PIL import Image
 
 from benchmarks.shapes.arrows import ARROW, arrow_cases, arrow_questions, arrow_scene
 from benchmarks.shapes.cases import facts
-from benchmarks.shapes.fine_tune import verdict, write_rows
+from benchmarks.shapes.fine_tune import lost_most, verdict, write_rows
 from benchmarks.shapes.questions import caption
 from benchmarks.shapes.scene import COLOURS, SHAPES, split_rng
 
@@ -97,3 +97,9 @@ def test_every_bar_can_be_missed():
     assert verdict_of(lora={"old tasks": {"accuracy": 0.87}}) == [3]
     assert verdict_of(qlora={"arrows": {"accuracy": 0.93}}) == [4]
     assert verdict_of(fused={"other_answers": 1}) == [5]
+
+
+def test_the_kind_that_lost_the_most_is_named():
+    before = {"read": {"accuracy": 0.9}, "count": {"accuracy": 0.97}}
+    after = {"read": {"accuracy": 0.91}, "count": {"accuracy": 0.94}}
+    assert lost_most(before, after) == {"kind": "count", "lost": 0.03}
