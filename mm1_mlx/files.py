@@ -95,11 +95,21 @@ def safe_join(root: Path, *names: str) -> Path:
 
 
 def lies_in(root: Path, path: Path) -> bool:
-    """Whether a path leads to something in a folder, wherever its links go."""
-    # Hub snapshots link into their own cache, two folders up.
-    allowed = {root.resolve(), root.resolve().parent.parent / "blobs"}
+    """Whether a path leads to something in a folder, wherever its links go.
+
+    A link in a snapshot of the hub's cache may lead to the blobs beside the snapshots.
+    """
+    root = root.resolve()
     # os.path: unlike Path.resolve, it bears a link to itself.
-    return bool(allowed & set(Path(os.path.realpath(path)).parents))
+    beyond, above = (Path(os.path.realpath(x)) for x in (path, path.parent))
+    if root in beyond.parents:
+        return True
+    # By a link that lies in the folder: ``..`` would name what no snapshot holds.
+    linked = os.path.islink(path) and root in (above, *above.parents)  # noqa: PTH114
+    return linked and any(
+        x.name == "snapshots" and x.parent / "blobs" in beyond.parents
+        for x in root.parents
+    )
 
 
 def read_shard(path: Path) -> dict[str, mx.array]:

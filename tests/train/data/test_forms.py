@@ -555,12 +555,40 @@ def test_paths_out_of_the_folder_can_be_allowed(tmp_path):
     assert example.images == (tmp_path / "../a.png",)
 
 
-def test_links_within_the_folder_and_into_the_hubs_store_are_followed(tmp_path):
-    data = tmp_path / "snapshots" / "1"
-    data.mkdir(parents=True)
+@pytest.fixture
+def cache(tmp_path):
+    """A folder as the hub keeps a repository, with one blob."""
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "a").touch()
-    (data / "a.png").symlink_to("../../blobs/a")
+    return tmp_path
+
+
+# Rows beside their revision's other files, and in a folder of it.
+@pytest.mark.parametrize("place", ["snapshots/1", "snapshots/1/data/train"])
+def test_links_within_the_folder_and_into_the_hubs_store_are_followed(cache, place):
+    data = cache / place
+    data.mkdir(parents=True)
+    (data / "a.png").symlink_to("../" * (1 + place.count("/")) + "blobs/a")
     (data / "b.png").symlink_to("a.png")
     for name in ("a.png", "b.png"):
         assert PictureFolder(data).find(name) == data / name
+
+
+@pytest.mark.parametrize("place", ["proj/data", "snapshots/1"])
+@pytest.mark.parametrize(
+    "source", ["../../blobs/a", "deep/../../../blobs/a", "store/a"]
+)
+def test_blobs_that_no_link_in_a_snapshot_leads_to_are_outside(cache, place, source):
+    data = cache / place
+    (data / "deep").mkdir(parents=True)
+    (data / "store").symlink_to("../../blobs")
+    with pytest.raises(DataError, match=f"{source}' lies outside"):
+        PictureFolder(data).find(source)
+
+
+def test_a_link_into_blobs_beside_no_snapshots_is_outside(cache):
+    data = cache / "proj" / "data"
+    data.mkdir(parents=True)
+    (data / "a.png").symlink_to("../../blobs/a")
+    with pytest.raises(DataError, match=r"lies outside"):
+        PictureFolder(data).find("a.png")
