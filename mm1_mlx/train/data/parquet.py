@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mm1_mlx.errors import DataError
 from mm1_mlx.train.data.example import Record
+from mm1_mlx.train.data.lines import MAX_ROW_BYTES
 
 # Row groups that are kept decoded: as many as a data set's order mixes, and the next one.
 KEPT_GROUPS = 5
@@ -25,6 +26,8 @@ MAX_GROUP_BYTES = 1 << 30
 _TOGETHER = 1000
 # How a column's values are written once and named by their numbers.
 _FOLDED = {"PLAIN_DICTIONARY", "RLE_DICTIONARY"}
+# What Python keeps of a value beside its bytes, about.
+_OBJECT_BYTES = 64
 
 
 class RowGroups:
@@ -108,7 +111,15 @@ class Parquet:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         table = self._groups.get((self.path, group), lambda: self._read(group, origin))
         try:
-            row = table.slice(index - int(self._starts[group]), 1).to_pylist()[0]
+            rows = table.slice(index - int(self._starts[group]), 1)
+            size = sum(_unfolded(x) for column in rows.columns for x in column.chunks)
+            if size > MAX_ROW_BYTES:
+                raise DataError(
+                    f"{origin}: the row has {size} bytes, expected at most {MAX_ROW_BYTES}"
+                )
+            row = rows.to_pylist()[0]
+        except DataError:
+            raise
         except (*self._faults, IndexError) as error:
             raise DataError(f"{origin}: cannot be read ({_reason(error)})") from None
         return Record(row, origin, self.path.parent)
@@ -147,6 +158,35 @@ class Parquet:
                 f"{origin}: row group {group} cannot be read ({_reason(error)}); get the "
                 "file again"
             ) from None
+
+
+def _unfolded(values: Any) -> int:
+    """How many bytes an array of Arrow's takes where each of its values is by itself.
+
+    A text that repeats is held once, and a list of such texts unfolds without bound.
+    """
+    from pyarrow import compute, types
+
+    kind, total = values.type, _OBJECT_BYTES * len(values)
+    if types.is_struct(kind):
+        return total + sum(map(_unfolded, values.flatten()))
+    if types.is_map(kind):
+        # Unlike a list's, its values are not cut to those of a slice.
+        first, last = (values.offsets[i].as_py() for i in (0, -1))
+        sides = (values.keys, values.items)
+        return total + sum(_unfolded(x.slice(first, last - first)) for x in sides)
+    if types.is_nested(kind):
+        return total + _unfolded(values.flatten())
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        # A view is of 16 bytes, its length first; ``nbytes`` is that of all rows' texts.
+        lengths = np.frombuffer(values.buffers()[1], np.int32)[4 * values.offset :: 4]
+        return total + int(lengths[: len(values)].sum(dtype=np.int64))
+    if not types.is_dictionary(kind):
+        return total + values.nbytes
+    seen = values.indices.value_counts()
+    texts = values.dictionary.take(seen.field("values"))
+    lengths = compute.multiply(compute.binary_length(texts), seen.field("counts"))
+    return total + (compute.sum(lengths).as_py() or 0)
 
 
 def _reason(error: Exception) -> str:

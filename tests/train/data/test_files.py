@@ -224,6 +224,39 @@ def test_a_row_group_of_too_many_bytes_is_refused(write_parquet, monkeypatch, li
         Files([path])[0]
 
 
+@pytest.mark.parametrize("kind", ["list", "struct", "map", "view", "nested", "small"])
+def test_a_row_of_more_bytes_than_memory_has_room_for_is_refused(
+    tmp_path, monkeypatch, kind
+):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    big, text = "x" * 1000, pyarrow.string()
+    # The same text in a list's every place: a few bytes in the file and while folded.
+    values, made = {
+        "list": ([big] * 100, pyarrow.list_(text)),
+        "struct": ({"a": [big] * 100}, pyarrow.struct({"a": pyarrow.list_(text)})),
+        "map": ([(str(i), big) for i in range(100)], pyarrow.map_(text, text)),
+        "view": ([big] * 100, pyarrow.list_(pyarrow.string_view())),
+        "nested": (
+            [[[big] * 10]] * 10,
+            pyarrow.list_(pyarrow.list_(pyarrow.list_(text))),
+        ),
+        "small": ([0] * 1600, pyarrow.list_(pyarrow.int8())),
+    }[kind]
+    # Its neighbours do not count.
+    column = pyarrow.array([values[:1] if kind != "struct" else {}, values, None], made)
+    path = tmp_path / "rows.parquet"
+    folds = kind != "view"
+    parquet.write_table(pyarrow.table({"a": column}), path, use_dictionary=folds)
+    rows = Parquet(path, RowGroups())
+    assert rows[1].values
+    monkeypatch.setattr("mm1_mlx.train.data.parquet.MAX_ROW_BYTES", 99_000)
+    assert all(rows[i].values for i in (0, 2))
+    with pytest.raises(DataError, match=r"rows.parquet:2: the row has \d+ bytes, exp"):
+        rows[1]
+
+
 def test_without_pyarrow_the_extra_is_named(write_parquet, monkeypatch):
     path = write_parquet([{"text": "a"}])
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
