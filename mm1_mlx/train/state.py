@@ -4,7 +4,8 @@ A folder holds ``state.safetensors`` (trained weights, what the optimizer keeps,
 lost since the last log line, what float16's gradients are multiplied by) and
 ``state.sha256``, its digest. The position in the data and the keys of what is random are
 functions of the step, so the step is both. It is written beside its place, flushed and
-renamed; the last two are kept, and one that is damaged is passed over for the other.
+renamed; the last two are kept. One that is damaged is passed over for the other and set
+aside as ``step-000200.damaged``, so that it is not taken for one of the two.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ KEPT = 2
 _NAME = re.compile(r"step-(\d{6,})")
 # What a run that was killed left of one that it wrote or cleared away.
 _UNFINISHED = re.compile(rf"{_NAME.pattern}\.(partial|gone)")
+_DAMAGED = re.compile(rf"{_NAME.pattern}\.damaged")
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, mx.array]) -> None:
@@ -38,7 +40,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, mx.array]) -> None:
     """
     partial = folder / f"{_name(step)}.partial"
     try:
-        _clear([x for x in folder.glob("step-*.*") if _UNFINISHED.fullmatch(x.name)])
+        _clear(_named(folder, _UNFINISHED))
         partial.mkdir(parents=True)
         deferred = {name: Deferred.of(x) for name, x in tensors.items()}
         digest = write_shard(partial / STATE, in_order(deferred), lambda: None)
@@ -80,7 +82,8 @@ def check_room(folder: Path, size: int, made: int, what: str) -> None:
     Raises:
         CheckpointError: it has not.
     """
-    held = [path for path in folder.glob("step-*/*") if path.is_file()]
+    stand = [*_named(folder, _NAME), *_named(folder, _UNFINISHED)]
+    held = [path for place in stand for path in place.iterdir() if path.is_file()]
     above = next(x for x in (folder.absolute() / "_").parents if x.exists())
     free = shutil.disk_usage(above).free + sum(path.stat().st_size for path in held)
     need = (KEPT + 1) * size + made
@@ -122,12 +125,24 @@ def load(
     return None
 
 
+def set_aside(folder: Path, step: int) -> None:
+    """Take what is newer than the step that was loaded out of the checkpoints.
+
+    ``load`` found it damaged. The last such one is kept, for whoever can mend it.
+    """
+    newer = [folder / _name(x) for x in saved_steps(folder) if x > step]
+    if newer:
+        _clear(_named(folder, _DAMAGED))
+        newer[-1].rename(newer[-1].with_suffix(".damaged"))
+        _clear(newer[:-1])
+        fsync(folder)
+
+
 def saved_steps(folder: Path) -> list[int]:
     """Of the checkpoints in a folder, the oldest first."""
-    if not folder.is_dir():
-        return []
-    found = (_NAME.fullmatch(path.name) for path in folder.iterdir())
-    return sorted(int(match[1]) for match in found if match)
+    return sorted(
+        int(path.name.removeprefix("step-")) for path in _named(folder, _NAME)
+    )
 
 
 def _read(place: Path) -> dict[str, mx.array]:
@@ -146,6 +161,11 @@ def _read(place: Path) -> dict[str, mx.array]:
     if not intact:
         raise CheckpointError(f"{place} is damaged (its digest is another)")
     return read_shard(place / STATE)
+
+
+def _named(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    """What is called so in a folder; nothing where there is no folder."""
+    return [x for x in folder.glob("step-*") if name.fullmatch(x.name)]
 
 
 def _name(step: int) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints are whole or not there, and a damaged one is passed over for the other."""
 
+import shutil
 import subprocess
 import sys
 
@@ -73,6 +74,40 @@ def test_two_damaged_ones_are_named(folder):
         flip(folder / f"step-000{step}" / state.STATE)
     with pytest.raises(CheckpointError, match=r"step-000300 is .*step-000200 is dam"):
         state.load(folder)
+
+
+def test_one_that_was_passed_over_is_none_of_the_last_two(folder):
+    flip(folder / "step-000300" / state.STATE)
+    step, _ = state.load(folder)
+    state.set_aside(folder, step)
+    assert state.saved_steps(folder) == [200]
+    # Where the run comes by again, and between.
+    for step in (250, 300):
+        state.save(folder, step, tensors(step))
+        assert len(state.saved_steps(folder)) == state.KEPT
+        for kept in state.saved_steps(folder):
+            assert state._read(folder / f"step-{kept:06}")
+    assert (folder / "step-000300.damaged").is_dir()
+
+
+def test_one_damaged_checkpoint_is_kept_of_many(folder):
+    (folder / "step-000050.damaged").mkdir()
+    (folder / "step-000400").mkdir()
+    flip(folder / "step-000300" / state.STATE)
+    assert state.load(folder)[0] == 200
+    state.set_aside(folder, 200)
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == ["step-000200", "step-000400.damaged"]
+
+
+def test_what_is_set_aside_is_no_room(folder, monkeypatch):
+    free = shutil.disk_usage(folder)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    held = sum(path.stat().st_size for path in folder.glob("*/*"))
+    state.check_room(folder, held // 3, 0, "nothing")
+    (folder / "step-000300").rename(folder / "step-000300.damaged")
+    with pytest.raises(CheckpointError, match=r"needs .*, but its disk has"):
+        state.check_room(folder, held // 3, 0, "nothing")
 
 
 def test_every_flipped_bit_is_seen(folder):

@@ -23,6 +23,7 @@ from mm1_mlx.train.gradients import AHEAD
 from mm1_mlx.train.loss import next_token_loss
 from mm1_mlx.train.optimizer import schedule
 from mm1_mlx.train.record import read_log
+from mm1_mlx.train.state import STATE, saved_steps
 from mm1_mlx.train.trainer import Trainer
 
 CONFIG = TrainConfig(
@@ -108,6 +109,21 @@ def test_what_a_run_is_made_of_is_known_by_its_digest(make_trainer):
     for digest in ("b", None):
         with pytest.raises(ConfigError, match="holds a run of another data; choose"):
             make_trainer("made", record={"data": {"digest": digest}}).resume()
+
+
+def test_a_damaged_checkpoint_neither_stands_nor_is_kept(make_trainer, batches):
+    run(make_trainer("damaged", batches=batches))
+    folder = make_trainer("damaged").folder
+    assert saved_steps(folder) == [6, 8]
+    (folder / "step-000008" / STATE).write_bytes(b"cut off")
+    broken = Broken(batches, 6)
+    with pytest.raises(
+        DataError, match=r"'a.png'; the checkpoint of step 6 stands; put"
+    ):
+        run(make_trainer("damaged", batches=broken))
+    broken.mended = True
+    run(make_trainer("damaged", batches=broken, steps=9, save_every=7))
+    assert saved_steps(folder) == [7, 9]
 
 
 class Broken:
