@@ -142,10 +142,11 @@ def plan(
     values = DEFAULTS[stage] | {"precision": precision}
     if full:
         values |= FULL
+    adapted = given.get("adapter", values.get("adapter", "none")) != "none"
     values["trained"] = tuple(
         part
         for part in values["trained"]
-        if part in parts and not (part in packed and values.get("adapter") == "lora")
+        if part in parts and not (part in packed and adapted)
     )
     values.setdefault("learning_rate", paper.peak_learning_rate(parameters))
     if begun:

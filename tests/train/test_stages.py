@@ -159,7 +159,13 @@ def test_what_is_trained_begins_as_it_is_stored(
 
 def test_a_packed_connector_stays_where_adapters_learn():
     assert planned("sft", packed={"decoder"}).trained == ("connector", "region")
-    assert planned("sft", packed={"decoder", "connector"}).trained == ("region",)
+    packed = {"decoder", "connector"}
+    assert planned("sft", packed=packed).trained == ("region",)
+    # Of the adapter that is asked for, whatever the stage's own is.
+    assert planned("sft", packed=packed, adapter="dora").trained == ("region",)
+    whole = planned("sft", packed=packed, adapter="none")
+    assert whole.trained == ("connector", "region")
+    assert planned("connector", packed=packed, adapter="lora").trained == ("region",)
     # Else it is refused with what it is, not left out.
     assert planned("pretrain", packed={"connector"}).trained == PARTS
 
