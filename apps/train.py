@@ -403,7 +403,9 @@ def _bar(config: TrainConfig) -> Iterator[_Bar]:
 def _said(line: Mapping[str, Any]) -> str:
     """A log line for people."""
     if "loss" not in line:
-        return f"held out loss {line['valid_loss']:.4f}"
+        loss = line["valid_loss"]
+        said = "is no finite number" if loss is None else f"{loss:.4f}"
+        return f"held out loss {said}"
     return (
         f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s  "
         f"{human_bytes(line['peak_bytes'])}"

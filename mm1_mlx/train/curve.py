@@ -18,9 +18,8 @@ MOST_TICKS = 7
 
 
 def draw_curve(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw a log's lines as a PNG; nothing where none has a loss."""
-    losses = [(x["step"], x["loss"]) for x in lines if "loss" in x]
-    held_out = [(x["step"], x["valid_loss"]) for x in lines if "valid_loss" in x]
+    """Draw a log's lines as a PNG; nothing where none has a loss that is finite."""
+    losses, held_out = (_points(lines, name) for name in ("loss", "valid_loss"))
     if not losses:
         return
     points = [*losses, *held_out]
@@ -58,6 +57,12 @@ def draw_curve(lines: Sequence[dict[str, Any]], path: Path) -> None:
     if held_out:
         draw.text((LEFT + 170, 12), "held out", DOTS, font)
     image.save(path)
+
+
+def _points(lines: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+    """Step and value of the lines that have a finite one of this name."""
+    found = [(x["step"], x[name]) for x in lines if x.get(name) is not None]
+    return [point for point in found if math.isfinite(point[1])]
 
 
 def _dot(draw: ImageDraw.ImageDraw, at: tuple[float, float], colour: str) -> None:

@@ -205,7 +205,8 @@ class Trainer(Generic[Model, Batch]):
     ) -> bool:
         """Train to the last step, or until ``stop``; whether the last one was reached.
 
-        ``report`` receives every log line, ``watch`` where the run is, behind every step
+        ``report`` receives every log line, whose ``valid_loss`` is None where it is no
+        finite number, ``watch`` where the run is, behind every step
         and every held-out batch. Before the first step ``expect`` receives the
         ``forecast``, where there is one, and the loss on ``valid`` is measured. What
         ends the run early leaves a checkpoint of the steps that are done.
@@ -305,7 +306,9 @@ class Trainer(Generic[Model, Batch]):
     def _log_held_out(self, report: Callable[[dict[str, Any]], None]) -> None:
         loss = self.validate()
         if loss is not None:
-            self._log({"step": self.step, "valid_loss": loss}, report)
+            # JSON has no other numbers. A later measurement may be one.
+            told = loss if math.isfinite(loss) else None
+            self._log({"step": self.step, "valid_loss": told}, report)
 
     @contextmanager
     def _on_disk(self, path: Path) -> Iterator[None]:

@@ -75,6 +75,14 @@ def log(out):
     return [json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()]
 
 
+def test_a_held_out_loss_that_is_no_number_is_said(capfd):
+    with _bar(
+        TrainConfig(steps=2, learning_rate=1.0, warmup_steps=0, decay_steps=2)
+    ) as bar:
+        bar.report({"step": 1, "valid_loss": None})
+    assert capfd.readouterr().err == "step 1  held out loss is no finite number\n"
+
+
 def test_sft_makes_an_adapter_that_answers(mm1, rows, tmp_path):
     out = tmp_path / "run"
     flags = ("--data", rows, *QUICK, "--valid-share", "0.3", "--eval-every", "2")

@@ -1,6 +1,7 @@
 """What a command leaves to a default is the stage's, and what is trained is what it says."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -274,7 +275,8 @@ def test_the_curve_is_drawn(tmp_path):
     assert {(31, 95, 174), (169, 199, 234), (209, 87, 27)} <= colours
     draw_curve([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
-    # All of one loss, and a single one.
-    draw_curve([{"step": 1, "loss": 2.0}], tmp_path / "one.png")
+    # All of one loss, and a single one; the held-out ones are no finite numbers.
+    infinite = [{"step": 1, "valid_loss": x} for x in (None, math.inf, math.nan)]
+    draw_curve([{"step": 1, "loss": 2.0}, *infinite], tmp_path / "one.png")
     draw_curve([{"step": i, "loss": 0.0} for i in (1, 2)], tmp_path / "flat.png")
     assert Image.open(tmp_path / "flat.png").size == (960, 540)

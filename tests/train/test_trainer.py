@@ -210,6 +210,24 @@ def test_the_held_out_loss_is_measured_before_the_first_step(make_trainer, batch
     assert machine_free(*again) == machine_free(*lines)
 
 
+def test_a_held_out_loss_that_is_infinite_is_null_and_ends_nothing(
+    make_model, batches, tmp_path
+):
+    def loss(model, batch):
+        value, *rest = next_token_loss(model, batch)
+        return value if model.training else value * mx.inf, *rest
+
+    config = replace(CONFIG, eval_every=8)
+    trainer = Trainer(
+        make_model(), loss, batches, config, tmp_path, valid=[batches(90, 0)]
+    )
+    lines = run(trainer)
+    assert trainer.step == 8
+    held = [x for x in lines if "valid_loss" in x]
+    assert held == [{"step": 0, "valid_loss": None}, {"step": 8, "valid_loss": None}]
+    assert "Infinity" not in (tmp_path / "log.jsonl").read_text()
+
+
 class Unusable(list):
     def __getitem__(self, index):
         raise DataError("held.jsonl:2: it has no answer")
