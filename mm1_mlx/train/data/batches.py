@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mm1_mlx.config import MM1Config
-from mm1_mlx.errors import DataError, PromptError
+from mm1_mlx.errors import ConfigError, DataError, PromptError
 from mm1_mlx.image import DECODERS, load_pictures
 from mm1_mlx.layout import Picture
 from mm1_mlx.messages import Turn
@@ -133,6 +133,9 @@ class Batches:
     Attributes:
         skipped: the rows that were passed over. Instead of one comes the next of its
             data set's order that can be used.
+
+    Raises:
+        ConfigError: examples would not be alone in a packed row.
     """
 
     def __init__(
@@ -145,6 +148,13 @@ class Batches:
         threads: int | None = None,
         report: Callable[[DataError], None] | None = None,
     ) -> None:
+        moe = config.decoder.moe if config.decoder else None
+        if run.packing and moe and moe.capacity_factor is not None:
+            raise ConfigError(
+                f"decoder.moe.capacity_factor is {moe.capacity_factor}: all examples of a "
+                "packed row would compete for an expert's places, and each change the "
+                "others; train without packing, or set it to null"
+            )
         self.mixture = mixture
         self.skipped = Skipped(report)
         self._config = config

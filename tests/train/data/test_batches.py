@@ -2,6 +2,8 @@
 
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,7 +12,8 @@ import pytest
 from mlx.utils import tree_flatten
 from PIL import ImageFile
 
-from mm1_mlx.errors import DataError
+from mm1_mlx.config import MoEConfig
+from mm1_mlx.errors import ConfigError, DataError
 from mm1_mlx.image import load_pictures
 from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Prompt
@@ -71,6 +74,24 @@ def test_shards_and_steps_share_no_row_within_an_epoch(
         for row, length in zip(batch.tokens, batch.lengths, strict=True)
     }
     assert len(rows) == 24
+
+
+@pytest.mark.parametrize("factor", [None, 1.0])
+def test_examples_that_compete_for_experts_are_not_packed(
+    factor, make_batches, write_lines, tiny_config
+):
+    moe = MoEConfig(num_experts=4, every=1, offset=0, capacity_factor=factor)
+    config = replace(tiny_config, decoder=replace(tiny_config.decoder, moe=moe))
+    path = write_lines([{"question": "Who?", "answer": "I"}] * 2)
+    made = partial(make_batches, path, config=config, batch_size=2)
+    assert made(packing=False)(0, 0).tokens.shape[0] == 2
+    if factor is None:
+        assert len(made(packing=True)(0, 0).segments) == 2
+        return
+    with pytest.raises(
+        ConfigError, match=r"capacity_factor is 1.0: all .*without pack"
+    ):
+        made(packing=True)
 
 
 def test_packed_rows_are_the_rows_behind_one_another(
