@@ -2,8 +2,8 @@
 
 | keys | hold |
 |---|---|
-| ``image`` or ``images`` | a path beside the file, a data URI, or encoded bytes |
-| ``question`` | text; of grounding the phrase whose object is looked for |
+| ``image`` or ``images`` | a path beside the file, a data URI, or encoded bytes; or ``file_name``, a path |
+| ``question`` | text; of grounding the phrase whose object is looked for; "<image>" in it is a picture's place |
 | ``answer`` or ``answers`` | text, or a list of texts or of ``{"answer": text}`` |
 | ``caption`` or ``captions`` | what people wrote, for the same as ``answers`` |
 | ``choices`` | a list of texts, or ``{"text": [...], "label": [...]}``; ``answer`` is then the number of one, from 0, its label or its text |
@@ -15,7 +15,8 @@
 ``query`` and ``label`` of ChartQA, and ``options`` of AI2D, as Hugging Face has them, are
 read as the like of these. A row of a conversation (``messages``, ``conversations``,
 ``texts``, ``prompt`` and ``completion``) is read as for training: its last answer that is
-learned is asked for, behind the turns before it. Other keys are not looked at.
+learned is asked for, behind the turns before it. Films and sounds are refused as there, and
+so are places for pictures that are not there. Other keys are not looked at.
 
 Examples to show are read here too, not by ``shots.read_shots``: they are rows of the same
 data sets, whose other keys are no mistakes, and whose answers are lists or choices.
@@ -38,8 +39,16 @@ from mm1_mlx.image import ImageSource
 from mm1_mlx.messages import Part, Turn
 from mm1_mlx.train.data.example import Example, Record, located
 from mm1_mlx.train.data.forms import read_example
-from mm1_mlx.train.data.pictures import PictureFolder
-from mm1_mlx.train.data.questions import ANSWERS, as_ours, read_question, text_of
+from mm1_mlx.train.data.pictures import PictureFolder, check_seen, pictures_of
+from mm1_mlx.train.data.places import check_places
+from mm1_mlx.train.data.questions import (
+    ANSWERS,
+    Question,
+    as_ours,
+    check_options,
+    read_question,
+    text_of,
+)
 
 Box = tuple[float, float, float, float]
 _CONTROLS = ("Cc", "Zl", "Zp")
@@ -54,7 +63,8 @@ class Case:
     Attributes:
         origin: what errors call its row: "file.jsonl:17".
         images: its pictures, not opened yet.
-        question: what is asked.
+        question: what is asked; if "<image>" stands in it, in ``hint`` or in
+            ``choices``, one does for each picture, which a chat model sees there.
         hint: what stands before it.
         answers: those that are right; of a question with choices the text of one.
         choices: what is to be chosen from.
@@ -129,9 +139,10 @@ def read_case(
             turns, images, said = _conversation(read_example(record, folder))
             own = any(key in values for key in ANSWERS)
             values |= {"question": _question(turns)} | ({} if own else {"answer": said})
+            asked = read_question(values)
         else:
-            images = _pictures(values, folder)
-        asked = read_question(values)
+            images = tuple(pictures_of(values, folder.find))
+            asked = _read_alone(values, images)
         question, answers = asked.text, asked.answers
         if passage and "text" in values and not answers:
             question, answers = _last_word(text_of(values, "text"))
@@ -160,6 +171,21 @@ def read_case(
                     f"{sorted(map(str, values))[:8]}"
                 )
         return case
+
+
+def _read_alone(values: Mapping[str, Any], images: tuple[ImageSource, ...]) -> Question:
+    """The question of a row that is no conversation, held against what training takes.
+
+    Raises:
+        DataError: it would be asked without some of what it is about, or has another
+            number of places than pictures.
+    """
+    check_seen(values, "leave it out")
+    if "question" in values:
+        check_options(values)
+    asked = read_question(values)
+    check_places((asked.hint, asked.text, *asked.choices), images)
+    return asked
 
 
 def _conversation(
@@ -211,17 +237,6 @@ def _line(values: Mapping[str, Any], key: str) -> str:
     if any(unicodedata.category(letter) in _CONTROLS for letter in text):
         raise DataError(f"{key} is {text!r:.60}, expected a line without control codes")
     return text
-
-
-def _pictures(
-    values: Mapping[str, Any], folder: PictureFolder
-) -> tuple[ImageSource, ...]:
-    if values.get("image") and values.get("images"):
-        raise DataError("it has both image and images, expected one of them")
-    given = values.get("images") or values.get("image") or []
-    return tuple(
-        folder.find(x) for x in (given if isinstance(given, list) else [given])
-    )
 
 
 def _last_word(text: str) -> tuple[str, tuple[str, ...]]:

@@ -18,8 +18,10 @@ from mm1_mlx.eval.case import Case
 from mm1_mlx.eval.metrics import BLANK, METRICS
 from mm1_mlx.eval.tasks import Task
 from mm1_mlx.likelihood import Candidates
-from mm1_mlx.messages import Message, Part
+from mm1_mlx.messages import Message, Part, Turn, collect
 from mm1_mlx.shots import Shot, with_shots
+from mm1_mlx.train.data.example import located
+from mm1_mlx.train.data.places import PLACE, with_places, without_places
 from mm1_mlx.train.data.questions import LETTERS, list_options, most_said, with_hint
 
 # What an OpenFlamingo answer is cut before: a base model goes on with the next example.
@@ -98,18 +100,26 @@ class Asker:
 
     def _turns(self, case: Case) -> str | list[Message]:
         """The question as it is trained on: in its conversation, pictures in place."""
-        if not case.turns:
-            return self._text(case)
-        *before, (role, parts) = case.turns
-        ahead, field, behind = self.template.partition("{question}")
+        turns, (ahead, field, behind) = case.turns, _around("{question}", self.template)
+        if not turns:
+            # A row's places are counted in what the row has, as in training.
+            ahead, field, behind = _around(r"\{.*\}", self.template)
+            asked = self._filled(field, case, placed=True)
+            if PLACE not in asked:
+                return self._text(case)
+            turns = _placed(asked, case)
+        *before, (role, parts) = turns
         # Those before its text stand before what is asked beside it, too.
         first = next((i for i, x in enumerate(parts) if x is not None), len(parts))
         if not field:
             parts = [part for part in parts if part is None]
             first = len(parts)
+        behind = self._filled(behind, case)
+        if parts and parts[-1] is None:
+            # As where training adds a prompt: the template parts it from a picture.
+            behind = behind.lstrip("\n")
         last: list[Part] = [
-            *parts[:first], self._filled(ahead, case),
-            *parts[first:], self._filled(behind, case),
+            *parts[:first], self._filled(ahead, case), *parts[first:], behind,
         ]  # fmt: skip
         return [_message(*turn) for turn in (*before, (role, last))]
 
@@ -122,13 +132,20 @@ class Asker:
             )
         return self._filled(self.template, case)
 
-    def _filled(self, template: str, case: Case) -> str:
-        """A template, or a piece of it, with what the row has in its fields."""
+    def _filled(self, template: str, case: Case, *, placed: bool = False) -> str:
+        """A template, or a piece of it, with what the row has in its fields.
+
+        Unless pictures are ``placed`` in it, all stand before it.
+        """
         named = bool(case.choices) and self.task.metric == "letter"
+        hint, question, *choices = (
+            text if placed else without_places(text)
+            for text in (case.hint, case.question, *case.choices)
+        )
         fields = {
-            "{question}": case.question,
-            "{hint}": with_hint(case.hint, context=named),
-            "{options}": list_options(case.choices),
+            "{question}": question,
+            "{hint}": with_hint(hint, context=named),
+            "{options}": list_options(choices),
         }
         # At once: a question may hold what looks like a field.
         return re.sub(r"\{\w+\}", lambda m: fields.get(m[0], m[0]), template)
@@ -186,11 +203,26 @@ def check_prompt(task: Task, prompt: str) -> None:
             )
 
 
+def _around(field: str, template: str) -> tuple[str, str, str]:
+    """A template before, in and behind what matches; all of it before where nothing does."""
+    found = re.search(field, template, re.DOTALL)
+    start, stop = found.span() if found else (len(template),) * 2
+    return template[:start], template[start:stop], template[stop:]
+
+
+def _placed(text: str, case: Case) -> tuple[Turn, ...]:
+    """A question's only turn, a picture in each of its places."""
+    with located(case.origin):
+        asked = with_places([{"role": "user", "content": text}], list(case.images))
+        return tuple(collect(asked, case.images)[0])
+
+
 def _message(role: str, parts: Sequence[Part]) -> Message:
     """A turn as a message, its pictures taken from those that are given beside it."""
     content: list[dict[str, Any]] = [
         {"type": "image"} if part is None else {"type": "text", "text": part}
         for part in parts
+        if part != ""
     ]
     return {"role": role, "content": content}
 

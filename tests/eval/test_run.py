@@ -486,7 +486,7 @@ def test_captions_are_scored_among_all_pictures_in_each_category(
 
 def test_a_question_of_a_picture_is_not_asked_blindly(runtime, drawn):
     row = rows_of(drawn / "ask.jsonl")[0]
-    row["file_name"] = row.pop("image")
+    row["photo"] = row.pop("image")
     path = write(drawn / "blind.jsonl", [row])
     for task in ("vqav2", "docvqa", "chartqa"):
         with pytest.raises(DataError, match=r"blind.jsonl:1: the row has no images"):

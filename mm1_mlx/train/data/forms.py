@@ -17,9 +17,10 @@ Options are listed behind their question as they are when asked, and a letter is
 answer, unless the row's prompt asks for something else: then the option's text is.
 
 ``image`` may be a list, ``images`` always is one, ``file_name`` is a path. Of other keys
-films and sounds (``UNSEEN``) are refused, for without them a row teaches to guess; of a
-row whose form is named they are passed over, as all others are. In a document each picture begins a line and a space follows it, as in the
-examples that ``shots`` shows a base model.
+films and sounds (``pictures.UNSEEN``) are refused, for without them a row teaches to
+guess; of a row whose form is named they are passed over, as all others are. In a document
+each picture begins a line and a space follows it, as in the examples that ``shots`` shows a
+base model.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ from mm1_mlx.errors import DataError
 from mm1_mlx.image import ImageSource
 from mm1_mlx.messages import collect
 from mm1_mlx.train.data.example import Example, Kind, Record, located
-from mm1_mlx.train.data.pictures import PictureFolder
+from mm1_mlx.train.data.pictures import (
+    Find,
+    PictureFolder,
+    check_seen,
+    has_pictures,
+    pictures_of,
+)
 from mm1_mlx.train.data.places import (
     PLACE,
     Content,
@@ -50,6 +57,7 @@ from mm1_mlx.train.data.questions import (
     LETTERS,
     answers_of,
     as_ours,
+    check_options,
     list_options,
     most_said,
     read_question,
@@ -58,14 +66,9 @@ from mm1_mlx.train.data.questions import (
 from mm1_mlx.train.paper import LETTER
 
 _ROLES = {"human": "user", "gpt": "assistant"}
-# Where options stand that are no list of choices.
-_OPTIONS = ("options", "A", "B")
 _SPEAKERS = ("human", "gpt", "user", "assistant", "system")
-# Columns of what cannot be shown.
-UNSEEN = ("video", "videos", "audio", "audios")
 
 Values = Mapping[str, Any]
-Find = Callable[[Any], ImageSource]
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def read_example(
     values = {key: value for key, value in record.values.items() if value is not None}
     with located(record.origin):
         if form is None:
-            _check_seen(values)
+            _check_whole(values)
         draft = FORMS[form or recognise(values)](values, folder.find, prompt)
         turns, sources = collect(draft.messages, draft.images)
         if draft.kind == "conversation":
@@ -116,7 +119,6 @@ def recognise(values: Values) -> str:
     Raises:
         DataError: it is none that is known.
     """
-    pictures = any(values.get(key) for key in ("image", "images", "file_name"))
     if "conversations" in values:
         turns = values["conversations"]
         named = isinstance(turns, list) and any(
@@ -135,7 +137,9 @@ def recognise(values: Values) -> str:
         return "question"
     if "prompt" in values and "completion" in values:
         return "completion"
-    if any(key in values for key in CAPTIONS) or ("text" in values and pictures):
+    if any(key in values for key in CAPTIONS) or (
+        "text" in values and has_pictures(values)
+    ):
         return "caption"
     if "text" in values:
         return "text"
@@ -145,22 +149,18 @@ def recognise(values: Values) -> str:
     )
 
 
-def _check_seen(values: Values) -> None:
+def _check_whole(values: Values) -> None:
     """Pass only if a row holds nothing that its form would leave out.
 
     Raises:
         DataError: it holds a film or a sound, or places for pictures that are not there.
     """
-    if unseen := [key for key in UNSEEN if values.get(key)]:
-        raise DataError(
-            f"its {unseen[0]} cannot be shown; give a film's frames as pictures, or name "
-            "the rows' form in a mixture to do without"
-        )
+    check_seen(values, "name the rows' form in a mixture to do without")
     if recognise(values) != "messages":
         return
     messages = values.get("messages", values.get("conversations"))
     typed = any(PLACE in text for m in objects_in(messages) for text in asked_in(m))
-    if typed and not any(values.get(key) for key in ("image", "images", "file_name")):
+    if typed and not has_pictures(values):
         raise DataError(
             f"it has {PLACE} but no pictures for it; name them as images, or the form "
             "'messages' in a mixture if text is meant"
@@ -209,14 +209,6 @@ def _text(values: Values, key: str) -> str:
     return str(_need(values, key, str, "text"))
 
 
-def _pictures(values: Values, find: Find) -> list[ImageSource]:
-    """The row's pictures, in order."""
-    if values.get("images") and values.get("image"):
-        raise DataError("it has both image and images, expected one of them")
-    given = values.get("images") or values.get("image") or values.get("file_name") or []
-    return [find(source) for source in (given if isinstance(given, list) else [given])]
-
-
 def _with_prompt(messages: Messages, prompt: str | None) -> Messages:
     """The messages with the prompt behind every question that does not end with it."""
     if prompt is None:
@@ -251,7 +243,7 @@ def _llava(values: Values, find: Find, prompt: str | None) -> Draft:
             )
         role = _ROLES.get(speaker, speaker)
         messages.append({"role": role, "content": _text(turn, "value")})
-    return _conversation(messages, _pictures(values, find), prompt)
+    return _conversation(messages, pictures_of(values, find), prompt)
 
 
 def _messages(values: Values, find: Find, prompt: str | None) -> Draft:
@@ -268,7 +260,7 @@ def _messages(values: Values, find: Find, prompt: str | None) -> Draft:
                 f"a message's content is {content!r:.60}, expected text or a list of parts"
             )
         messages.append({**message, "content": content, "role": message.get("role")})
-    images = _pictures(values, find)
+    images = pictures_of(values, find)
     if not images:
         # A typed "<image>" is text where there are no pictures to place.
         return Draft(_with_prompt(messages, prompt), images, "conversation")
@@ -282,17 +274,13 @@ def _turns(values: Values, find: Find, prompt: str | None) -> Draft:
             raise DataError(f"a turn is {turn!r:.60}, expected {{user, assistant}}")
         messages.append({"role": "user", "content": _text(turn, "user")})
         messages.append({"role": "assistant", "content": _text(turn, "assistant")})
-    return _conversation(messages, _pictures(values, find), prompt)
+    return _conversation(messages, pictures_of(values, find), prompt)
 
 
 def _question(values: Values, find: Find, prompt: str | None) -> Draft:
     values = as_ours(values)
     _text(values, "question")
-    if "choices" not in values and (lost := [k for k in _OPTIONS if k in values]):
-        raise DataError(
-            f"its options stand in {lost}, {values[lost[0]]!r:.60}; give them as "
-            "choices, a list of texts"
-        )
+    check_options(values)
     asked = read_question(values)
     if not asked.answers:
         raise DataError("its answers are an empty list, expected one at least")
@@ -304,12 +292,12 @@ def _question(values: Values, find: Find, prompt: str | None) -> Draft:
         prompt = LETTER if prompt is None else prompt
         if "letter" in prompt.lower():
             answer = LETTERS[asked.right]
-    return _pair(text, answer, _pictures(values, find), prompt)
+    return _pair(text, answer, pictures_of(values, find), prompt)
 
 
 def _completion(values: Values, find: Find, prompt: str | None) -> Draft:
     asked, answered = (_text(values, key) for key in ("prompt", "completion"))
-    return _pair(asked, answered, _pictures(values, find), prompt)
+    return _pair(asked, answered, pictures_of(values, find), prompt)
 
 
 def _pair(
@@ -336,7 +324,7 @@ def _parts(values: Values, find: Find, prompt: str | None) -> Draft:
         text_part(part) if isinstance(part, str) else _found(part, find)
         for part in _need(values, "parts", list, "a list of parts")
     ]
-    return _document(content, _pictures(values, find), prompt)
+    return _document(content, pictures_of(values, find), prompt)
 
 
 def _interleaved(values: Values, find: Find, prompt: str | None) -> Draft:
@@ -365,7 +353,7 @@ def _interleaved(values: Values, find: Find, prompt: str | None) -> Draft:
 
 
 def _caption(values: Values, find: Find, prompt: str | None) -> Draft:
-    images = _pictures(values, find)
+    images = pictures_of(values, find)
     said = {key: values[key] for key in CAPTIONS if key in values}
     answers = answers_of(said) if said else (_text(values, "text"),)
     caption = most_said(answers or ("",)).strip()
@@ -390,7 +378,7 @@ def _caption(values: Values, find: Find, prompt: str | None) -> Draft:
 
 
 def _plain(values: Values, find: Find, prompt: str | None) -> Draft:
-    if images := _pictures(values, find):
+    if images := pictures_of(values, find):
         raise DataError(f"a text has {len(images)} pictures; give it as a caption")
     return _document([text_part(_text(values, "text"))], [], prompt)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,12 @@ from PIL import Image
 from mm1_mlx.errors import DataError
 from mm1_mlx.files import lies_in
 from mm1_mlx.image import ImageSource
+
+# Columns of what cannot be shown.
+UNSEEN = ("video", "videos", "audio", "audios")
+_NAMES = ("images", "image", "file_name")
+
+Find = Callable[[Any], ImageSource]
 
 
 @dataclass(frozen=True)
@@ -68,3 +74,33 @@ class PictureFolder:
                 f"picture {source!r:.80} lies outside {self.path}; {self.way_out}"
             )
         return path
+
+
+def pictures_of(values: Mapping[str, Any], find: Find) -> list[ImageSource]:
+    """The row's pictures, in order.
+
+    Raises:
+        DataError: two keys name them, or one is none.
+    """
+    if values.get("images") and values.get("image"):
+        raise DataError("it has both image and images, expected one of them")
+    given = next((values[name] for name in _NAMES if values.get(name)), [])
+    return [find(source) for source in (given if isinstance(given, list) else [given])]
+
+
+def has_pictures(values: Mapping[str, Any]) -> bool:
+    """Whether a row names any."""
+    return any(values.get(name) for name in _NAMES)
+
+
+def check_seen(values: Mapping[str, Any], way_out: str) -> None:
+    """Pass only if all of a row can be shown; ``way_out`` is what else can be done.
+
+    Raises:
+        DataError: it holds a film or a sound.
+    """
+    if unseen := [key for key in UNSEEN if values.get(key)]:
+        raise DataError(
+            f"its {unseen[0]} cannot be shown; give a film's frames as pictures, or "
+            f"{way_out}"
+        )

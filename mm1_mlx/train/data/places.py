@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mm1_mlx.errors import DataError
@@ -41,17 +41,36 @@ def with_places(messages: Messages, images: list[ImageSource]) -> Messages:
         shown = [text_part(content)] if isinstance(content, str) else content
         placed = {**first, "content": [*image_parts(len(images)), *shown]}
         return [*messages[: users[0]], placed, *messages[users[0] + 1 :]]
-    if places + asked != len(images):
-        raise DataError(
-            f"it has {places + asked} places for pictures ({PLACE}) but {len(images)} "
-            "pictures; give one for each place"
-        )
+    _check_count(places + asked, images)
     return [
         {**m, "content": _placed(m["content"])}
         if any(PLACE in text for text in asked_in(m))
         else m
         for m in messages
     ]
+
+
+def check_places(texts: Iterable[str], images: Sequence[ImageSource]) -> None:
+    """Pass only if a question's texts have no places, or one for each picture.
+
+    Raises:
+        DataError: they differ in number.
+    """
+    if places := sum(text.count(PLACE) for text in texts):
+        _check_count(places, images)
+
+
+def _check_count(places: int, images: Sequence[ImageSource]) -> None:
+    if places != len(images):
+        raise DataError(
+            f"it has {places} places for pictures ({PLACE}) but {len(images)} pictures; "
+            "give one for each place"
+        )
+
+
+def without_places(text: str) -> str:
+    """The text alone, for where all pictures stand before it."""
+    return text.replace(PLACE, "").strip("\n") if PLACE in text else text
 
 
 def objects_in(values: Any) -> list[Mapping[str, Any]]:

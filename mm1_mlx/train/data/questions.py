@@ -22,6 +22,8 @@ from mm1_mlx.errors import DataError
 CAPTIONS = ("caption", "captions")
 ANSWERS = ("answer", "answers", *CAPTIONS)
 LETTERS = string.ascii_uppercase
+# Where options stand that are no list of choices.
+_OPTIONS = ("options", "A", "B")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,19 @@ def read_question(values: Mapping[str, Any]) -> Question:
     return Question(
         text_of(values, "question"), text_of(values, "hint"), answers, choices, right
     )
+
+
+def check_options(values: Mapping[str, Any]) -> None:
+    """Pass only if a question, by our keys, has no options that it would leave out.
+
+    Raises:
+        DataError: it has.
+    """
+    if "choices" not in values and (lost := [k for k in _OPTIONS if k in values]):
+        raise DataError(
+            f"its options stand in {lost}, {values[lost[0]]!r:.60}; give them as "
+            "choices, a list of texts"
+        )
 
 
 def list_options(choices: Sequence[str]) -> str:

@@ -7,9 +7,6 @@ import pytest
 from PIL import Image
 
 from mm1_mlx.errors import DataError
-from mm1_mlx.eval.case import read_case
-from mm1_mlx.eval.prompts import Asker
-from mm1_mlx.eval.tasks import TASKS
 from mm1_mlx.messages import Region
 from mm1_mlx.train.data.example import Record
 from mm1_mlx.train.data.forms import FORMS, read_example
@@ -283,20 +280,6 @@ def test_a_prompt_says_what_answers_options():
         ("user", [None, f"What?\n{OPTIONS}\n{SHORT_ANSWER}"]),
         ("assistant", ["den"]),
     )
-
-
-def test_a_question_is_learned_as_it_is_asked(tmp_path):
-    """In the words of ``mm1 eval``."""
-    values = {
-        "question": "What?",
-        "choices": ["nest", "den"],
-        "answer": 1,
-        "hint": "It is cold.",
-    }
-    record = Record(values, "rows.jsonl:17", tmp_path)
-    case = read_case(record, FOLDER, frozenset())
-    (_, asked), _ = read(values).turns
-    assert asked == [Asker(TASKS["scienceqa"], base=False).ask(case).prompt]
 
 
 def test_a_prompt_asks_for_a_caption():
