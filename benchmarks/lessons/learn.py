@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten  # noqa: E402
 
 from benchmarks.lessons.batches import Documents, Labelled, Questions  # noqa: E402
 from benchmarks.lessons.models import WIDTH, config_of  # noqa: E402
-from benchmarks.lessons.points import Point  # noqa: E402
+from benchmarks.lessons.points import ENCODER_STEPS, Point  # noqa: E402
 from benchmarks.shapes.patches import (  # noqa: E402
     PatchClassifier,
     PatchHeads,
@@ -56,6 +56,18 @@ def stream(seed: int, stage: int) -> int:
     return STREAMS * seed + stage
 
 
+def stages(
+    point: Point, seed: int, steps: int = ENCODER_STEPS
+) -> dict[str, TrainConfig]:
+    """What a point goes through, its encoder in so many steps."""
+    made = (
+        ("encoder", steps, ENCODER),
+        ("documents", point.pretrain_steps, DOCUMENTS),
+        ("questions", point.question_steps, QUESTIONS),
+    )
+    return {name: settings(n, stream(seed, stage)) for name, n, stage in made if n}
+
+
 def train_encoder(
     point: Point, seed: int, steps: int, folder: Path, out: Path
 ) -> dict[str, Any]:
@@ -68,9 +80,9 @@ def train_encoder(
     assert config.vision is not None
     mx.random.seed(seed)
     model = PatchClassifier(VisionEncoder(config.vision), PatchHeads(WIDTH))
-    number = stream(seed, ENCODER)
-    batches = Labelled(config, number)
-    last = _run(Trainer(model, encoder_loss, batches, settings(steps, number), folder))
+    made = stages(point, seed, steps)["encoder"]
+    batches = Labelled(config, made.seed)
+    last = _run(Trainer(model, encoder_loss, batches, made, folder))
     weights = dict(tree_flatten(model.vision.parameters()))
     out.parent.mkdir(parents=True, exist_ok=True)
     # In one go: whoever finds it finds all of it.
@@ -95,18 +107,12 @@ def train(
     model.vision.freeze()
     loss: Any = sparse_loss if point.experts else next_token_loss
     logs = {}
-    stages = (
-        ("documents", point.pretrain_steps, DOCUMENTS),
-        ("questions", point.question_steps, QUESTIONS),
-    )
-    for name, steps, number in stages:
-        if not steps:
+    for name, made in stages(point, seed).items():
+        if name == "encoder":
             continue
-        own = stream(seed, number)
-        batches: Any = Questions(config, tokenizer, own)
+        batches: Any = Questions(config, tokenizer, made.seed)
         if name == "documents":
-            batches = Documents(config, tokenizer, own, point.mix)
-        made = settings(steps, own)
+            batches = Documents(config, tokenizer, made.seed, point.mix)
         logs[name] = _run(Trainer(model, loss, batches, made, folder / name))
     return model, logs
 

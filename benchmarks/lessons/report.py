@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lessons.points import LESSONS, Claim, Lesson, points_of
-from benchmarks.lessons.run import FIGURES, as_json
+from benchmarks.lessons.run import FIGURES, is_done
 from benchmarks.lessons.verdict import Estimate, Shares, estimate, gains, judge
 
 PLACE = Path(__file__).parent
@@ -36,7 +36,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where the runs are kept")
     arguments = parser.parse_args()
-    runs = read_runs(arguments.folder)
+    try:
+        runs = read_runs(arguments.folder)
+    except FileExistsError as error:
+        sys.exit(f"error: {error}")
     if not runs:
         sys.exit(
             f"error: {arguments.folder} has no figures; run benchmarks.lessons.run"
@@ -50,12 +53,21 @@ def main() -> None:
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """The figures of every run of a point as it is now."""
-    known = {name: as_json(point) for name, point in points_of().items()}
+    """The figures of every run of a point that is one now.
+
+    Raises:
+        FileExistsError: some are of other settings.
+    """
     runs = [
         json.loads(x.read_text()) for x in sorted((folder / FIGURES).glob("*.json"))
     ]
-    return [run for run in runs if run["point"] == known.get(run["point"]["name"])]
+    points = points_of()
+    return [
+        run
+        for run in runs
+        if (point := points.get(run["point"]["name"]))
+        and is_done(folder, point, run["seed"])
+    ]
 
 
 def summarise(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:

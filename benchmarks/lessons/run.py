@@ -1,7 +1,7 @@
 """Train and measure every point: ``python -m benchmarks.lessons.run FOLDER``.
 
-A run leaves one file of figures and is not repeated while that stands; one that was
-stopped goes on from its stage's last checkpoint.
+A run leaves one file of figures and is not repeated while that stands, which is refused
+where it is of other settings; one that was stopped goes on from its stage's last checkpoint.
 """
 
 from __future__ import annotations
@@ -51,18 +51,24 @@ def main() -> None:
 
 
 def run_all(
-    folder: Path, points: Iterable[Point], seeds: Iterable[int], processes: int
+    folder: Path,
+    points: Iterable[Point],
+    seeds: Iterable[int],
+    processes: int,
+    *,
+    number: int = NUMBER,
+    encoder_steps: int = ENCODER_STEPS,
 ) -> None:
     """Every point with every seed whose file is not there yet; encoders come first.
 
     Raises:
-        FileExistsError: a file is there, of a point that was another.
+        FileExistsError: a file is there, of other settings.
     """
     jobs = [
         (point, seed)
         for seed in seeds
         for point in points
-        if not is_done(folder, point, seed)
+        if not is_done(folder, point, seed, number, encoder_steps)
     ]
     if not jobs:
         return
@@ -71,12 +77,13 @@ def run_all(
         # Before there are several processes that could write it.
         pool.submit(write_tokenizer, folder).result()
         made = [
-            pool.submit(make_encoder, folder, point, seed)
+            pool.submit(make_encoder, folder, point, seed, encoder_steps)
             for (_, seed), point in encoders.items()
         ]
         for each in as_completed(made):
             print(each.result(), flush=True)
-        runs = [pool.submit(run_point, folder, point, seed) for point, seed in jobs]
+        sizes = number, encoder_steps
+        runs = [pool.submit(run_point, folder, *job, *sizes) for job in jobs]
         for done, each in enumerate(as_completed(runs), start=1):
             print(f"{done} of {len(runs)}: {each.result()}", flush=True)
 
@@ -92,20 +99,54 @@ def use_fast_math() -> None:
     use_host_math()
 
 
-def is_done(folder: Path, point: Point, seed: int) -> bool:
+def is_done(
+    folder: Path,
+    point: Point,
+    seed: int,
+    number: int = NUMBER,
+    encoder_steps: int = ENCODER_STEPS,
+) -> bool:
     """Whether the figures of a run stand.
 
     Raises:
-        FileExistsError: they are of a point that was another.
+        FileExistsError: they are of other settings.
     """
-    path = figures_path(folder, point, seed)
+    made = made_of(point, seed, number, encoder_steps)
+    return _stands(figures_path(folder, point, seed), made)
+
+
+def _stands(path: Path, made: dict[str, Any]) -> bool:
+    """Whether a record stands, and what it says it was made of is this.
+
+    Raises:
+        FileExistsError: it is something else.
+    """
     if not path.is_file():
         return False
-    if json.loads(path.read_text())["point"] != as_json(point):
+    values = json.loads(path.read_text())
+    if any(values.get(name) != value for name, value in made.items()):
         raise FileExistsError(
-            f"{path} is of a point with other settings; remove it or choose another folder"
+            f"{path} is of other settings; remove it or choose another folder"
         )
     return True
+
+
+def made_of(
+    point: Point,
+    seed: int,
+    number: int = NUMBER,
+    encoder_steps: int = ENCODER_STEPS,
+) -> dict[str, Any]:
+    """What a run's figures depend on beside the code, as their file holds it."""
+    from benchmarks.lessons.learn import stages
+
+    made = stages(point, seed, encoder_steps)
+    return {
+        "point": as_json(point),
+        "seed": seed,
+        "number": number,
+        "stages": {name: config.to_dict() for name, config in made.items()},
+    }
 
 
 def figures_path(folder: Path, point: Point, seed: int) -> Path:
@@ -136,25 +177,37 @@ def make_encoder(
 ) -> str:
     """Train the encoder of a resolution and a seed, unless it is there; what was done."""
     from benchmarks.lessons.learn import train_encoder
+    from mm1_mlx.files import replace_json
 
     out = encoder_path(folder, point, seed)
-    if out.is_file():
+    record = out.with_suffix(".json")
+    stages = made_of(point, seed, encoder_steps=steps)["stages"]
+    made = {"settings": stages["encoder"]}
+    # The record is written last: without one the encoder is of a run that was killed.
+    if _stands(record, made) and out.is_file():
         return f"{out.stem} stands"
     begun = time.process_time()
     place = folder / "unfinished" / out.stem
     last = train_encoder(point, seed, steps, place, out)
-    shutil.rmtree(place)
     seconds = round(time.process_time() - begun)
-    out.with_suffix(".json").write_text(json.dumps({**last, "cpu_seconds": seconds}))
+    replace_json(record, {**made, **last, "cpu_seconds": seconds})
+    shutil.rmtree(place)
     return f"{out.stem}: loss {last['loss']:.3f}, {seconds} s"
 
 
-def run_point(folder: Path, point: Point, seed: int, number: int = NUMBER) -> str:
+def run_point(
+    folder: Path,
+    point: Point,
+    seed: int,
+    number: int = NUMBER,
+    encoder_steps: int = ENCODER_STEPS,
+) -> str:
     """Train a point, measure it on so many pictures, and write its figures; what they are."""
     from benchmarks.lessons.learn import train
     from benchmarks.lessons.measure import measure
     from benchmarks.lessons.models import config_of, export, working_weights
     from benchmarks.shapes.recipe import open_tokenizer
+    from mm1_mlx.files import replace_json
 
     begun = time.process_time()
     place = folder / "unfinished" / f"{point.name}-seed{seed}"
@@ -166,8 +219,7 @@ def run_point(folder: Path, point: Point, seed: int, number: int = NUMBER) -> st
     trained = time.process_time()
     export(model, tokenizer, place / "model", answers=point.question_steps > 0)
     values: dict[str, Any] = {
-        "point": as_json(point),
-        "seed": seed,
+        **made_of(point, seed, number, encoder_steps),
         "working_weights": working_weights(model),
         "figures": measure(point, place / "model", number),
         "losses": {name: line["loss"] for name, line in logs.items()},
@@ -180,7 +232,7 @@ def run_point(folder: Path, point: Point, seed: int, number: int = NUMBER) -> st
     }
     path = figures_path(folder, point, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    replace_json(path, values)
     shutil.rmtree(place)
     shares = {name: f"{row['right']:.1%}" for name, row in values["figures"].items()}
     return f"{path.stem}: {shares}, {values['cpu_seconds']} s"

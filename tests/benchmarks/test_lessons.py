@@ -1,7 +1,9 @@
 """The lessons: every point can be trained, and figures become verdicts by a rule."""
 
+import errno
 import json
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from benchmarks.lessons import report, run
+from benchmarks.lessons import learn, report, run
 from benchmarks.lessons.batches import Documents, Labelled, Questions, form_of
 from benchmarks.lessons.cases import cases_of
 from benchmarks.lessons.documents import LISTED, NAMES, asked, lesson_scene, listed
@@ -28,6 +30,7 @@ from benchmarks.lessons.points import (
 )
 from benchmarks.lessons.verdict import Estimate, estimate, gains, judge
 from benchmarks.shapes.scene import SEEN_PAIRS, split_rng
+from mm1_mlx import files
 from mm1_mlx.models import MM1
 
 POINTS = points_of()
@@ -166,6 +169,10 @@ def test_a_lesson_shows_where_the_interval_says_so(low, high, verdict):
     assert judge(Estimate((low + high) / 2, low, high)) == verdict
 
 
+# Pictures of a measure, and steps of an encoder.
+SIZES = 3, 2
+
+
 @pytest.fixture(scope="module")
 def short(tokenizer, tmp_path_factory):
     """A folder with two steps of each stage of two points, one of each kind."""
@@ -175,17 +182,17 @@ def short(tokenizer, tmp_path_factory):
         replace(SPARSE, pretrain_steps=2, question_steps=2),
         replace(FINAL, pretrain_steps=2),
     )
-    run.make_encoder(folder, BASE, 0, steps=2)
+    run.make_encoder(folder, BASE, 0, SIZES[1])
     for point in points:
-        run.run_point(folder, point, 0, number=3)
+        run.run_point(folder, point, 0, *SIZES)
     return folder, points
 
 
 def test_a_run_leaves_figures_and_nothing_else(short):
     folder, points = short
     for point in points:
-        assert run.is_done(folder, point, 0)
-        assert not run.is_done(folder, point, 1)
+        assert run.is_done(folder, point, 0, *SIZES)
+        assert not run.is_done(folder, point, 1, *SIZES)
         values = json.loads(run.figures_path(folder, point, 0).read_text())
         assert set(values["figures"]) == set(measures_of(point))
         assert not values["resumed"]
@@ -210,16 +217,50 @@ def test_a_stage_that_is_done_is_not_trained_again(short, tokenizer, tmp_path):
 def test_what_stands_is_not_run_again(short, capsys):
     folder, points = short
     before = run.figures_path(folder, points[0], 0).stat().st_mtime_ns
-    run.run_all(folder, points, [0], 1)
+    run.run_all(folder, points, [0], 1, number=SIZES[0], encoder_steps=SIZES[1])
     assert capsys.readouterr().out == ""
     assert run.figures_path(folder, points[0], 0).stat().st_mtime_ns == before
-    assert run.make_encoder(folder, BASE, 0).endswith("stands")
+    assert run.make_encoder(folder, BASE, 0, SIZES[1]).endswith("stands")
 
 
-def test_figures_of_other_settings_are_refused(short):
-    folder, _ = short
-    with pytest.raises(FileExistsError, match="of a point with other settings"):
-        run.is_done(folder, SPARSE, 0)
+def test_figures_of_other_settings_are_refused(short, monkeypatch):
+    folder, (point, _) = short
+    other = "is of other settings; remove it"
+    with pytest.raises(FileExistsError, match=other):
+        run.is_done(folder, SPARSE, 0, *SIZES)
+    for sizes in ((4, SIZES[1]), (SIZES[0], 3)):
+        with pytest.raises(FileExistsError, match=other):
+            run.is_done(folder, point, 0, *sizes)
+    with pytest.raises(FileExistsError, match=rf"64px-seed0.json {other}"):
+        run.make_encoder(folder, BASE, 0, 3)
+    # The report has the one rule.
+    with pytest.raises(FileExistsError, match=other):
+        report.read_runs(folder)
+    monkeypatch.setattr(learn, "WARMUP", 0.5)
+    with pytest.raises(FileExistsError, match=other):
+        run.is_done(folder, point, 0, *SIZES)
+
+
+def test_figures_that_were_cut_off_are_not_there(short, monkeypatch, tmp_path):
+    """A disk that is full leaves the file that stood, or none."""
+    folder, (point, _) = short
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = run.figures_path(tmp_path, point, 0)
+    before = path.read_text()
+
+    def full(place):
+        if place.parent == path.parent:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(place)
+
+    fsync = files.fsync
+    monkeypatch.setattr(files, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        run.run_point(tmp_path, point, 0, *SIZES)
+    assert path.read_text() == before
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted(
+        p.name for p in (folder / "figures").iterdir()
+    )
 
 
 def made_up(seeds=SEEDS):
