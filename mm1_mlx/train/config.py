@@ -145,7 +145,7 @@ class TrainConfig(Section):
                 raise ConfigError(f"TrainConfig.{name}: {value} is not above 0")
         for name in (
             *("warmup_steps", "decay_steps", "weight_decay", "matrix_decay"),
-            *("final_fraction", "balance_weight", "z_weight", "eval_every", "seed"),
+            *("balance_weight", "z_weight", "eval_every", "seed"),
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(
@@ -160,6 +160,10 @@ class TrainConfig(Section):
                 raise ConfigError(
                     f"TrainConfig.{name}: {getattr(self, name)} is not in [0, 1)"
                 )
+        if not 0 <= self.final_fraction <= 1:
+            raise ConfigError(
+                f"TrainConfig.final_fraction: {self.final_fraction} is not in [0, 1]"
+            )
         if self.warmup_steps + self.decay_steps > self.steps:
             raise ConfigError(
                 f"TrainConfig: warmup_steps {self.warmup_steps} and decay_steps "
