@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -145,7 +146,9 @@ def answers_of(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _answer(answer: Any, key: str) -> str:
     found = answer.get("answer") if isinstance(answer, Mapping) else answer
-    if isinstance(found, int | float) and not isinstance(found, bool):
+    # NaN and 1e999, which Python reads from JSON, are the numbers of no answer.
+    finite = isinstance(found, float) and math.isfinite(found)
+    if finite or (isinstance(found, int) and not isinstance(found, bool)):
         found = str(found)
     if not isinstance(found, str):
         raise DataError(f"{key} holds {answer!r:.60}, expected text")

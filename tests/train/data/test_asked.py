@@ -1,5 +1,6 @@
 """Rows with a question: trained on and evaluated in the same words, about the same pictures."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ ROWS = {
     "none": {"question": "What?", "image": None, "images": [], "video": ""},
     "many answers": {"image": "a.png", "question": "What?", "answers": ["a", "b", "b"]},
     "a number": {"question": "How many?", "answer": 3},
+    "a long one": {"question": "How many?", "answer": 10**400},
     "ChartQA": {"image": "a.png", "query": "What?", "label": ["14"]},
     "AI2D": {"image": "a.png", "question": "What?", "options": ["x", "y"], "answer": "1"},
     "A-OKVQA": {"image": "a.png", "question": "?", "choices": ["x", "y"], "answer": "y"},
@@ -70,6 +72,8 @@ REFUSED = {
     "options in columns": {"question": "What?", "A": "x", "B": "y"},
     "options as text": {"question": "What?", "options": "['x', 'y']"},
     "no text": {"image": "a.png", "question": 3},
+    "no number": {"question": "How many?", "answer": json.loads("NaN")},
+    "a number without end": {"question": "How many?", "answers": [json.loads("1e999")]},
 }  # fmt: skip
 ANSWERED = ("answer", "answers", "label")
 
