@@ -84,7 +84,7 @@ def pictures_of(values: Mapping[str, Any], find: Find) -> list[ImageSource]:
     """
     if values.get("images") and values.get("image"):
         raise DataError("it has both image and images, expected one of them")
-    given = next((values[name] for name in _NAMES if values.get(name)), [])
+    given: Any = next((values[name] for name in _NAMES if values.get(name)), [])
     return [find(source) for source in (given if isinstance(given, list) else [given])]
 
 
