@@ -10,12 +10,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
 from mlx_lm.generate import maybe_quantize_kv_cache
+
+# Caches that are kept at most: each more prompt is compared with all of them, and thousands
+# of a small model's took longer than to read it.
+MAX_ENTRIES = 64
 
 # A token, or a picture's digest and which of its image tokens.
 Position = int | tuple[str, int]
@@ -52,14 +56,13 @@ class _Entry:
     positions: tuple[Position, ...]
     cache: list[Any]
     precision: KVPrecision
+    packed: bool = field(init=False)
+    # Counted once, and summed for each that is kept.
+    nbytes: int = field(init=False)
 
-    @property
-    def packed(self) -> bool:
-        return hasattr(self.cache[0], "bits")
-
-    @property
-    def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.cache)
+    def __post_init__(self) -> None:
+        self.packed = hasattr(self.cache[0], "bits")
+        self.nbytes = sum(layer.nbytes for layer in self.cache)
 
 
 class PrefixCache:
@@ -121,11 +124,12 @@ class PrefixCache:
         self.make_room(keep=1)
 
     def make_room(self, keep: int = 0) -> None:
-        """Drop the caches used longest ago while they take more than they may.
+        """Drop the caches used longest ago while they are, or take, more than they may.
 
         Args:
             keep: how many of those used last stay whatever they take.
         """
+        del self._entries[: -max(keep, MAX_ENTRIES)]
         while len(self._entries) > keep and self.nbytes > self.max_bytes:
             del self._entries[0]
             mx.clear_cache()

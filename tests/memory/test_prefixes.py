@@ -4,7 +4,7 @@ import mlx.core as mx
 import pytest
 
 from mm1_mlx.caches.quantized import KVCache
-from mm1_mlx.memory.prefixes import KVPrecision, PrefixCache, common, pack
+from mm1_mlx.memory.prefixes import MAX_ENTRIES, KVPrecision, PrefixCache, common, pack
 
 PLAIN = KVPrecision()
 PICTURE = [("digest", i) for i in range(4)]
@@ -114,6 +114,16 @@ def test_the_one_used_longest_ago_goes_first():
     kept.keep([2, 2, 2], filled(range(3)), PLAIN)
     kept.keep([3, 3, 3], filled(range(3)), PLAIN)
     assert [kept.longest([n, n, n, n], PLAIN) for n in (1, 2, 3)] == [0, 3, 3]
+
+
+def test_so_many_are_kept_that_looking_them_up_is_quick():
+    kept = PrefixCache(1 << 30)
+    for n in range(MAX_ENTRIES + 2):
+        kept.keep([n, n, n], filled(range(3)), PLAIN)
+    found = [n for n in range(MAX_ENTRIES + 2) if kept.longest([n, n, n, n], PLAIN)]
+    assert found == [*range(2, MAX_ENTRIES + 2)]
+    one = sum(layer.nbytes for layer in filled(range(3)))
+    assert kept.nbytes == MAX_ENTRIES * one
 
 
 def test_the_one_used_last_stays_until_room_is_needed():
