@@ -139,6 +139,8 @@ def read_case(
             turns, images, said = _conversation(read_example(record, folder))
             own = any(key in values for key in ANSWERS)
             values |= {"question": _question(turns)} | ({} if own else {"answer": said})
+            # Training does not look at one beside a conversation.
+            values.pop("hint", None)
             asked = read_question(values)
         else:
             images = tuple(pictures_of(values, folder.find))

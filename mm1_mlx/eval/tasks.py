@@ -57,9 +57,9 @@ def _ask(name: str, metric: str = "vqa", stop: tuple[str, ...] = PHRASE) -> Task
 
 
 def _own(metric: str, stop: tuple[str, ...] = SENTENCE) -> Task:
-    """Of one's own data, asked as it was trained on: the question alone."""
+    """Of one's own data, asked as it was trained on: the question behind its hint."""
     return replace(
-        _ask(metric, metric, stop), prompt="{question}", max_tokens=OWN_TOKENS
+        _ask(metric, metric, stop), prompt="{hint}{question}", max_tokens=OWN_TOKENS
     )
 
 

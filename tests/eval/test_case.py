@@ -85,8 +85,9 @@ MORE = [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "
     ],
 )  # fmt: skip
 def test_rows_of_training_are_asked_as_they_are(values):
-    case = case_of(values, NEEDS)
-    assert (case.question, case.answers) == ("Whose is it?", ("Ada's.",))
+    case = case_of(values | {"hint": "Not learned."}, NEEDS)
+    assert (case.question, case.hint) == ("Whose is it?", "")
+    assert case.answers == ("Ada's.",)
     assert case.images == (TINY / "red-star.png",)
     assert case.turns == (("user", [None, "Whose is it?"]),)
 

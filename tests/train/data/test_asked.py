@@ -33,6 +33,8 @@ ROWS = {
     "AI2D": {"image": "a.png", "question": "What?", "options": ["x", "y"], "answer": "1"},
     "A-OKVQA": {"image": "a.png", "question": "?", "choices": ["x", "y"], "answer": "y"},
     "ScienceQA": {"question": "?", "choices": ["x", "y"], "answer": 1, "hint": "So. "},
+    "a hint": {"image": "a.png", "question": "Why?", "hint": "It purrs.\n"},
+    "a hint with a place": {"image": "a.png", "question": "Why?", "hint": "<image>\nSo."},
     "a place before": {"image": "a.png", "question": "<image>\nWhat colour?"},
     "a place behind": {"image": "a.png", "question": "What colour?\n<image>"},
     "a place within": {"image": "a.png", "question": "What is <image> for?"},
