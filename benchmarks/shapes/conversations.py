@@ -31,6 +31,7 @@ from benchmarks.shapes.episodes import (
 from benchmarks.shapes.exchanges import (
     Exchange,
     ask,
+    ask_told,
     described,
     exchange_of,
     read_labels,
@@ -259,7 +260,14 @@ class Conversations:
                     parts.append(self._in_turn([vary(x, rng) for x in found], 1))
                     shown.append(place)
             rows.append(_Whole(_joined(parts), shown))
-        return self._whole(scenes, [rows])
+        told = [self._told(rng, seen=i % 2 == 0) for i in range(self.stage.told)]
+        return self._whole(scenes, [rows, told] if told else [rows])
+
+    def _told(self, rng: np.random.Generator, *, seen: bool) -> _Whole:
+        """A conversation about things that are told in words."""
+        scene = random_scene(rng, "train" if seen else "held_out")
+        asked = [vary(x, rng) for x in ask_told(scene, rng, max(self.stage.turns))]
+        return _Whole(replace(self._in_turn(asked, 0), balanced=False))
 
     def _captions(self, rng: np.random.Generator) -> JointBatch:
         """Every picture with some texts that are true of it."""

@@ -34,6 +34,8 @@ SENTENCE_SUFFIXES = ("Answer in a sentence.", "Answer in a full sentence.")
 NO_SHARES: Mapping[str, float] = MappingProxyType({})
 # How often each kind is asked about a picture, if that makes other questions.
 ROUNDS = 2
+# What may be asked about things that are told in words, without their places.
+TOLD_KINDS = ("colour", "shape", "count", "exists")
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,17 @@ def ask(
     asked = sayable(asked)
     rng.shuffle(asked)  # type: ignore[arg-type]
     return asked[:count]
+
+
+def ask_told(scene: Scene, rng: np.random.Generator, count: int) -> list[Exchange]:
+    """At most ``count`` exchanges about a scene that the first of them tells in words."""
+    found = [q for _ in range(ROUNDS) for q in questions(scene, rng)]
+    asked = [exchange_of(q, rng) for q in found if q.kind in TOLD_KINDS]
+    asked = [*{x.question: x for x in asked}.values()]
+    rng.shuffle(asked)  # type: ignore[arg-type]
+    first, *others = asked[:count]
+    told = caption(scene, rng)[1]
+    return [replace(first, question=f"{told} {first.question}"), *others]
 
 
 def described(scene: Scene, rng: np.random.Generator) -> Exchange:

@@ -1,5 +1,7 @@
 """The later stages' loss: what each form of batch teaches, each part by its weight."""
 
+import re
+from collections import Counter
 from dataclasses import replace
 from typing import get_args
 
@@ -9,12 +11,14 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from benchmarks.shapes.cases import facts
 from benchmarks.shapes.conversations import Conversations, _Whole
 from benchmarks.shapes.exchanges import Exchange
 from benchmarks.shapes.joint import Pupil, _encoded, joint_loss
 from benchmarks.shapes.patches import COLOUR_CLASSES, SHAPE_CLASSES
+from benchmarks.shapes.questions import SHAPE_OF
 from benchmarks.shapes.recipe import Form
-from benchmarks.shapes.scene import random_scene, split_rng
+from benchmarks.shapes.scene import COLOURS, HELD_OUT, SHAPES, random_scene, split_rng
 from mm1_mlx.train.sample import build_sample
 
 FORMS = get_args(Form)
@@ -231,3 +235,38 @@ def _of(examples, kept):
         shapes=examples.shapes[kept],
         colours=examples.colours[kept],
     )
+
+
+def answer_to(question, stated):
+    """How many of what a caption states a question asks for."""
+    words = re.findall(r"\w+", question)
+    shapes = {SHAPE_OF[word] for word in words if word in SHAPE_OF} or {*SHAPES}
+    colours = {word for word in words if word in COLOURS} or {*COLOURS}
+    return sum(n for (c, s), n in stated.items() if c in colours and s in shapes)
+
+
+def test_things_told_in_words_are_of_all_pairs_and_asked_about_rightly(
+    recipe, tokenizer
+):
+    def rows_of(told):
+        stage = replace(recipe.stages[-1], forms=(("talks",),), told=told)
+        return Conversations(recipe, stage, tokenizer)(0, 0).rows
+
+    shown, written = rows_of(80)
+    assert not written.batch.spans
+    assert not written.adjustment.any()
+    pairs, numbers = Counter(), Counter()
+    for tokens in written.batch.tokens:
+        text = tokenizer.hf.decode(tokens.tolist()).lower()
+        told, asked = text.partition("user:")[2].split(".", 1)
+        pairs += facts(told)
+        for question, answer in re.findall(
+            r"(how many[^:]*|count[^:]*)assistant: (\d)", asked
+        ):
+            assert answer_to(question, facts(told)) == int(answer)
+            numbers[answer] += 1
+    assert {*pairs} >= HELD_OUT
+    assert len(numbers) >= 3
+    # What stands beside it stays as it was.
+    (alone,) = rows_of(0)
+    np.testing.assert_array_equal(alone.batch.tokens, shown.batch.tokens)
