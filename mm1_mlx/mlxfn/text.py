@@ -206,6 +206,9 @@ def _byte_level(normalizer: Any, before: Any) -> dict[str, Any]:
 
 def _pattern(step: Any) -> str:
     """The expression that a step splits text by."""
+    if step["type"] == "Digits":
+        # Rust's char::is_numeric, crates' pre_tokenizers/digits.rs.
+        return r"\p{N}" if step["individual_digits"] else r"\p{N}+"
     expression = step.get("pattern", {}).get("Regex")
     isolated = step.get("behavior") == "Isolated" and not step.get("invert")
     if step["type"] != "Split" or not isolated or not isinstance(expression, str):

@@ -68,7 +68,7 @@ def test_an_answer_is_streamed_as_text(exported):
 TEXTS = [
     "What colour is the square?",
     "  two  spaces,   tabs\tand\n\nlines  ",
-    "it's 'quoted', they'll've; 12345 6.78 €9",
+    "it's 'quoted', they'll've; 12345 6.78 €9 x2y½²Ⅷ٣٤z",
     "Zoë naïve café e\u0301a\u0308 — “curly” … ﬁ",
     "你好 世界 日本語 한국어 العربية हिन्दी",
     "👩‍👩‍👧‍👦 🇫🇷 🏽 \u200b\u00a0|\ufeff",
@@ -100,6 +100,16 @@ def byte_level(backend, *, nfc=False, ignore=False, space=False):
     else:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     backend.add_tokens(["<tool>"])
+
+
+def digits(backend, *, individual=True):
+    """DeepSeek's and Falcon's: digits apart from letters, each or a number whole."""
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
 
 
 def legacy(backend):
@@ -135,6 +145,8 @@ TOKENIZERS = {
     "spaced": ("byte_folder", lambda b: byte_level(b, space=True)),
     "llama3": ("byte_folder", lambda b: byte_level(b, ignore=True)),
     "qwen": ("byte_folder", lambda b: byte_level(b, nfc=True)),
+    "digits": ("byte_folder", digits),
+    "numbers": ("byte_folder", lambda b: digits(b, individual=False)),
     "first": ("spm_folder", metaspace("first", False)),
     "always": ("spm_folder", metaspace("always", True)),
     "never": ("spm_folder", metaspace("never", False)),
@@ -168,7 +180,7 @@ def with_tokenizer(request, write_model, tmp_path):
 
 
 # One of a kind is asked with every change, the others in drills.
-USUAL = ("gpt2", "qwen", "first", "legacy")
+USUAL = ("gpt2", "qwen", "digits", "first", "legacy")
 
 
 @pytest.mark.parametrize(
