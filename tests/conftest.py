@@ -28,6 +28,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from mm1_mlx import runtime
+from mm1_mlx.checkpoint import load_config
 from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.models import MM1
 from mm1_mlx.tokenizer import load_tokenizer
@@ -102,6 +104,12 @@ def assert_close():
         assert difference <= TOLERANCES[kind] * np.abs(expected).max()
 
     return assert_close
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """The embedded model's config."""
+    return load_config(runtime.TINY)
 
 
 @pytest.fixture(scope="session")

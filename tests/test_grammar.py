@@ -65,14 +65,9 @@ def test_without_a_schema_the_answer_is_none(runtime):
 
 
 def test_the_model_decides_what_the_schema_leaves_open(runtime):
-    for colour in ("red", "green"):
-        picture = {"red": STAR, "green": FOUR}[colour]
-        question = {"red": QUESTIONS[0], "green": "What colour is the circle?"}[colour]
-        free = generate(runtime, question, images=[picture]).text.strip()
-        held = generate(
-            runtime, question, images=[picture], schema={"enum": [free, "zebra"]}
-        )
-        assert held.text == json.dumps(free)
+    question, schema = "How many shapes are there?", {"enum": [4, 1, 6, 3]}
+    held = [generate(runtime, question, [x], schema=schema).text for x in (STAR, FOUR)]
+    assert held == ["1", "4"]
 
 
 def asks(temperature):

@@ -102,25 +102,29 @@ def test_a_forced_answer_is_the_answer(force):
     assert answer.finish_reason == "stop"
 
 
-def test_a_split_picture_reaches_the_model_as_five_tiles(force):
+def test_a_split_picture_reaches_the_model_as_five_tiles(force, embedded):
     runtime = force("red", resolution="2x96")
     answer = generate(runtime, "What colour is the star?", [STAR])
-    assert answer.image_tokens == 5 * 16
-    assert [x.shape for x in runtime.model.shown.image_tokens] == [(80, 128)]
+    tile = embedded.num_image_tokens
+    assert answer.image_tokens == 5 * tile
+    shape = (5 * tile, embedded.decoder.hidden_size)
+    assert [x.shape for x in runtime.model.shown.image_tokens] == [shape]
     # The overview comes first and is what the model sees without a split.
     whole = force("red")
     generate(whole, "What colour is the star?", [STAR])
     (alone,) = whole.model.shown.image_tokens
-    overview = runtime.model.shown.image_tokens[0][:16]
+    overview = runtime.model.shown.image_tokens[0][:tile]
     assert mx.allclose(overview, alone, atol=1e-4)
 
 
-def test_only_the_last_pictures_of_shots_are_split(force):
+def test_only_the_last_pictures_of_shots_are_split(force, embedded):
     runtime = force("red", resolution="2x96")
     shots = [Shot((FOUR,), "4", "How many?"), Shot((STAR,), "red", "What colour?")]
     answer = generate(runtime, "And this?", [STAR], shots=shots, tiled=2)
-    assert [len(x) for x in runtime.model.shown.image_tokens] == [16, 80, 80]
-    assert answer.image_tokens == 16 + 80 + 80
+    tile = embedded.num_image_tokens
+    shown = [len(x) for x in runtime.model.shown.image_tokens]
+    assert shown == [tile, 5 * tile, 5 * tile]
+    assert answer.image_tokens == sum(shown)
 
 
 def test_shots_are_shown_as_turns_and_the_answer_ends_where_it_ends(force):
@@ -154,7 +158,7 @@ def test_captions_are_completed_to_the_end_of_their_line(force):
     assert text_of(runtime).endswith("A photo of")
 
 
-def test_a_video_is_shown_as_its_frames(force, tmp_path):
+def test_a_video_is_shown_as_its_frames(force, tmp_path, embedded):
     for number in range(30):
         level = 8 * number
         Image.new("RGB", (32, 32), (level, level, level)).save(
@@ -164,7 +168,7 @@ def test_a_video_is_shown_as_its_frames(force, tmp_path):
     video = {"type": "video", "video": str(tmp_path)}
     message = {"role": "user", "content": [video, {"type": "text", "text": "What?"}]}
     answer = generate(runtime, [message])
-    assert answer.image_tokens == 24 * 16  # never split
+    assert answer.image_tokens == 24 * embedded.num_image_tokens  # never split
     assert {span.kind for span in runtime.model.shown.spans} == {"frame"}
 
 

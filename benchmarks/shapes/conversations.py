@@ -250,6 +250,7 @@ class Conversations:
         for _ in range(self.stage.episodes):
             # Examples of one task, or of any.
             alike = rng.random() < 0.5
+            behind = self.stage.behind > 0 and rng.random() < self.stage.behind
             parts, shown = [], []
             for place in rng.choice(count, pick(rng, TALKS), replace=False).tolist():
                 number = pick(rng, (1, 1, 2))
@@ -257,7 +258,8 @@ class Conversations:
                 if alike:
                     found = sayable([described(scenes[place], rng)]) or found
                 if found:
-                    parts.append(self._in_turn([vary(x, rng) for x in found], 1))
+                    varied = [vary(x, rng) for x in found]
+                    parts.append(self._in_turn(varied, 1, behind=behind))
                     shown.append(place)
             rows.append(_Whole(_joined(parts), shown))
         told = [self._told(rng, seen=i % 2 == 0) for i in range(self.stage.told)]
@@ -481,18 +483,24 @@ class Conversations:
             learned += [flag and known for flag in part.learned]
         return Sample(tuple(tokens), tuple(learned)), named
 
-    def _in_turn(self, exchanges: Sequence[Exchange], pictures: int) -> _Spoken:
-        """A conversation that begins with so many pictures."""
+    def _in_turn(
+        self, exchanges: Sequence[Exchange], pictures: int, *, behind: bool = False
+    ) -> _Spoken:
+        """A conversation that begins with so many pictures, or the question before them."""
         parts = []
         for i, x in enumerate(exchanges):
-            part = self._sample((x.question, x.answer), 0 if i else pictures)
+            shown = 0 if i else pictures
+            part = self._sample((x.question, x.answer), shown, behind)
             parts.append(_Spoken(part, [(_learned(part), x)]))
         return _joined(parts)
 
-    def _build(self, pair: tuple[str, str], pictures: int) -> Sample:
+    def _build(
+        self, pair: tuple[str, str], pictures: int, behind: bool = False
+    ) -> Sample:
         question, answer = pair
         shown: list[str | None] = [None] * pictures
-        turns: list[Turn] = [("user", [*shown, question]), ("assistant", [answer])]
+        asked = [question, *shown] if behind else [*shown, question]
+        turns: list[Turn] = [("user", asked), ("assistant", [answer])]
         return build_sample(turns, self.config, self.tokenizer)
 
     def _mixed(self, parts: Sequence[Part]) -> Sample:

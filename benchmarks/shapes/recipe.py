@@ -67,6 +67,8 @@ class Stage:
     fair: bool = False
     # What is added to the score of a no where it is asked whether something is there.
     doubt: float = 0.0
+    # Share of the talks in which pictures stand behind the first question about them.
+    behind: float = 0.0
     # Rows beside a batch of talks about things of all pairs that are told in words.
     told: int = 0
     # Of the questions of a kind, those that are asked; all where nothing is said.

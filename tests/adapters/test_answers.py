@@ -32,7 +32,7 @@ def sees(keep):
 @pytest.fixture(scope="module")
 def speaks(keep):
     """An adapter of the decoder."""
-    return keep(TINY, where=("decoder",), scale=4.0)[0]
+    return keep(TINY, where=("decoder",), scale=8.0)[0]
 
 
 def ask(**options):

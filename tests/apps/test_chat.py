@@ -163,7 +163,7 @@ def session(runtime):
     signal.signal(signal.SIGINT, before)
 
 
-def test_earlier_pictures_stay_and_are_not_encoded_again(session, runtime):
+def test_earlier_pictures_stay_and_are_not_encoded_again(session, runtime, embedded):
     encoded = []
     encode = runtime.engine.features._encode
     runtime.engine.features._encode = lambda pictures: (
@@ -181,7 +181,9 @@ def test_earlier_pictures_stay_and_are_not_encoded_again(session, runtime):
     exchanges = session.conversation.exchanges
     assert [len(one.pictures) for one in exchanges] == [1, 0, 1]
     assert exchanges[2].answer == session.view.texts[3]
-    assert re.search(r"\(32 of pictures, \d+ known before\)", session.view.took_[3])
+    shown = 2 * embedded.num_image_tokens
+    took = rf"\({shown} of pictures, \d+ known before\)"
+    assert re.search(took, session.view.took_[3])
 
 
 def test_pictures_may_go_away_while_they_are_talked_about(session, tmp_path):
@@ -235,12 +237,13 @@ def test_the_system_message_is_set_and_taken_away(session, capfd):
     assert session.conversation.messages("Hi")[0]["role"] == "user"
 
 
-def test_tokens_are_counted_as_the_model_counts_them(session, capfd):
+def test_tokens_are_counted_as_the_model_counts_them(session, capfd, embedded):
     session.take(f"{STAR} What colour is the star?")
     capfd.readouterr()
     session.take("/tokens")
     said = re.fullmatch(
-        r"(\d+) of 1,024 tokens, 16 of them for 1 picture; (\d+) are known.*\n",
+        rf"(\d+) of 1,024 tokens, {embedded.num_image_tokens} of them for 1 picture; "
+        r"(\d+) are known.*\n",
         capfd.readouterr().err,
     )
     assert said
@@ -549,7 +552,7 @@ def plain(said):
 
 
 @pytest.mark.slow
-def test_a_terminal_is_talked_with(endless, tmp_path):
+def test_a_terminal_is_talked_with(endless, tmp_path, embedded):
     spaced = shutil.copy(STAR, tmp_path / "my star (1).png")
     state = {"XDG_STATE_HOME": str(tmp_path / "state")}
     chat = Terminal("-m", endless, "--max-tokens", "900", **state)
@@ -565,7 +568,8 @@ def test_a_terminal_is_talked_with(endless, tmp_path):
     chat.type("\x03")
     # The line may be wrapped.
     stopped = chat.wait_for(r"stopped; (.|\n)*per\s+second")
-    assert "16 of pictures" in stopped
+    shown = f"{embedded.num_image_tokens} of pictures"
+    assert shown in stopped
     chat.wait_for(">")
     # Ctrl-C drops what is half typed.
     chat.type("/nonsense\x03")
@@ -589,6 +593,6 @@ def test_a_terminal_is_talked_with(endless, tmp_path):
     again.type(f"/load {tmp_path}/chat.json\r")
     again.wait_for("1 question, 1 picture\n>")
     again.type("What shape is it?\r")
-    again.wait_for(r"star(.|\n)*\(16 of pictures\), (.|\n)*>")
+    again.wait_for(rf"star(.|\n)*\({shown}\), (.|\n)*>")
     again.type("/quit\r")
     assert again.child.wait(30) == 0

@@ -85,14 +85,14 @@ def test_generate_reads_picture_and_prompt_from_stdin(mm1):
     assert (code, out) == (0, "red\n")
 
 
-def test_generate_json_is_one_object(mm1):
+def test_generate_json_is_one_object(mm1, embedded):
     code, out, err = mm1("generate", "--json", "-i", STAR, "-p", "What colour is it?")
     answer = json.loads(out)
     assert (code, err) == (0, "")
     assert answer["text"] == "red"
-    assert answer["image_tokens"] == 16
+    assert answer["image_tokens"] == embedded.num_image_tokens
     assert answer["finish_reason"] == "stop"
-    assert answer["prompt_tokens"] > 16
+    assert answer["prompt_tokens"] > answer["image_tokens"]
     assert len(answer["tokens"]) >= 1
     assert set(answer["timings"]) == {
         "encode",
@@ -103,7 +103,7 @@ def test_generate_json_is_one_object(mm1):
     }
 
 
-def test_generate_verbose_times_on_stderr(mm1):
+def test_generate_verbose_times_on_stderr(mm1, embedded):
     _, out, err = mm1("generate", "-v", "-i", STAR, "-p", "What colour is it?")
     assert out == "red\n"
     expected, took = err.splitlines()
@@ -112,7 +112,8 @@ def test_generate_verbose_times_on_stderr(mm1):
         r"first token, \S+ s to token 256",
         expected,
     )
-    assert "prompt tokens (16 of pictures), first token after" in took
+    shown = embedded.num_image_tokens
+    assert f"prompt tokens ({shown} of pictures), first token after" in took
 
 
 def test_guessed_tokens_have_no_least_time(mm1):
@@ -123,8 +124,9 @@ def test_guessed_tokens_have_no_least_time(mm1):
 
 
 def test_what_is_expected_is_said_before_it_is_refused(mm1, monkeypatch):
-    # Enough for the weights, and a picture.
-    monkeypatch.setattr("mm1_mlx.budget.allowed", lambda: 7_400_000)
+    # Enough for the weights, in float32, and a picture.
+    weights = 2 * (TINY / "model.safetensors").stat().st_size
+    monkeypatch.setattr("mm1_mlx.budget.allowed", lambda: weights + 1_900_000)
     code, out, err = mm1("generate", "-v", "-i", STAR, "-i", FOUR, "-p", "What?")
     assert (code, out) == (1, "")
     expected, refused = err.splitlines()
@@ -132,7 +134,7 @@ def test_what_is_expected_is_said_before_it_is_refused(mm1, monkeypatch):
     assert refused.startswith("error: the answer needs ")
 
 
-def test_inspect_takes_the_environments_model(mm1, monkeypatch, tmp_path):
+def test_inspect_takes_the_environments_model(mm1, monkeypatch, tmp_path, embedded):
     monkeypatch.setenv("MM1_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MM1_MODEL", "somebody/llava")
     monkeypatch.setattr("mm1_mlx.hub.download", pytest.fail)
@@ -142,13 +144,13 @@ def test_inspect_takes_the_environments_model(mm1, monkeypatch, tmp_path):
     shutil.copytree(TINY, tmp_path / "cache/somebody--llava")
     code, out, _ = mm1("inspect", "--json")
     assert code == 0
-    assert json.loads(out)["image_tokens"] == 16
+    assert json.loads(out)["image_tokens"] == embedded.num_image_tokens
 
 
-def test_inspect_counts_the_embedded_model(mm1):
+def test_inspect_counts_the_embedded_model(mm1, embedded):
     _, out, _ = mm1("inspect", "--json")
     facts = json.loads(out)
-    assert facts["image_tokens"] == 16
+    assert facts["image_tokens"] == embedded.num_image_tokens
     parameters = facts["parameters"]
     parts = parameters["vision"] + parameters["connector"] + parameters["decoder"]
     assert parts == parameters["total"] == parameters["active"]
@@ -233,7 +235,9 @@ def test_doctor_reports_a_model_that_does_not_answer(mm1, monkeypatch, tmp_path)
     assert "does not answer: model folder" in out
 
 
-def test_inspect_reads_only_small_files_of_a_repository(mm1, monkeypatch, tmp_path):
+def test_inspect_reads_only_small_files_of_a_repository(
+    mm1, monkeypatch, tmp_path, embedded
+):
     monkeypatch.setenv("MM1_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("mm1_mlx.hub.download", pytest.fail)
     small = tmp_path / "small"
@@ -242,7 +246,7 @@ def test_inspect_reads_only_small_files_of_a_repository(mm1, monkeypatch, tmp_pa
     monkeypatch.setattr("mm1_mlx.hub.model_type", lambda _: "mm1")
     _, out, err = mm1("inspect", "--json", "somebody/tiny")
     assert err == ""
-    assert json.loads(out)["image_tokens"] == 16
+    assert json.loads(out)["image_tokens"] == embedded.num_image_tokens
 
 
 def test_control_characters_do_not_reach_a_terminal(monkeypatch, capsys):
@@ -553,11 +557,11 @@ def test_an_empty_video_is_an_error(mm1):
     check_error(mm1("generate", "-p", "a", "--video", ""), "the video's path is empty")
 
 
-def test_pictures_leave_fewer_frames_of_a_video(mm1, tmp_path):
+def test_pictures_leave_fewer_frames_of_a_video(mm1, tmp_path, embedded):
     for number in range(30):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     command = ["generate", "-p", "What?", "--video", str(tmp_path), "--json"]
     _, out, _ = mm1(*command, "-i", STAR)
-    assert json.loads(out)["image_tokens"] == 24 * 16
+    assert json.loads(out)["image_tokens"] == 24 * embedded.num_image_tokens
     _, out, _ = mm1(*command, "--frames", "3")
-    assert json.loads(out)["image_tokens"] == 3 * 16
+    assert json.loads(out)["image_tokens"] == 3 * embedded.num_image_tokens

@@ -270,3 +270,19 @@ def test_things_told_in_words_are_of_all_pairs_and_asked_about_rightly(
     # What stands beside it stays as it was.
     (alone,) = rows_of(0)
     np.testing.assert_array_equal(alone.batch.tokens, shown.batch.tokens)
+
+
+def test_pictures_stand_behind_a_question_in_some_talks(recipe, tokenizer):
+    """Clients show them so, too."""
+    image = recipe.config.prompt.image_token_id
+    for behind in (0.0, 0.5, 1.0):
+        stage = replace(recipe.stages[-1], forms=(("talks",),), behind=behind, told=0)
+        (rows,) = Conversations(recipe, stage, tokenizer)(0, 0).rows
+        where = set()
+        for tokens in rows.batch.tokens:
+            # What stands before the first picture.
+            before = tokenizer.hf.decode(
+                tokens[: tokens.tolist().index(image)].tolist()
+            )
+            where.add(len(before.partition("USER:")[2].strip()) > 0)
+        assert where == {0.0: {False}, 0.5: {False, True}, 1.0: {True}}[behind]

@@ -54,20 +54,27 @@ def test_answers_are_those_of_mlx(package, answers):
     assert sizes == [96]
 
 
-def test_the_package_decides_what_is_seen(package, answers):
+@pytest.fixture
+def blank(embedded):
+    """Image tokens that say nothing."""
+    shape = (1, embedded.num_image_tokens, embedded.decoder.hidden_size)
+    return np.zeros(shape, np.float32)
+
+
+def test_the_package_decides_what_is_seen(package, answers, blank):
     """Not the model's own encoder: other image tokens are another answer."""
 
     def blind(*_):
-        return lambda _: np.zeros((1, 16, 128), np.float32)
+        return lambda _: blank
 
     with load(vision_backend=CoreML(package, blind)) as opened:
         found = [generate(opened, *asked).tokens for asked in QUESTIONS]
     assert found != answers
 
 
-def test_what_is_kept_of_pictures_is_each_backends_own(package, tmp_path):
+def test_what_is_kept_of_pictures_is_each_backends_own(package, tmp_path, blank):
     def blind(*_):
-        return lambda _: np.zeros((1, 16, 128), np.float32)
+        return lambda _: blank
 
     question = ("Describe the picture.", PICTURES[1:])
     texts = []
