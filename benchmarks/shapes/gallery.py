@@ -2,7 +2,7 @@
 
 Of every kind the first held-out case that is answered right, and the first that is not,
 are shown; nothing else is chosen. Writes gallery/*.png and the tables between the marks in
-README.md.
+README.md here, and of some kinds in the project's.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mm1_mlx.grounding import draw_boxes, parse_boxes  # noqa: E402
 
 FOLDER = Path(__file__).with_name("gallery")
 README = Path(__file__).with_name("README.md")
+PROJECT = README.parents[2] / "README.md"
 MARKS = ("<!-- gallery -->", "<!-- /gallery -->")
 # What is shown: a part of the evaluation, a kind in it, and what the row is called.
 KINDS = (
@@ -35,15 +36,22 @@ KINDS = (
     ("scenes", "box", "a box, drawn where the answer says"),
     ("words", "new word, 8 shots", "a new word from eight examples"),
     ("reading", "read", "a word or number"),
-    ("small", "read small, one picture", "small writing, as one picture"),
-    ("small", "read small, with parts", "small writing, with parts"),
+    ("small", "read small, with parts", "small writing"),
     ("style", "in a word", "one word, as asked"),
     ("talks", "follow-up", "a question behind others"),
     ("talks", "after other pictures", "a picture behind others"),
 )
+# Beside the answer with parts, that to the same picture without.
+SMALL, WHOLE = "read small, with parts", "read small, one picture"
+# Kinds that the project's README shows.
+BRIEF = ("caption", "two pictures", "box", "new word, 8 shots", SMALL)
 # Cases of a part that are looked at.
 LOOKED_AT = 200
 SIDE, SHOT_SIDE, GAP = 192, 96, 6
+
+
+# A kind, a file's name, and a title, what was asked and what was answered.
+Rows = list[tuple[str, str, tuple[str, str, str]]]
 
 
 @dataclass(frozen=True)
@@ -120,12 +128,12 @@ def choose(found: dict[str, list[Answered]]) -> Iterator[tuple[str, str, Answere
                 yield f"{name}-{'right' if right else 'wrong'}.png", title, case
 
 
-def write(found: dict[str, list[Answered]]) -> str:
-    """Write the pictures; the table that shows them."""
+def write(found: dict[str, list[Answered]]) -> Rows:
+    """Write the pictures; a row for each, and the kind that it is of."""
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob("*.png"):
         old.unlink()
-    lines = ["| | | asked | answered |", "|---|---|---|---|"]
+    rows = []
     for name, title, shown in choose(found):
         picture(shown).save(FOLDER / name, optimize=True)
         case = shown.case
@@ -135,14 +143,24 @@ def write(found: dict[str, list[Answered]]) -> str:
         said = f"**{shown.answer}**"
         if not shown.right:
             said = f"{shown.answer} (wrong: {case.expected})"
-        row = (title, f"![]({FOLDER.name}/{name})", talked + asked, said)
-        lines.append(f"| {' | '.join(row)} |")
+        if case.kind == SMALL:
+            whole = found[WHOLE][found[SMALL].index(shown)]
+            said = f"as one picture: {whole.answer}<br>with four parts: {said}"
+        rows.append((case.kind, name, (title, talked + asked, said)))
+    return rows
+
+
+def table(rows: Rows, folder: str) -> str:
+    """The rows as Markdown, their pictures in a folder."""
+    lines = ["| | | asked | answered |", "|---|---|---|---|"]
+    for _, name, (title, asked, said) in rows:
+        lines.append(f"| {title} | ![]({folder}/{name}) | {asked} | {said} |")
     return "\n".join(lines)
 
 
-def around() -> tuple[str, str]:
-    """What stands before the tables, and behind them."""
-    text = README.read_text()
+def around(path: Path) -> tuple[str, str]:
+    """What stands before a document's table, and behind it."""
+    text = path.read_text()
     start, end = (text.index(mark) for mark in MARKS)
     return text[: start + len(MARKS[0])], text[end:]
 
@@ -152,9 +170,12 @@ def main() -> None:
     parser.add_argument("--model", help="model folder (default: mm1-tiny)")
     parser.add_argument("-n", type=int, default=LOOKED_AT, help="cases looked at")
     arguments = parser.parse_args()
-    before, behind = around()
-    table = write(answered(arguments.model, arguments.n))
-    README.write_text(f"{before}\n{table}\n{behind}")
+    rows = write(answered(arguments.model, arguments.n))
+    brief = [row for row in rows if row[0] in BRIEF]
+    for path, some in ((README, rows), (PROJECT, brief)):
+        before, behind = around(path)
+        folder = FOLDER.relative_to(path.parent).as_posix()
+        path.write_text(f"{before}\n{table(some, folder)}\n{behind}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,15 @@ from PIL import Image
 
 from benchmarks.shapes import gallery
 from benchmarks.shapes.cases import Case
-from benchmarks.shapes.gallery import Answered, choose, picture, write
+from benchmarks.shapes.gallery import (
+    SMALL,
+    WHOLE,
+    Answered,
+    choose,
+    picture,
+    table,
+    write,
+)
 
 RED, BLUE = (Image.new("RGB", (96, 72), colour) for colour in ("red", "blue"))
 
@@ -31,11 +39,11 @@ def test_the_first_right_and_the_first_wrong_one_are_shown(found):
 
 
 def test_what_is_wrong_is_said_to_be(found):
-    right, wrong = write(found).splitlines()[2:]
+    right, wrong = table(write(found), "x").splitlines()[2:]
     assert right.endswith("| Really? | **yes** |")
     assert wrong.endswith("| Really? | no (wrong: yes) |")
     for row, name in ((right, "count-right"), (wrong, "count-wrong")):
-        assert f"(gallery/{name}.png)" in row
+        assert f"(x/{name}.png)" in row
         with Image.open(gallery.FOLDER / f"{name}.png") as shown:
             assert shown.size == (192, 144)
 
@@ -53,7 +61,7 @@ def test_examples_stand_above_what_is_asked(found):
     assert whole.getpixel((10, 10)) == (0, 0, 255)
     assert whole.getpixel((10, whole.height - 10)) == (255, 0, 0)
     found["count"] = [shown]
-    assert "| (dax, wug) Really? | dax (wrong: yes) |" in write(found)
+    assert "| (dax, wug) Really? | dax (wrong: yes) |" in table(write(found), "x")
 
 
 def test_earlier_turns_are_shown_with_their_pictures(found):
@@ -64,4 +72,22 @@ def test_earlier_turns_are_shown_with_their_pictures(found):
     assert whole.getpixel((whole.width - 10, 10)) == (255, 0, 0)
     found["count"] = [shown]
     asked = "| What colour is it? blue<br>Sure? yes<br>Really? | **yes** |"
-    assert asked in write(found)
+    assert asked in table(write(found), "x")
+
+
+def test_small_writing_is_shown_as_it_was_read_both_ways(found):
+    found["count"] = []
+    found[WHOLE] = [Answered(case(WHOLE), said) for said in ("a", "b")]
+    found[SMALL] = [Answered(case(SMALL), said) for said in ("no", "yes")]
+    (_, right, (_, _, said)), (_, wrong, _) = write(found)
+    assert said == "as one picture: b<br>with four parts: **yes**"
+    assert [right, wrong] == [
+        f"read-small-with-parts-{x}.png" for x in ("right", "wrong")
+    ]
+
+
+@pytest.mark.parametrize("path", [gallery.README, gallery.PROJECT])
+def test_the_galleries_place_is_there(path):
+    before, behind = gallery.around(path)
+    assert before.endswith(gallery.MARKS[0])
+    assert behind.startswith(gallery.MARKS[1])

@@ -11,7 +11,6 @@ import pytest
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer
 
-from benchmarks.shapes import gallery
 from benchmarks.shapes.curve import kept_steps
 from benchmarks.shapes.joint import Pupil
 from benchmarks.shapes.recipe import RECIPE, open_tokenizer
@@ -76,12 +75,6 @@ def test_a_stage_whose_name_begins_anothers_is_told_from_it(tmp_path):
         (kept / f"{name}.safetensors").touch()
     assert [step for step, _ in kept_steps(tmp_path, "sft")] == [500]
     assert [step for step, _ in kept_steps(tmp_path, "sft-2")] == [500, 1000]
-
-
-def test_the_galleries_place_is_there():
-    before, behind = gallery.around()
-    assert before.endswith(gallery.MARKS[0])
-    assert behind.startswith(gallery.MARKS[1])
 
 
 def test_the_committed_checkpoint_is_of_the_recipe(recipe):
