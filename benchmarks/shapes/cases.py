@@ -141,8 +141,8 @@ def states_only_facts(answer: str, expected: str) -> bool:
     return bool(stated) and understood and stated <= true
 
 
-# Cases below this seed were looked at while the recipe was made.
-FIRST_SEED = 100_000_000
+# Cases of seeds below this were measured while the recipe was made.
+FIRST_SEED = 200_000_000
 
 
 def _case_rng(split: Split, seed: int) -> np.random.Generator:
