@@ -65,7 +65,7 @@ def test_without_a_schema_the_answer_is_none(runtime):
 
 
 def test_the_model_decides_what_the_schema_leaves_open(runtime):
-    question, schema = "How many shapes are there?", {"enum": [4, 1, 6, 3]}
+    question, schema = "How many shapes are there?", {"enum": [4, 1]}
     held = [generate(runtime, question, [x], schema=schema).text for x in (STAR, FOUR)]
     assert held == ["1", "4"]
 

@@ -59,7 +59,7 @@ def test_many_clients_at_once_get_what_each_would_alone(server):
             [picture(STAR), picture(FOUR), text("How many shapes are there?")],
             "What is this?",
         )
-        for t, seed in ((0, 0), (2.0, 3), (2.5, 8), (1.5, 5))
+        for t, seed in ((0, 0), (2.0, 3), (2.0, 8), (1.5, 5))
     ]
     said = lambda response: response.json()["choices"][0]["message"]["content"]  # noqa: E731
     alone = [said(server.chat(content, **fields)) for content, fields in cases]
