@@ -124,9 +124,9 @@ def test_guessed_tokens_have_no_least_time(mm1):
 
 
 def test_what_is_expected_is_said_before_it_is_refused(mm1, monkeypatch):
-    # Enough for the weights, in float32, and a picture.
+    # Enough for the weights, in float32, and little more.
     weights = 2 * (TINY / "model.safetensors").stat().st_size
-    monkeypatch.setattr("mm1_mlx.budget.allowed", lambda: weights + 1_900_000)
+    monkeypatch.setattr("mm1_mlx.budget.allowed", lambda: weights + 500_000)
     code, out, err = mm1("generate", "-v", "-i", STAR, "-i", FOUR, "-p", "What?")
     assert (code, out) == (1, "")
     expected, refused = err.splitlines()

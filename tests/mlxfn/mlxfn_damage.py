@@ -4,7 +4,9 @@ import hashlib
 import json
 import re
 
+from mm1_mlx.checkpoint import load_config
 from mm1_mlx.mlxfn.sidecar import SIDECAR
+from mm1_mlx.runtime import TINY
 
 DECODER = "decoder.mlxfn"
 
@@ -83,7 +85,9 @@ def no_digest(folder):
 
 
 # The embedded model's cache.
-CACHE = r"\[\s*1,\s*2,\s*1024,\s*32\s*\]"
+DECODER_CONFIG = load_config(TINY).decoder
+HEADS = DECODER_CONFIG.num_key_value_heads
+CACHE = rf"\[\s*1,\s*{HEADS},\s*1024,\s*32\s*\]"
 # Each with what the Python loader says, and the C++ program where that is not the same.
 CASES = {
     "other version": (change(mlx="0.31.1"), r"exported with mlx .0\.31\.1. and this is (mlx )?0"),
@@ -104,15 +108,15 @@ CASES = {
     "name outside": (text(r'"decoder\.mlxfn"', '"../decoder.mlxfn"'), "is not allowed"),
     "foreign file": (foreign, r"decoder\.mlxfn cannot be read by mlx"),
     "wrong capacity": (
-        text(CACHE, "[1, 2, 512, 32]"),
+        text(CACHE, f"[1, {HEADS}, 512, 32]"),
         r"shapes or types of (embed|run)|run does not take the shapes",
     ),
     "wrong shape": (one_shape, r"shapes or types of run|run does not take the shapes"),
     "wrong heads": (
-        text(CACHE, "[1, 4, 1024, 32]"), "run does not take the shapes",
+        text(CACHE, f"[1, {2 * HEADS}, 1024, 32]"), "run does not take the shapes",
     ),
     "wrong vocabulary": (
-        text(r"\[\s*1,\s*512\s*\]", "[1, 500]"), "run does not give the shapes",
+        text(rf"\[\s*1,\s*{DECODER_CONFIG.vocab_size}\s*\]", "[1, 500]"), "run does not give the shapes",
     ),
     "wrong type": (
         text('"float32"', '"float16"'),

@@ -134,18 +134,20 @@ def test_packed_tokens_are_those_of_generate(packed, packed_exported):
 
 def test_an_answer_ends_where_the_cache_is_full(tiny, tmp_path):
     out = tmp_path / "out"
-    capacity = 40
-    export(TINY, out, capacity=capacity, prefill=(8, 32))
-    program = open_program(out)
     question = "Describe the picture."
     prompt = Prompt.build(question, [FOUR], tiny.config, tiny.tokenizer)
+    capacity = len(prompt.tokens) + 10
+    export(TINY, out, capacity=capacity, prefill=(8, 32))
+    program = open_program(out)
     answer = generate(tiny, question, [FOUR], max_tokens=40)
     found = list(program.answer(prompt, 40))
     # The last token needs no place.
     assert len(found) == capacity - len(prompt.tokens) + 1 < len(answer.tokens)
     assert found == list(answer.tokens[: len(found)])
     long = Prompt.build(question * 9, [FOUR], tiny.config, tiny.tokenizer)
-    with pytest.raises(ValueError, match="more than the 40 that the functions hold"):
+    with pytest.raises(
+        ValueError, match=f"more than the {capacity} that the functions hold"
+    ):
         next(program.answer(long, 1))
 
 

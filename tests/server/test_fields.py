@@ -5,6 +5,11 @@ import json
 import pytest
 from serving import FOUR, STAR, picture, text
 
+from mm1_mlx.checkpoint import load_config
+from mm1_mlx.runtime import TINY
+
+# The embedded model's last token.
+LAST = load_config(TINY).decoder.vocab_size - 1
 ASK = {"messages": [{"role": "user", "content": "What is this?"}], "max_tokens": 2}
 
 
@@ -41,7 +46,7 @@ def refused(server, body, path="/v1/chat/completions"):
     ("top_logprobs", 21, "top_logprobs is 21, expected at most 20"),
     ("top_logprobs", 2, "top_logprobs needs logprobs to be true"),
     ("logit_bias", [3], "logit_bias is a list of 1, expected an object"),
-    ("logit_bias", {"999999": 1}, "logit_bias names token 999999, the model's are 0 to 511"),
+    ("logit_bias", {"999999": 1}, f"logit_bias names token 999999, the model's are 0 to {LAST}"),
     ("presence_penalty", 3, "presence_penalty is 3, expected at most 2"),
     ("frequency_penalty", -3, "frequency_penalty is -3, expected at least -2"),
     ("stream_options", {"include_usage": True}, "stream_options needs stream to be true"),
@@ -255,7 +260,7 @@ def test_typed_special_tokens_stay_text(server, embedded):
     ("/v1/completions", {"prompt": [1, 2, 3]}, "prompt[0]"),
     ("/v1/completions", {"prompt": ""}, "prompt"),
     ("/v1/completions", {"prompt": "a b " * 2_000}, "prompt"),
-    ("/v1/completions", {"prompt": "x", "logit_bias": {"512": 1}}, "logit_bias"),
+    ("/v1/completions", {"prompt": "x", "logit_bias": {str(LAST + 1): 1}}, "logit_bias"),
     ("/v1/completions", {"prompt": "x", "echo": True}, "echo"),
     ("/v1/completions", {"prompt": "x", "suffix": "y"}, "suffix"),
     ("/v1/completions", {"prompt": "x", "best_of": 2}, "best_of"),
