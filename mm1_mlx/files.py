@@ -101,10 +101,11 @@ def lies_in(root: Path, path: Path) -> bool:
     """
     root = root.resolve()
     # os.path: unlike Path.resolve, it bears a link to itself.
-    beyond, above = (Path(os.path.realpath(x)) for x in (path, path.parent))
+    beyond = Path(os.path.realpath(path))
     if root in beyond.parents:
         return True
     # By a link that lies in the folder: ``..`` would name what no snapshot holds.
+    above = Path(os.path.realpath(path.parent))
     linked = os.path.islink(path) and root in (above, *above.parents)  # noqa: PTH114
     return linked and any(
         x.name == "snapshots" and x.parent / "blobs" in beyond.parents

@@ -250,6 +250,7 @@ class Conversations:
         for _ in range(self.stage.episodes):
             # Examples of one task, or of any.
             alike = rng.random() < 0.5
+            # Nothing is drawn in the stages before there was such a share.
             behind = self.stage.behind > 0 and rng.random() < self.stage.behind
             parts, shown = [], []
             for place in rng.choice(count, pick(rng, TALKS), replace=False).tolist():

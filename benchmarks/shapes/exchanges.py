@@ -98,8 +98,7 @@ def ask(
 def ask_told(scene: Scene, rng: np.random.Generator, count: int) -> list[Exchange]:
     """At most ``count`` exchanges about a scene that the first of them tells in words."""
     found = [q for _ in range(ROUNDS) for q in questions(scene, rng)]
-    asked = [exchange_of(q, rng) for q in found if q.kind in TOLD_KINDS]
-    asked = [*{x.question: x for x in asked}.values()]
+    asked = sayable([exchange_of(q, rng) for q in found if q.kind in TOLD_KINDS])
     rng.shuffle(asked)  # type: ignore[arg-type]
     first, *others = asked[:count]
     told = caption(scene, rng)[1]

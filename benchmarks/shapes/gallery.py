@@ -49,7 +49,6 @@ BRIEF = ("caption", "two pictures", "box", "new word, 8 shots", SMALL)
 LOOKED_AT = 200
 SIDE, SHOT_SIDE, GAP = 192, 96, 6
 
-
 # A kind, a file's name, and a title, what was asked and what was answered.
 Rows = list[tuple[str, str, tuple[str, str, str]]]
 

@@ -129,7 +129,7 @@ class PrefixCache:
         Args:
             keep: how many of those used last stay whatever they take.
         """
-        del self._entries[: -max(keep, MAX_ENTRIES)]
+        del self._entries[:-MAX_ENTRIES]
         while len(self._entries) > keep and self.nbytes > self.max_bytes:
             del self._entries[0]
             mx.clear_cache()

@@ -44,10 +44,10 @@ def build_samples(
     A turn's targets are the tokens by which the conversation with the turn exceeds the
     one that stops where the assistant is about to answer, up to the first end token: a
     model that has said it is asked no more, though ChatML writes a line's end behind it.
-    The assistant's turns that are ``unlearned``, counted from 0, are only read. One sample holds all turns, unless the
-    template writes them differently when later ones follow, as Qwen3's does, which leaves
-    out what was thought: then each answer is learned behind the prompt that it would be
-    asked with, and ends a sample of its own.
+    The assistant's turns that are ``unlearned``, counted from 0, are only read. One sample
+    holds all turns, unless the template writes them differently when later ones follow, as
+    Qwen3's does, which leaves out what was thought: then each answer is learned behind the
+    prompt that it would be asked with, and ends a sample of its own.
 
     Source: https://huggingface.co/Qwen/Qwen3-4B/blob/main/tokenizer_config.json, the chat
     template.

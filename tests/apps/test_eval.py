@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -71,10 +70,10 @@ def variant(data, metric):
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_kind_of_task_runs_from_the_command_line(mm1, data, metric):
     name = next(task.name for task in TASKS.values() if task.metric == metric)
-    code, out, err = mm1(name, variant(data, metric), "--json")
-    assert code == 0
-    # Choices are none of the embedded model's tasks.
-    assert re.fullmatch(r"(\d of 3 answers had not ended after \d+ tokens; .*\n)?", err)
+    # Choices are none of the embedded model's tasks: it describes the picture.
+    options = ("--max-tokens", "64") if metric == "letter" else ()
+    code, out, err = mm1(name, variant(data, metric), "--json", *options)
+    assert (code, err) == (0, "")
     results = json.loads(out)
     assert results["task"] == name
     assert results["n"] == COUNT

@@ -281,7 +281,7 @@ def test_completions_of_several_prompts_come_in_their_order(client):
         texts = [c.text for c in together.choices[2 * i : 2 * i + 2]]
         assert texts == [c.text for c in alone.choices]
         counted += alone.usage.completion_tokens
-    assert together.usage.completion_tokens == counted
+    assert together.usage.completion_tokens == counted <= 6 * len(together.choices)
 
 
 def test_the_model_is_listed(client):
