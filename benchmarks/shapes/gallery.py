@@ -22,12 +22,11 @@ from PIL import Image  # noqa: E402
 
 from benchmarks.shapes.cases import Case, part_cases  # noqa: E402
 from benchmarks.shapes.evaluate import BATCH, answerer  # noqa: E402
+from benchmarks.shapes.tables import PROJECT, README, filled  # noqa: E402
 from mm1_mlx.grounding import draw_boxes, parse_boxes  # noqa: E402
 
 FOLDER = Path(__file__).with_name("gallery")
-README = Path(__file__).with_name("README.md")
-PROJECT = README.parents[2] / "README.md"
-MARKS = ("<!-- gallery -->", "<!-- /gallery -->")
+MARK = "gallery"
 # What is shown: a part of the evaluation, a kind in it, and what the row is called.
 KINDS = (
     ("scenes", "caption", "a caption"),
@@ -157,13 +156,6 @@ def table(rows: Rows, folder: str) -> str:
     return "\n".join(lines)
 
 
-def around(path: Path) -> tuple[str, str]:
-    """What stands before a document's table, and behind it."""
-    text = path.read_text()
-    start, end = (text.index(mark) for mark in MARKS)
-    return text[: start + len(MARKS[0])], text[end:]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="model folder (default: mm1-tiny)")
@@ -172,9 +164,8 @@ def main() -> None:
     rows = write(answered(arguments.model, arguments.n))
     brief = [row for row in rows if row[0] in BRIEF]
     for path, some in ((README, rows), (PROJECT, brief)):
-        before, behind = around(path)
         folder = FOLDER.relative_to(path.parent).as_posix()
-        path.write_text(f"{before}\n{table(some, folder)}\n{behind}")
+        path.write_text(filled(path.read_text(), MARK, table(some, folder)))
 
 
 if __name__ == "__main__":

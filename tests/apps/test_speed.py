@@ -18,7 +18,7 @@ STAR = str(TINY / "red-star.png")
 FOUR = str(TINY / "four-shapes.png")
 COLOUR = "What colour is the star?"
 DESCRIBE = "Describe the picture."
-DESCRIPTION = "A yellow circle, a purple heart, a green triangle and a blue square.\n"
+DESCRIPTION = "A yellow circle, a purple heart, a blue square and a green triangle.\n"
 
 
 @pytest.fixture

@@ -184,9 +184,9 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(mm1, rows, tmp_path):
     code, printed, said = mm1("train", "sft", TINY, out, *flags)
     assert (code, said) == (0, "")
     assert re.search(
-        r"^connector +139,320 of +139,320 parameters are trained$", printed, re.M
+        r"^connector +150,912 of +150,912 parameters are trained$", printed, re.M
     )
-    assert re.search(r"^vision +0 of +480,192 parameters are trained$", printed, re.M)
+    assert re.search(r"^vision +0 of +1,035,136 parameters are trained$", printed, re.M)
     assert "\n100 steps of 16 examples, 200 passes over the data\n" in printed
     assert "\n4 rows are held out; for rows" in printed
     assert "\nadamw, learning rate 0.0001, float32\n" in printed
@@ -197,7 +197,7 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(mm1, rows, tmp_path):
     assert not out.exists()
     code, printed, _ = mm1("train", "sft", TINY, out, *flags, "--json")
     outlook = json.loads(printed)
-    assert outlook["parameters"]["vision"] == {"trained": 0, "all": 480_192}
+    assert outlook["parameters"]["vision"] == {"trained": 0, "all": 1_035_136}
     assert outlook["config"]["adapter"] == "lora"
     assert outlook["held_out"] == 4
     assert outlook["step"]["bytes"] > 1e6
@@ -215,9 +215,9 @@ def test_the_paper_s_fine_tuning_and_its_laws(mm1, rows, tmp_path):
     parameters = full["parameters"].values()
     assert all(part["trained"] == part["all"] for part in parameters)
     whole = outlook("pretrain")["config"]
-    # exp(-0.4214 ln N - 0.5535) of the decoder's 689,280 without its table.
+    # exp(-0.4214 ln N - 0.5535) of the decoder's 1,550,560 without its table.
     assert whole["learning_rate"] == pytest.approx(
-        689_280**-0.4214 * 0.574934, rel=1e-4
+        1_550_560**-0.4214 * 0.574934, rel=1e-4
     )
     assert whole["weight_decay"] == 0.1
 
@@ -357,11 +357,12 @@ def test_an_adapter_keeps_the_resolution_that_it_learned_from(
     assert seen == [image] * 3
     question = ("-v", "-p", "What colour is it?", "-i", TINY / "red-star.png")
     adapted = ("-m", TINY, "--adapter", adapter)
+    tile = load_config(TINY).num_image_tokens
     for model, pictures in [
-        (("-m", TINY), 16),
-        (adapted, 80),
-        (("-m", fused), 80),
-        ((*adapted, "--resolution", "96"), 16),
+        (("-m", TINY), tile),
+        (adapted, 5 * tile),
+        (("-m", fused), 5 * tile),
+        ((*adapted, "--resolution", "96"), tile),
     ]:
         code, _, said = mm1("generate", *model, *question)
         assert code == 0, said

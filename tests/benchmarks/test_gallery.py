@@ -6,6 +6,7 @@ from PIL import Image
 from benchmarks.shapes import gallery
 from benchmarks.shapes.cases import Case
 from benchmarks.shapes.gallery import (
+    MARK,
     SMALL,
     WHOLE,
     Answered,
@@ -14,6 +15,7 @@ from benchmarks.shapes.gallery import (
     table,
     write,
 )
+from benchmarks.shapes.tables import filled
 
 RED, BLUE = (Image.new("RGB", (96, 72), colour) for colour in ("red", "blue"))
 
@@ -88,6 +90,7 @@ def test_small_writing_is_shown_as_it_was_read_both_ways(found):
 
 @pytest.mark.parametrize("path", [gallery.README, gallery.PROJECT])
 def test_the_galleries_place_is_there(path):
-    before, behind = gallery.around(path)
-    assert before.endswith(gallery.MARKS[0])
-    assert behind.startswith(gallery.MARKS[1])
+    text = path.read_text()
+    assert "\n<!-- gallery -->\nX\n<!-- /gallery -->\n" in filled(text, MARK, "X")
+    with pytest.raises(ValueError, match="<!-- galery --> with <!-- /galery -->"):
+        filled(text, "galery", "X")

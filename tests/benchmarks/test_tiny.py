@@ -1,29 +1,54 @@
 """The embedded model is as good as its documents say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks.shapes import evaluate as shapes
+from benchmarks.shapes import gallery, tables
 from benchmarks.shapes.cases import scene_cases
-from benchmarks.shapes.evaluate import evaluate, table
+from benchmarks.shapes.evaluate import evaluate
 from benchmarks.shapes.scene import FEW
 from mm1_mlx import generate, load
+from mm1_mlx.runtime import TINY
 
 FOLDER = Path(shapes.__file__).parent
-FIGURES = ["results.json", "results-seen.json"]
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_documents_hold_the_measured_figures(name):
-    figures = json.loads((FOLDER / name).read_text())
-    text = (FOLDER / "README.md").read_text()
-    rows = table(figures).splitlines()[2:]
-    if name != "results.json":
-        rows = [row for row in rows if not row.startswith("| plain")]
-    assert len(rows) >= 8
-    assert all(row in text for row in rows)
+def test_documents_hold_what_was_measured():
+    for path, some in tables.tables().items():
+        text = path.read_text()
+        for mark, table in some.items():
+            assert len(table.splitlines()) > 10
+            assert tables.filled(text, mark, table) == text, (path, mark)
+
+
+def test_the_model_and_its_logs_are_of_the_recipe(recipe, embedded):
+    assert embedded == recipe.config
+    assert (TINY / "model.safetensors").stat().st_size <= 6_000_000
+    logs = sorted((FOLDER / "log").iterdir())
+    assert [re.sub(r"^\d+-", "", log.stem) for log in logs] == [
+        stage.name for stage in recipe.stages
+    ]
+    for log, stage in zip(logs, recipe.stages, strict=True):
+        last = json.loads(log.read_text().splitlines()[-1])
+        # What is logged is every so many steps.
+        assert 0 <= stage.end - last["step"] < stage.train.log_every, log.name
+
+
+@pytest.mark.slow
+def test_the_galleries_show_what_the_model_answers(tmp_path, monkeypatch):
+    """What is first in a few cases is first in all of them."""
+    monkeypatch.setattr(gallery, "FOLDER", tmp_path / "gallery")
+    rows = gallery.write(gallery.answered(None, 4))
+    assert len(rows) >= len(gallery.KINDS)
+    brief = [row for row in rows if row[0] in gallery.BRIEF]
+    for path, some in ((gallery.README, rows), (gallery.PROJECT, brief)):
+        folder = FOLDER.relative_to(path.parent) / "gallery"
+        shown = path.read_text().splitlines()
+        assert set(gallery.table(some, folder.as_posix()).splitlines()) <= set(shown)
 
 
 @pytest.mark.slow

@@ -177,4 +177,4 @@ def test_the_llm_package_asks_it(server):
     for stream in (True, False):
         response = model.prompt("What colour is the star?", stream=stream, **asked)
         # The package shows the picture behind the question.
-        assert response.text() == "A red star."
+        assert response.text() == "red"

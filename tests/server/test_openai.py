@@ -154,11 +154,16 @@ def test_every_field_changes_what_it_should(client):
     assert "heart" not in ask(client, DESCRIBE, stop="heart").choices[0].message.content
     forced = ask(client, DESCRIBE, logit_bias={"300": 100}, max_tokens=3)
     assert not plain.startswith(forced.choices[0].message.content)
-    # Of what the model repeats where it is shown nothing.
-    idle = ask(client, "What is this?").choices[0].message.content
+    # Where the model is shown nothing it is unsure.
+    fields = {"temperature": 2, "seed": 4, "n": 4, "max_tokens": 24}
+
+    def drawn(**more):
+        several = ask(client, "What is this?", **fields, **more)
+        return [choice.message.content for choice in several.choices]
+
+    unmoved = drawn()
     for name in ("presence_penalty", "frequency_penalty"):
-        changed = ask(client, "What is this?", **{name: 2.0})
-        assert changed.choices[0].message.content != idle, name
+        assert drawn(**{name: 2.0}) != unmoved, name
     # So few that the likeliest is left alone.
     fields = {"temperature": 2, "seed": 1, "top_p": 0.0001}
     assert ask(client, DESCRIBE, **fields).choices[0].message.content == plain
@@ -178,7 +183,7 @@ def test_an_answer_is_of_its_schema(client):
 
 
 def test_choices_draw_with_following_seeds(client):
-    fields = {"temperature": 2.0, "max_tokens": 12}
+    fields = {"temperature": 2.0, "max_tokens": 24}
     several = ask(client, DESCRIBE, n=3, seed=4, **fields)
     texts = [choice.message.content for choice in several.choices]
     assert len(set(texts)) == 3
