@@ -51,6 +51,18 @@ def test_four_commands_show_their_answers():
     assert len(ASKED) == 4
 
 
+@pytest.mark.parametrize(
+    ("pictures", "question", "answer"),
+    [
+        (("red-star.png", "four-shapes.png"), "What colour is the heart?", "purple"),
+        (("four-shapes.png", "red-star.png"), "Is there a red star?", "yes"),
+    ],
+)
+def test_of_two_pictures_either_is_answered_from(pictures, question, answer, runtime):
+    paths = [TINY / name for name in pictures]
+    assert generate(runtime, question, paths).text.strip() == answer
+
+
 @pytest.mark.parametrize(("name", "code", "printed"), PYTHON)
 def test_python_that_is_shown_runs(name, code, printed, capsys):
     exec(compile(code, name, "exec"), {"__name__": "__main__"})

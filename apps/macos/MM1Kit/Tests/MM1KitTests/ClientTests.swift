@@ -46,7 +46,7 @@ private actor Shared {
     @Test func twoPicturesAreBothSeen() async throws {
         let (star, four) = (try picture("red-star"), try picture("four-shapes"))
         let greedy = AnswerOptions(temperature: 0)
-        // The README's: each is answered by another of the two.
+        // Each is answered by another of the two.
         let heart = Message.user("What colour is the heart?", [star, four])
         let two = try await client.answer([heart], options: greedy)
         #expect(two.text.contains("purple"))
