@@ -26,6 +26,7 @@ QUESTIONS = [
 OPTIONS = [
     {},
     {"temperature": 2.0, "seed": 7},
+    {"temperature": 2.0, "seed": 11, "frequency_penalty": 2.0},
     {"temperature": 2.0, "top_p": 0.95, "seed": 5, "presence_penalty": 1.5},
     {"frequency_penalty": 1.0, "logit_bias": {260: 3.0}},
     {"schema": {"type": "object", "required": ["a"], "properties": {"a": {"enum": [1]}},

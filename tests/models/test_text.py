@@ -27,11 +27,12 @@ def make_encoder(reinitialise):
 
 
 @pytest.mark.parametrize("end", [None, END])
-def test_what_follows_the_end_changes_nothing(end, make_encoder):
+def test_what_follows_the_end_changes_nothing(end, make_encoder, assert_close):
     encoder = make_encoder(eos_token_id=end)
     texts = mx.array([[3, 4, END, 0, 0, 0], [3, 4, END, 7, 58, END]])
     first, second = encoder(texts)
-    assert mx.array_equal(first, second)
+    # To rounding: a kernel may sum the rows of a matrix in different orders.
+    assert_close(first, second, "op")
 
 
 @pytest.mark.parametrize("end", [None, END])

@@ -78,8 +78,11 @@ def test_packed_rows_equal_padded_ones(name, make_model, rows, tolerances):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_an_example_does_not_see_another(name, make_model, rows):
-    """Another text of the same length before it, and every later number stays."""
+def test_an_example_does_not_see_another(name, make_model, rows, assert_close):
+    """Another text of the same length before it, and every later number stays.
+
+    To rounding: other tokens before it put its own at other rows of an expert's matrix.
+    """
     model = make_model(decoder=DECODERS[name])
     batch = pack(*rows(*ANSWERS))
     tokens = batch.tokens.copy()
@@ -92,7 +95,7 @@ def test_an_example_does_not_see_another(name, make_model, rows):
     first = packs[0].segments[0]
     assert not mx.array_equal(states[0][:, :first], states[1][:, :first])
     logits = [model.decoder.logits(x[:, first:]) for x in states]
-    assert mx.array_equal(*logits)
+    assert_close(*logits, "op")
 
 
 def test_what_stands_behind_is_not_seen_either(make_model, rows):
