@@ -140,7 +140,7 @@ class Batch:
             MemoryLimitError: it will not fit beside those under way.
             Cancelled: before its pictures were encoded.
         """
-        shared = self._share(plan.asked.settings)
+        shared, new = self._share(plan.asked.settings)
         request = self._engine.open(
             plan,
             start,
@@ -158,11 +158,15 @@ class Batch:
         if pieces[-1].finish_reason is not None:
             request.keep()
             return pieces
-        prefix = id(shared) if request.context.shared else None
-        cache = request.context.cache
+        context = request.context
+        if new and context.shared and len(self):
+            # Nobody else may come with these examples: it joins those without any.
+            context.cache = [_ours(_own(layer, whole=True)) for layer in context.cache]
+            context.shared = False
         if again:
-            request.keep(cache)
-        self._insert(_Row(number, request, prefix), cache)
+            request.keep(context.cache)
+        prefix = id(shared) if context.shared else None
+        self._insert(_Row(number, request, prefix), context.cache)
         return pieces
 
     def step(self) -> Iterator[tuple[int, Piece | MM1Error]]:
@@ -206,10 +210,13 @@ class Batch:
             self._groups[kind] = _Group(BatchGenerator(self._engine.model), kind[0])
         self._groups[kind].insert(row, cache)
 
-    def _share(self, settings: Settings) -> Shared | None:
-        """The prefix that all answers with the same examples begin with, read once."""
+    def _share(self, settings: Settings) -> tuple[Shared | None, bool]:
+        """The prefix that all answers with the same examples begin with, read once.
+
+        With it, whether it was read just now.
+        """
         if not settings.shots and settings.prefix is None:
-            return None
+            return None, False
         precision = self._engine.precision(settings)
         examples = _Examples(
             settings.prefix,
@@ -221,7 +228,7 @@ class Batch:
         for i, (known, shared) in enumerate(self._shared):
             if known == examples:
                 self._shared.append(self._shared.pop(i))
-                return shared
+                return shared, False
         self._tidy()
         context = self._engine.read_prefix(
             examples.prefix(self._engine),
@@ -234,7 +241,7 @@ class Batch:
             context.prompt.positions, [Prefix(layer) for layer in context.cache]
         )
         self._shared.append((examples, shared))
-        return shared
+        return shared, True
 
     def _tidy(self) -> None:
         """Let go of prefixes that nobody needs, those used longest ago first."""

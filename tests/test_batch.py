@@ -265,6 +265,41 @@ def test_prefixes_that_nobody_needs_are_let_go(runtime):
     assert max(held) == (1, 1)
 
 
+def test_answers_with_other_examples_each_go_together(runtime, monkeypatch):
+    """The first is behind its own, the others behind none that is shared."""
+    asks = [
+        Ask("How many?", [FOUR], Settings(shots=[Shot((STAR,), str(i), "How many?")]))
+        for i in range(6)
+    ]
+    runtime.forget()
+    alone = [generate(runtime, a.prompt, a.images, shots=a.settings.shots) for a in asks]
+    groups, step = [], Batch.step
+
+    def note(batch):
+        groups.append([len(group.rows) for group in batch._groups.values()])
+        return step(batch)
+
+    monkeypatch.setattr(Batch, "step", note)
+    runtime.forget()
+    rows = generate_batch(runtime, asks)
+    assert groups[0] == [1, 5]
+    assert [row.tokens for row in rows] == [answer.tokens for answer in alone]
+
+
+def test_examples_that_come_again_are_shared_beside_others(runtime, monkeypatch):
+    asks = [Ask("Describe the picture.", [FOUR])]
+    asks += [Ask("Describe it.", [STAR], Settings(shots=SHOTS)) for _ in range(4)]
+    groups, step = [], Batch.step
+
+    def note(batch):
+        groups.append([len(group.rows) for group in batch._groups.values()])
+        return step(batch)
+
+    monkeypatch.setattr(Batch, "step", note)
+    generate_batch(runtime, asks)
+    assert groups[0] == [2, 3]
+
+
 def test_a_named_prefix_is_read_from_disk_by_a_batch(monkeypatch, tmp_path):
     monkeypatch.setenv("MM1_CACHE", str(tmp_path))
     with load() as runtime:
