@@ -37,7 +37,7 @@ MAX_WAITING = 64
 AHEAD = 2
 # Seconds for which those under way may stand still while others begin, so that many that
 # come at once are soon decoded together; one that takes longer is begun all the same.
-STILL = 0.5
+STILL = 1.0
 
 
 class Pool:
