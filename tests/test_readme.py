@@ -120,6 +120,16 @@ def test_what_stands_beside_the_peers_is_what_was_measured():
     assert set(shown) <= set(table(rows).splitlines())
 
 
+def test_what_the_server_does_is_what_was_measured():
+    results = json.loads((ROOT / "benchmarks/results/serving-cpu.json").read_text())
+    load, speed = results["load"], results["speed"]
+    assert table(speed["rows"]) in MEASURED
+    answers = load["answers"]
+    assert not {*answers} - {"right", "left"}
+    counts = f"{answers['right']:,} right answers, {answers['left']:,} left, none wrong"
+    assert counts in " ".join(MEASURED.split())
+
+
 def test_how_costs_grow_is_what_was_measured():
     text = (ROOT / "benchmarks/results/growth-cpu.json").read_text()
     tables = json.loads(text)["tables"]
