@@ -141,13 +141,14 @@ def row(folder: Path, place: Path, way: str, photographs: int = 2) -> dict[str, 
 def table(figures: dict[str, Any]) -> str:
     """The figures as a table in Markdown."""
     lines = [
-        "| model, package | size | l2 | largest | processor | peak memory |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| model, package | size | l2 | largest | time | processor | peak memory |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, found in figures["rows"].items():
         lines.append(
             f"| {name} | {found['bytes'] / 1e6:,.1f} MB | {found['l2']:.1e} | "
-            f"{found['largest']:.1e} | {found['processor_seconds']:.0f} s | "
+            f"{found['largest']:.1e} | {found['seconds']:.0f} s | "
+            f"{found['processor_seconds']:.0f} s | "
             f"{found['peak_bytes'] / 1e9:.2f} GB |"
         )
     return "\n".join(lines)

@@ -38,6 +38,8 @@ from mm1_mlx.runtime import Runtime, wired
 SIZE = 8
 # Shared prefixes that are kept while no answer behind them is under way.
 IDLE_PREFIXES = 1
+# Examples that are known again.
+MET = 2 * SIZE
 # An answer's own limit ends it before.
 _ENDLESS = 1 << 30
 _END = object()
@@ -87,6 +89,8 @@ class Batch:
         self._groups: dict[tuple[bool, int | None], _Group] = {}
         # Used last, last.
         self._shared: list[tuple[_Examples, Shared]] = []
+        # What answers came with of late.
+        self._met: deque[_Examples] = deque(maxlen=MET)
 
     def __len__(self) -> int:
         return sum(len(group.rows) for group in self._groups.values())
@@ -98,6 +102,7 @@ class Batch:
             group.generator.close()
         self._groups.clear()
         self._shared.clear()
+        self._met.clear()
 
     def add(self, number: int, ask: Ask) -> list[Piece]:
         """Begin an answer; its first pieces.
@@ -140,13 +145,14 @@ class Batch:
             MemoryLimitError: it will not fit beside those under way.
             Cancelled: before its pictures were encoded.
         """
-        shared, new = self._share(plan.asked.settings)
+        promised = self._promised()
+        shared, new = self._share(plan.asked.settings, promised, between)
         request = self._engine.open(
             plan,
             start,
             alone=False,
             shared=shared,
-            promised=self._promised(),
+            promised=promised,
             gone=gone,
             between=between,
         )
@@ -158,15 +164,11 @@ class Batch:
         if pieces[-1].finish_reason is not None:
             request.keep()
             return pieces
-        context = request.context
-        if new and context.shared and len(self):
-            # Nobody else may come with these examples: it joins those without any.
-            context.cache = [_ours(_own(layer, whole=True)) for layer in context.cache]
-            context.shared = False
-        if again:
-            request.keep(context.cache)
-        prefix = id(shared) if context.shared else None
-        self._insert(_Row(number, request, prefix), context.cache)
+        prefix = id(shared) if request.context.shared else None
+        cache = request.context.cache
+        if again or new:
+            request.keep(cache)
+        self._insert(_Row(number, request, prefix), cache)
         return pieces
 
     def step(self) -> Iterator[tuple[int, Piece | MM1Error]]:
@@ -210,10 +212,17 @@ class Batch:
             self._groups[kind] = _Group(BatchGenerator(self._engine.model), kind[0])
         self._groups[kind].insert(row, cache)
 
-    def _share(self, settings: Settings) -> tuple[Shared | None, bool]:
-        """The prefix that all answers with the same examples begin with, read once.
+    def _share(
+        self,
+        settings: Settings,
+        promised: int,
+        between: Callable[[], None] | None,
+    ) -> tuple[Shared | None, bool]:
+        """The prefix that answers with the same examples share from the second one on.
 
-        With it, whether it was read just now.
+        With it, whether the examples are new here. Nobody else may come with them: such an
+        answer is decoded with those that have none, and what is known of its prompt is the
+        prefix of the next one.
         """
         if not settings.shots and settings.prefix is None:
             return None, False
@@ -229,19 +238,25 @@ class Batch:
             if known == examples:
                 self._shared.append(self._shared.pop(i))
                 return shared, False
+        if examples not in self._met:
+            self._met.append(examples)
+            return None, True
         self._tidy()
         context = self._engine.read_prefix(
             examples.prefix(self._engine),
             precision,
             tiled=settings.tiled,
             known=settings.prefix is not None,
+            promised=promised,
+            between=between,
         )
         pack(context.cache, precision)
-        shared = Shared(
-            context.prompt.positions, [Prefix(layer) for layer in context.cache]
-        )
+        positions = context.prompt.positions
+        shared = Shared(positions, [Prefix(layer) for layer in context.cache])
+        # For answers that come when this batch is over; the arrays are the same.
+        self._engine.prefixes.keep(positions, context.cache, precision)
         self._shared.append((examples, shared))
-        return shared, True
+        return shared, False
 
     def _tidy(self) -> None:
         """Let go of prefixes that nobody needs, those used longest ago first."""

@@ -318,6 +318,8 @@ class Engine:
         tiled: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         known: bool = False,
+        promised: int = 0,
+        between: Callable[[], None] | None = None,
     ) -> Context:
         """A prefix in a cache: the positions that stand before every question.
 
@@ -327,9 +329,12 @@ class Engine:
             tiled: how many of its last pictures may be split into tiles.
             progress: called with positions done and in all.
             known: whether it was saved under its name.
+            promised: bytes that answers under way will still take.
+            between: called behind every picture and every part; it may raise.
 
         Raises:
             PromptError: there are none.
+            MemoryLimitError: the device has not the memory for it.
         """
         settings = Settings(tiled=tiled)
         one, other = (
@@ -344,8 +349,16 @@ class Engine:
         if known:
             self.named.recall(prefix, one.positions, precision)
         prompt = one.until(count)
-        context = prepare(self.model, prompt, self.features, self.prefixes, precision)
-        prefill(self.model, context, progress=progress)
+        context = prepare(
+            self.model,
+            prompt,
+            self.features,
+            self.prefixes,
+            precision,
+            promised=promised,
+            between=between,
+        )
+        prefill(self.model, context, progress=progress, between=between)
         return context
 
     @cached_property

@@ -1,6 +1,7 @@
 """Answers decoded together are those that each would have been alone."""
 
 import threading
+import time
 
 import mlx.core as mx
 import pytest
@@ -11,6 +12,7 @@ from mm1_mlx.answer import Settings
 from mm1_mlx.batch import Batch, made_ready
 from mm1_mlx.errors import MemoryLimitError, PromptError
 from mm1_mlx.memory.named import Prefix
+from mm1_mlx.prefill import Cancelled
 from mm1_mlx.request import Request
 from mm1_mlx.runtime import TINY
 from mm1_mlx.shots import Shot
@@ -112,12 +114,51 @@ def test_examples_are_read_once(runtime, monkeypatch):
 
     monkeypatch.setitem(runtime.model.decoder.__dict__, "routed", count)
     answers = together(runtime, shots=SHOTS)
-    cached = {answer.cached_tokens for answer in answers}
-    assert len(cached) == 1
-    (shared,) = cached
+    first, *others = (answer.cached_tokens for answer in answers)
+    assert first == 0
+    (shared,) = {*others}
     assert shared > 2 * 16
     prompts = sum(n for n in rows if n > 1)
     assert prompts == shared + sum(a.prompt_tokens - shared for a in answers)
+
+
+def test_examples_are_known_to_a_later_batch(runtime):
+    runtime.forget()
+    for cached in (False, True, True):
+        ask = Ask("How many?", [FOUR], Settings(shots=SHOTS))
+        (row,) = generate_batch(runtime, [ask])
+        assert (row.cached_tokens > 0) == cached
+    ask = Ask("Describe the picture.", [FOUR], Settings(shots=SHOTS))
+    (row,) = generate_batch(runtime, [ask])
+    assert row.cached_tokens > 2 * 16
+
+
+def test_an_example_that_is_read_holds_up_nobody(runtime):
+    """Between its pictures the others go on, and it may be cancelled."""
+    runtime.forget()
+    stopped = []
+
+    def ask_all():
+        batch = Batch(runtime.engine)
+        settings = Settings(shots=SHOTS)
+        batch.add(0, Ask("How many?", [FOUR], settings))
+        # Nothing is known of the examples any more.
+        runtime.engine.prefixes.clear()
+        runtime.engine.features.clear()
+        plan = Ask("How many?", [STAR], settings).plan(runtime.engine)
+
+        def stop():
+            stopped.append(True)
+            raise Cancelled
+
+        with pytest.raises(Cancelled):
+            batch.begin(1, plan, time.perf_counter(), between=stop)
+        assert len(batch) == 1
+        batch.close()
+        yield None
+
+    list(runtime.run(lambda _: ask_all()))
+    assert stopped
 
 
 def test_a_bad_question_stops_no_other(runtime):
@@ -254,7 +295,10 @@ def test_prefixes_that_nobody_needs_are_let_go(runtime):
     def ask_all():
         for i in range(6):
             shots = [Shot((STAR,), str(i), "How many?")]
-            batch.add(i, Ask("How many?", [FOUR], Settings(shots=shots, max_tokens=3)))
+            ask = Ask("How many?", [FOUR], Settings(shots=shots, max_tokens=3))
+            batch.add(2 * i, ask)
+            batch.add(2 * i + 1, ask)
+            assert len(batch) == 2
             while len(batch):
                 list(batch.step())
             held.append((len(batch._shared), len(batch._groups)))
@@ -262,17 +306,19 @@ def test_prefixes_that_nobody_needs_are_let_go(runtime):
         yield None
 
     list(runtime.run(lambda _: ask_all()))
-    assert max(held) == (1, 1)
+    # Beside those that come with examples for the first time.
+    assert max(held) == (1, 2)
 
 
 def test_answers_with_other_examples_each_go_together(runtime, monkeypatch):
-    """The first is behind its own, the others behind none that is shared."""
     asks = [
         Ask("How many?", [FOUR], Settings(shots=[Shot((STAR,), str(i), "How many?")]))
         for i in range(6)
     ]
     runtime.forget()
-    alone = [generate(runtime, a.prompt, a.images, shots=a.settings.shots) for a in asks]
+    alone = [
+        generate(runtime, a.prompt, a.images, shots=a.settings.shots) for a in asks
+    ]
     groups, step = [], Batch.step
 
     def note(batch):
@@ -282,7 +328,7 @@ def test_answers_with_other_examples_each_go_together(runtime, monkeypatch):
     monkeypatch.setattr(Batch, "step", note)
     runtime.forget()
     rows = generate_batch(runtime, asks)
-    assert groups[0] == [1, 5]
+    assert groups[0] == [6]
     assert [row.tokens for row in rows] == [answer.tokens for answer in alone]
 
 

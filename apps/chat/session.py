@@ -280,15 +280,15 @@ def _retry(session: Session, _: str) -> None:
     if not session.conversation.exchanges:
         note("error: nothing was asked yet")
         return
-    waiting = session.conversation.waiting
-    session.conversation.waiting = []
-    last = session.conversation.take_back()
+    conversation = session.conversation
+    waiting, conversation.waiting = conversation.waiting, []
+    last = conversation.take_back()
+    before = len(conversation.exchanges)
     session.ask(last.question)
-    if not session.conversation.waiting:
-        session.conversation.waiting = waiting
-    else:  # It failed or was stopped; the answer before stands.
-        session.conversation.waiting = waiting
-        session.conversation.exchanges.append(last)
+    conversation.waiting = waiting
+    if len(conversation.exchanges) == before:
+        # It failed or was stopped; the answer before stands.
+        conversation.exchanges.append(last)
 
 
 def _undo(session: Session, _: str) -> None:

@@ -49,7 +49,7 @@ def limits() -> dict[str, list[Row]]:
             ("of a completion that names none", f"{COMPLETION_TOKENS}", "`length`"),
         ],
         "Its pictures": [
-            ("how many", f"{pictures.max_pictures}", "400"),
+            ("how many, in a chat", f"{pictures.max_pictures}", "400"),
             ("bytes of one", _bytes(pictures.max_bytes), "400"),
             ("pixels of one", f"{pictures.max_pixels:,}", "400"),
             ("pixels of all together", f"{pictures.max_total_pixels:,}", "400"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
@@ -13,6 +14,9 @@ from .fields import Fields
 from .wording import expected, is_unused
 
 F = TypeVar("F", bound=Fields)
+# A value's place, as its parent's and the step from there: whole paths of many values that
+# lie deep would take far more memory than the body.
+_Link = tuple["_Link | None", str | int]
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 # Of values shown in messages.
@@ -56,17 +60,24 @@ def _read_json(body: bytes) -> Any:
 
 def _unpaired(content: Any) -> tuple[str | int, ...] | None:
     """Where a text holds a lone surrogate, which JSON can write and no encoding can."""
-    held: list[tuple[tuple[str | int, ...], Any]] = [((), content)]
+    held: list[tuple[_Link | None, Any]] = [(None, content)]
     while held:
-        place, value = held.pop()
+        link, value = held.pop()
         if isinstance(value, dict):
-            held += [((*place, name), name) for name in value]
-            held += [((*place, name), inner) for name, inner in value.items()]
+            for name, inner in value.items():
+                held += [((link, name), name), ((link, name), inner)]
         elif isinstance(value, list):
-            held += [((*place, i), inner) for i, inner in enumerate(value)]
+            held += [((link, i), inner) for i, inner in enumerate(value)]
         elif isinstance(value, str) and _SURROGATES.search(value):
-            return tuple(_printable(step) for step in place)
+            return tuple(reversed([*_steps(link)]))
     return None
+
+
+def _steps(link: _Link | None) -> Iterator[str | int]:
+    """The way out of a value, from its own name on."""
+    while link is not None:
+        link, step = link
+        yield _printable(step)
 
 
 def _printable(step: str | int) -> str | int:

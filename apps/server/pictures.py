@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from mm1_mlx.image import DEFAULT_LIMITS
+from mm1_mlx.image.source import is_data
 
 from . import media, remote
 from .errors import APIError
@@ -51,7 +52,7 @@ class PictureReader:
         """
         policy, most = self._policy, DEFAULT_LIMITS.max_bytes
         scheme = url[:8].partition(":")[0].lower()
-        if scheme == "data":
+        if is_data(url):
             return url
         if scheme == "https" and policy.remote_hosts:
             hosts = policy.remote_hosts

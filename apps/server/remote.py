@@ -22,7 +22,9 @@ CHUNK = 64 << 10
 
 
 def fetch(url: str, hosts: frozenset[str], max_bytes: int, param: str) -> bytes:
-    """A picture's bytes; takes at most ``SECONDS``, on the thread that calls it.
+    """A picture's bytes; takes at most ``SECONDS`` once its host's address is known.
+
+    All of it happens on the thread that calls it.
 
     Args:
         url: where it is.

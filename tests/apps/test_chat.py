@@ -213,15 +213,18 @@ def test_what_waits_stays_behind_a_retry(session):
     assert len(session.conversation.exchanges) == 1
 
 
-def test_a_retry_that_fails_leaves_the_answer(session, monkeypatch):
-    session.take(f"{STAR} What colour is the star?")
+@pytest.mark.parametrize("behind", [[], ["And the shape?"]])
+def test_a_retry_that_fails_leaves_the_answer(behind, session, monkeypatch):
+    for line in (f"{STAR} What colour is the star?", *behind):
+        session.take(line)
+    before = [*session.conversation.exchanges]
 
     def refuse(*_, **__):
         raise PromptError("no")
 
     monkeypatch.setattr("mm1_mlx.apps.chat.session.stream", refuse)
     session.take("/retry")
-    assert [one.answer for one in session.conversation.exchanges] == ["red"]
+    assert session.conversation.exchanges == before
     assert session.conversation.waiting == []
 
 

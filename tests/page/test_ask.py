@@ -44,6 +44,17 @@ def test_pictures_are_dropped_pasted_and_taken_out(page, stub):
     assert urls == [uri(SHAPES)]
 
 
+def test_a_file_that_is_dropped_beside_the_chat_does_not_replace_the_page(page):
+    files = page.files(STAR)
+    for kind in ("dragover", "drop"):
+        let_go = page.page.locator("aside").evaluate(
+            """(place, [kind, dataTransfer]) => place.dispatchEvent(
+                new DragEvent(kind, {dataTransfer, bubbles: true, cancelable: true}))""",
+            [kind, files],
+        )
+        assert not let_go, kind
+
+
 def test_a_dropped_file_that_is_no_picture_is_named(page):
     page.drop(".log", page.files(__file__, kind="text/plain"))
     expect(page.page.get_by_role("alert")).to_have_text("test_ask.py is not a picture.")
@@ -237,11 +248,17 @@ def test_examples_are_sent_as_earlier_turns(page, stub):
         if number == 0:
             shot.get_by_label("Question").fill("Colour?")
         shot.get_by_label("Answer").fill(answer)
-    # Without an answer.
+    # Without an answer, and without anything that is asked.
     page.button("Add an example").click()
+    expect(dialog.get_by_text("Without an answer it is not shown")).to_be_visible()
+    page.button("Add an example").click()
+    shot = dialog.get_by_role("group").nth(3)
+    shot.get_by_label("Question").fill(" ")
+    shot.get_by_label("Answer").fill("blue")
+    expect(dialog.get_by_text("Without a picture or a question it is")).to_be_visible()
     dialog.get_by_label("Resolution").select_option("low")
     page.page.keyboard.press("Escape")
-    expect(page.button("Examples (3)")).to_be_visible()
+    expect(page.button("Examples (4)")).to_be_visible()
     page.add(STAR)
     page.asked("Colour?")
     messages = stub.bodies[0]["messages"]
@@ -266,7 +283,7 @@ def test_examples_are_sent_as_earlier_turns(page, stub):
     expect(dialog.get_by_role("img")).to_have_count(3)
     page.button("Remove example 2").click()
     page.page.keyboard.press("Escape")
-    expect(page.button("Examples (2)")).to_be_visible()
+    expect(page.button("Examples (3)")).to_be_visible()
     expect(page.page.locator(".composer img")).to_have_count(0)
 
 

@@ -1,10 +1,14 @@
 """What is wrong with a request is said, by the name of the field, and never a fault of ours."""
 
 import json
+import tracemalloc
 
 import pytest
 from serving import FOUR, STAR, picture, text
 
+from mm1_mlx.apps.server.errors import APIError
+from mm1_mlx.apps.server.fields import ChatRequest
+from mm1_mlx.apps.server.parsing import parse
 from mm1_mlx.checkpoint import load_config
 from mm1_mlx.runtime import TINY
 
@@ -177,6 +181,8 @@ def test_two_numbers_of_tokens_must_agree(server):
     ("file:///etc/passwd", "--media-root"),
     ("/etc/passwd", "expected a data URI"),
     ("~/cat.png", "expected a data URI"),
+    ("data", "expected a data URI"),
+    ("data/cat.png", "expected a data URI"),
     ("", "expected a data URI"),
     ("ftp://example.org/x", "expected a data URI"),
     ("data:text/plain;base64,QUJD", "expected 'data:image/png;base64,'"),
@@ -190,6 +196,24 @@ def test_pictures_that_are_none_are_refused(server, url, said):
     error = refused(server, {"messages": shown(part)})
     assert said in error["message"]
     assert error["param"] == "messages[0].content[0].image_url.url"
+
+
+def test_many_values_that_lie_deep_take_little_memory():
+    deep = b"[" * 900 + b",".join([b"0"] * 50_000) + b"]" * 900
+    tracemalloc.start()
+    with pytest.raises(APIError, match="not a JSON object"):
+        parse(deep, ChatRequest)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Each with its way from the body would be 360 MB.
+    assert most < 30e6
+
+
+def test_half_a_pair_of_surrogates_is_named_by_its_place():
+    body = {"messages": [{"role": "user", "content": ["Hi", {"a": "\ud800"}]}]}
+    with pytest.raises(APIError) as refused:
+        parse(json.dumps(body).encode(), ChatRequest)
+    assert refused.value.param == "messages[0].content[1].a"
 
 
 @pytest.mark.parametrize("stream", [False, True])

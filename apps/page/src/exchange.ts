@@ -15,6 +15,11 @@ export interface Shot extends Question {
   answer: string;
 }
 
+/** Whether the model is shown it: something is asked, and answered. */
+export function isSolved({ text, pictures, answer }: Shot): boolean {
+  return Boolean(answer.trim() && (text.trim() || pictures.length));
+}
+
 /**
  * asked: nothing of it is here yet; cut: the longest answer that was allowed;
  * stopped: by a person, or by leaving the page; failed: `problem` says why.

@@ -1,7 +1,7 @@
 /** A chat -> the body of a request to /v1/chat/completions. */
 
 import type { Conversation } from "./conversation";
-import { isShown, type Question } from "./exchange";
+import { isShown, isSolved, type Question } from "./exchange";
 import { model } from "./models";
 import { dataUri } from "./pictures";
 import { type Detail, settings } from "./settings";
@@ -21,7 +21,7 @@ export async function request(conversation: Conversation): Promise<object> {
   const messages: Message[] = [];
   const system = conversation.system.value.trim();
   if (system) messages.push({ role: "system", content: system });
-  for (const shot of conversation.shots.value.filter((shot) => shot.answer.trim()))
+  for (const shot of conversation.shots.value.filter(isSolved))
     messages.push(await asked(shot, exampleDetail), answered(shot.answer));
   const exchanges = conversation.exchanges.value;
   for (const exchange of exchanges.slice(0, -1).filter(isShown))

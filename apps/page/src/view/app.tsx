@@ -35,6 +35,9 @@ export function App() {
         const inside = (event.target as Element).closest("dialog");
         if (event.key === "Escape" && !inside) conversation.stop();
       }}
+      // What misses the places for pictures would be opened in place of the page.
+      onDragOver={refuseFiles}
+      onDrop={refuseFiles}
     >
       <button
         type="button"
@@ -109,6 +112,10 @@ export function App() {
       <KeyDialog />
     </div>
   );
+}
+
+function refuseFiles(event: DragEvent) {
+  if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
 }
 
 function ModelName() {

@@ -2,7 +2,7 @@
 
 import { Plus, Trash2 } from "lucide";
 import type { Conversation } from "../conversation";
-import type { Shot } from "../exchange";
+import { isSolved, type Shot } from "../exchange";
 import { newId } from "../pictures";
 import { change, settings } from "../settings";
 import { DetailChoice } from "./detail";
@@ -97,8 +97,11 @@ function ShotFields({
             }
           />
         </label>
-        {!shot.answer.trim() && (
-          <p class="note">Without an answer it is not shown to the model.</p>
+        {!isSolved(shot) && (
+          <p class="note">
+            Without {shot.answer.trim() ? "a picture or a question" : "an answer"} it is
+            not shown to the model.
+          </p>
         )}
         <div class="bar">
           <AddPictures pictures={shot.pictures} onChange={setPictures} />
