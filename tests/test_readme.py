@@ -126,7 +126,9 @@ def test_what_the_server_does_is_what_was_measured():
     assert table(speed["rows"]) in MEASURED
     answers = load["answers"]
     assert not {*answers} - {"right", "left"}
-    counts = f"{answers['right']:,} right answers, {answers['left']:,} left, none wrong; "
+    counts = (
+        f"{answers['right']:,} right answers, {answers['left']:,} left, none wrong; "
+    )
     half, most = load["median_seconds"], load["p95_seconds"]
     times = f"half of them were whole within {half:.1f} s, 95% within {most:.1f} s."
     assert counts + times in " ".join(MEASURED.split())
