@@ -60,8 +60,10 @@ class Numbers:
 
     def _rounded(self, values: Array, name: str) -> Any:
         axes = tuple(range(1, values.ndim))
-        scale = self(np.abs(values).max(axis=axes, keepdims=True) / 127, name)
-        # Of zeros any scale will do, and none that is no number.
+        most = np.abs(self(values, name).astype(np.float32))
+        scale = self(most.max(axis=axes, keepdims=True) / 127, name)
+        # Of zeros any scale will do. Less than this, which weights below 0.008 would have, a
+        # GPU may take for zero: they are rounded more coarsely instead.
         scale = np.maximum(scale, np.finfo(np.float16).tiny)
         rounded = np.rint(values / scale.astype(np.float32)).clip(-127, 127)
         return mb.constexpr_blockwise_shift_scale(
@@ -71,7 +73,7 @@ class Numbers:
     def _looked_up(self, values: Array, name: str) -> Any:
         D = values.shape[0]
         groups = D // GROUP if D % GROUP == 0 else 1
-        rows = values.reshape(groups, -1)
+        rows = self(values, name).astype(np.float32).reshape(groups, -1)
         tables = np.stack([table(row) for row in rows])
         indices = np.stack(
             [

@@ -527,16 +527,20 @@ def fastest(command: list[str], runs: int = 5) -> float:
 
 @pytest.mark.slow
 def test_help_is_quick():
+    """Beside what of it is not ours: machines differ in that by more."""
     mm1 = Path(sys.executable).with_name("mm1")
-    empty = fastest([sys.executable, "-c", "pass"])
-    assert fastest([str(mm1), "--help"]) < empty + 0.4
+    library = fastest([sys.executable, "-c", "import typer, typer.rich_utils"])
+    assert fastest([str(mm1), "--help"]) < library + 0.3
 
 
 @pytest.mark.slow
 def test_first_answer_is_quick():
     mm1 = Path(sys.executable).with_name("mm1")
     command = [str(mm1), "generate", "-i", STAR, "-p", "What colour is it?"]
-    assert fastest(command, 2) < 5
+    library = fastest(
+        [sys.executable, "-c", "from transformers import AutoTokenizer"], 2
+    )
+    assert fastest(command, 2) < library + 2
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,18 @@ def no_digest(folder):
     _rewrite(folder, without)
 
 
+def image(**fields):
+    return lambda folder: _rewrite(
+        folder, lambda values: values | {"image": values["image"] | fields}
+    )
+
+
+def prompt(**fields):
+    return lambda folder: _rewrite(
+        folder, lambda values: values | {"prompt": values["prompt"] | fields}
+    )
+
+
 # The embedded model's cache.
 DECODER_CONFIG = load_config(TINY).decoder
 HEADS = DECODER_CONFIG.num_key_value_heads
@@ -112,6 +124,15 @@ CASES = {
         r"shapes or types of (embed|run)|run does not take the shapes",
     ),
     "wrong shape": (one_shape, r"shapes or types of run|run does not take the shapes"),
+    "more capacity": (
+        change(capacity=4096), r"shapes or types of (embed|run)",
+    ),
+    "crop from less": (
+        image(crop_from=8), "crop_from|image.size",
+    ),
+    "more image tokens": (
+        prompt(image_tokens=37), "shapes or types of encode",
+    ),
     "wrong heads": (
         text(CACHE, f"[1, {2 * HEADS}, 1024, 32]"), "run does not take the shapes",
     ),

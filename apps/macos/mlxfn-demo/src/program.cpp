@@ -89,10 +89,29 @@ int Program::bucket(int wanted, int room) const {
 
 int Program::run(std::span<const int> tokens, std::optional<int> at,
                  const std::optional<mx::array>& picture) {
+  // One after the other, and not called again from within: what a part leaves behind would
+  // hold all caches, and the next one copy them.
+  while (int(tokens.size()) > 0) {
+    const auto [token, count] = run_part(tokens, at, picture);
+    if (int(tokens.size()) == count) return token;
+    tokens = tokens.subspan(count);
+    if (at) *at -= count;
+  }
+  throw Error("there is nothing to run");
+}
+
+std::pair<int, int> Program::run_part(std::span<const int> tokens, std::optional<int> at,
+                                      const std::optional<mx::array>& picture) {
   const int T = bucket(int(tokens.size()), sidecar_.capacity - offset_);
   const int count = std::min(T, int(tokens.size()));
   Tokens padded(tokens.begin(), tokens.begin() + count);
   padded.resize(T, sidecar_.prompt.filler);
+  // mlx reads whatever lies behind its table of embeddings.
+  const int vocabulary = sidecar_.find("run").outputs[0].shape[1];
+  for (int token : padded)
+    if (token < 0 || token >= vocabulary)
+      throw Error("mlxfn.json or tokenizer.json names token " + std::to_string(token) +
+                  ", and the model has " + std::to_string(vocabulary) + "; export the model again");
   mx::array x = call(sidecar_.find("embed", T), {mx::array(padded.data(), {1, T}, mx::int32)})[0];
   if (picture && at) {
     // The picture's rows that stand among these.
@@ -116,10 +135,7 @@ int Program::run(std::span<const int> tokens, std::optional<int> at,
   Arrays results = caches_;
   results.push_back(best);
   mx::eval(results);
-  const int token = int(best.item<uint32_t>());
-  if (int(tokens.size()) == count) return token;
-  if (at) *at -= count;
-  return run(tokens.subspan(count), at, picture);
+  return {int(best.item<uint32_t>()), count};
 }
 
 void Program::answer(const Prompt& prompt, const std::optional<mx::array>& picture,

@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <span>
+#include <utility>
 
 #include <mlx/mlx.h>
 
@@ -33,6 +34,9 @@ class Program {
   // The likeliest token behind some more positions of the prompt.
   int run(std::span<const int> tokens, std::optional<int> at,
           const std::optional<mlx::core::array>& picture);
+  // The same behind as many as fit into a bucket, and how many those were.
+  std::pair<int, int> run_part(std::span<const int> tokens, std::optional<int> at,
+                               const std::optional<mlx::core::array>& picture);
 
   const Sidecar& sidecar_;
   std::map<std::string, mlx::core::ImportedFunction> files_;

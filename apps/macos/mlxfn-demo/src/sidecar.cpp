@@ -18,6 +18,8 @@ namespace {
 const std::string kSidecar = "mlxfn.json", kTokenizer = "tokenizer.json";
 const std::string kAgain = "export the model again with 'mm1 export mlxfn'";
 constexpr uintmax_t kMaxJson = 64u << 20;
+// So that no product of such numbers leaves an int.
+constexpr int kMaxCapacity = 1 << 24, kMaxSide = 1 << 16, kMaxPictureSide = 1 << 20;
 
 template <typename T>
 std::optional<T> maybe(const json& value) {
@@ -130,10 +132,63 @@ void check_functions(const Sidecar& sidecar) {
   if (names != expected || !rise || sees != sidecar.prompt.with_picture.has_value())
     throw Error((sidecar.folder / kSidecar).string() +
                 " names other functions than its buckets need; " + kAgain);
-  for (const auto& function : sidecar.functions)
-    if (function.inputs.empty() || function.outputs.empty())
-      throw Error((sidecar.folder / kSidecar).string() + " gives " + function.name +
-                  " no shapes; " + kAgain);
+  if (sidecar.capacity > kMaxCapacity || buckets.back() > sidecar.capacity)
+    throw Error((sidecar.folder / kSidecar).string() + ": a capacity of " +
+                std::to_string(sidecar.capacity) + " does not fit the buckets; " + kAgain);
+}
+
+// What a function takes and gives follows from the rest, as in mm1_mlx/mlxfn/sidecar.py: mlx
+// checks no bounds of what it writes.
+void check_shapes(const Sidecar& sidecar) {
+  const auto check = [&](bool fits, const Function& function) {
+    if (!fits)
+      throw Error((sidecar.folder / kSidecar).string() + ": shapes or types of " + function.name +
+                  " in " + function.file + " are not those of the other functions, the capacity "
+                  "and the buckets; " + kAgain);
+  };
+  const auto& embed = sidecar.find("embed");
+  check(embed.outputs.size() == 1 && embed.outputs[0].shape.size() == 3, embed);
+  const int D = embed.outputs[0].shape[2];
+  const auto& dtype = embed.outputs[0].dtype;
+  const Array index{{}, "int32"};
+  if (sidecar.image) {
+    const auto& encode = sidecar.find("encode");
+    const int side = sidecar.image->size;
+    const std::vector<Array> pixels{{{1, side, side, 3}, "float32"}};
+    const std::vector<Array> tokens{{{sidecar.prompt.image_tokens, D}, dtype}};
+    check(encode.inputs == pixels && encode.outputs == tokens, encode);
+  }
+  const auto& first = sidecar.find("run");
+  check(first.inputs.size() > 3 && first.inputs.size() % 2 == 1 && !first.outputs.empty(), first);
+  const std::vector<Array> caches(first.inputs.begin() + 3, first.inputs.end());
+  for (const auto& cache : caches)
+    check(cache.shape.size() == 4 && cache.shape[0] == 1 && cache.shape[2] == sidecar.capacity,
+          first);
+  const auto& logits = first.outputs[0];
+  check(logits.shape.size() == 2 && logits.shape[0] == 1, first);
+  std::vector<Array> given{logits};
+  given.insert(given.end(), caches.begin(), caches.end());
+  for (int T : sidecar.buckets) {
+    const Array row{{1, T, D}, dtype};
+    const auto& embed = sidecar.find("embed", T);
+    const std::vector<Array> tokens{{{1, T}, "int32"}};
+    check(embed.inputs == tokens && embed.outputs == std::vector<Array>{row}, embed);
+    std::vector<Array> taken{row, index, index};
+    taken.insert(taken.end(), caches.begin(), caches.end());
+    const auto& run = sidecar.find("run", T);
+    check(run.inputs == taken && run.outputs == given, run);
+  }
+}
+
+void check_image(const Sidecar& sidecar) {
+  if (!sidecar.image) return;
+  const auto& image = *sidecar.image;
+  const int from = image.crop_from.value_or(image.size);
+  const bool fits = 0 < image.size && image.size <= kMaxSide && image.size <= from &&
+                    from <= kMaxSide && sidecar.limits.max_side <= kMaxPictureSide;
+  if (!fits)
+    throw Error((sidecar.folder / kSidecar).string() +
+                ": image.size or image.crop_from is out of its range; " + kAgain);
 }
 
 }  // namespace
@@ -162,6 +217,8 @@ Sidecar read_sidecar(const fs::path& folder) {
     values.at("prompt").get_to(x.prompt);
     values.at("tokenizer").get_to(x.tokenizer);
     check_functions(x);
+    check_shapes(x);
+    check_image(x);
     std::set<std::string> listed;
     for (const auto& file : values.at("files")) {
       check_file(folder, file);

@@ -16,6 +16,8 @@ using Tokens = std::vector<int>;
 struct Array {
   std::vector<int> shape;
   std::string dtype;
+
+  bool operator==(const Array&) const = default;
 };
 
 struct Function {

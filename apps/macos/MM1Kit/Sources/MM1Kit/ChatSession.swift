@@ -60,7 +60,7 @@ public final class ChatSession {
         guard work == nil else { return nil }
         problem = nil
         turns.append(Turn(message: .user(text, pictures)))
-        let asked = turns.map(\.message)
+        let asked = told
         turns.append(Turn(message: .assistant("")))
         let task = Task {
             do {
@@ -75,6 +75,15 @@ public final class ChatSession {
         }
         work = task
         return task
+    }
+
+    /// What the model is told: a question that was refused or called off, and so has no answer
+    /// behind it, is still shown, but would fail every later one, too.
+    private var told: [Message] {
+        turns.indices.filter { i in
+            let isLast = i == turns.count - 1
+            return turns[i].message.role != .user || isLast || turns[i + 1].message.role != .user
+        }.map { turns[$0].message }
     }
 
     private func write(_ asked: [Message]) async throws {

@@ -67,10 +67,23 @@
                 return commands
             }
 
+            /// `bin` of every version of Python that has a folder there, the newest first.
+            private static func versions(in folder: String) -> [String] {
+                let names = (try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? []
+                return names.sorted { $0.compare($1, options: .numeric) == .orderedDescending }
+                    .map { "\(folder)/\($0)/bin" }
+            }
+
             private static func installed(_ environment: [String: String]) -> [Command] {
                 var folders = (environment["PATH"] ?? "").split(separator: ":").map(String.init)
-                if let home = environment["HOME"] { folders.append(home + "/.local/bin") }
+                if let home = environment["HOME"] {
+                    folders.append(home + "/.local/bin")
+                    // Of ``pip install --user``.
+                    folders += versions(in: home + "/Library/Python")
+                }
                 folders += ["/opt/homebrew/bin", "/usr/local/bin"]
+                // Of python.org.
+                folders += versions(in: "/Library/Frameworks/Python.framework/Versions")
                 // An empty or relative one would be the folder somebody stands in.
                 return folders.filter { $0.hasPrefix("/") }
                     .map { Command(URL(fileURLWithPath: $0).appendingPathComponent("mm1")) }

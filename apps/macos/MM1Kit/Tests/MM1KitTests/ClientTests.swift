@@ -207,4 +207,15 @@ private actor Shared {
         #expect(session.turns.map(\.message.role) == [.user])
         #expect(!session.isAnswering)
     }
+
+    @MainActor @Test func aQuestionThatWasRefusedFailsNoLaterOne() async throws {
+        let client = client
+        let session = ChatSession(options: AnswerOptions(temperature: 0)) { client }
+        await session.ask("What is this?", [Picture(Data("no picture".utf8))])?.value
+        #expect(session.problem != nil)
+        await session.ask("What colour is the star?", [try picture("red-star")])?.value
+        #expect(session.problem == nil)
+        #expect(session.turns.map(\.message.role) == [.user, .user, .assistant])
+        #expect(session.turns[2].text.contains("red"))
+    }
 }

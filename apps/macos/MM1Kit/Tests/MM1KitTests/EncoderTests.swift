@@ -37,6 +37,16 @@ func aPackageOfSomebodyElseIsRefused(field: String) throws {
     #expect(throws: EncoderError.notDescribed) { try EncoderFacts(metadata: [:]) }
 }
 
+@Test(arguments: ["8", "9223372036854775807"])
+func aCutThatNoPictureHasIsRefused(from: String) throws {
+    var metadata = try described()
+    let config = try #require(metadata["mm1.config"])
+    metadata["mm1.config"] = config.replacingOccurrences(
+        of: "\"crop_from\": null", with: "\"crop_from\": \(from)")
+    #expect(metadata["mm1.config"] != config)
+    #expect(throws: EncoderError.notDescribed) { try EncoderFacts(metadata: metadata) }
+}
+
 // The numbers of mm1_mlx/resize.py.
 @Test(arguments: [
     (640, 480, "down", CGRect(x: -58, y: -16, width: 341, height: 256)),

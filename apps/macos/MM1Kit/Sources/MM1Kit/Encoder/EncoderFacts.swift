@@ -44,8 +44,8 @@ public struct EncoderFacts: Sendable, Hashable {
             throw EncoderError.notDescribed
         }
         // A damaged package could ask for more memory than there is.
-        guard !sizes.isEmpty, sizes.allSatisfy({ 1...8192 ~= $0 }), fit.size > 0,
-            fit.mean.count == 3
+        guard !sizes.isEmpty, sizes.allSatisfy({ 1...8192 ~= $0 }), 1...8192 ~= fit.size,
+            fit.size...65536 ~= fit.cropFrom ?? fit.size, fit.mean.count == 3
         else { throw EncoderError.notDescribed }
     }
 

@@ -2,8 +2,9 @@ import Foundation
 
 /// How a picture becomes a square tile, as `image` of a model's config says it.
 ///
-/// Where a picture comes to lie is mm1_mlx/resize.py's, to the pixel; how its colours are
-/// mixed is not: the runtime draws with Pillow's bicubic filter, an app with its system's.
+/// Where a picture comes to lie is mm1_mlx/resize.py's, to the pixel, but for models that
+/// resample bilinearly, as VeCLIP does, where it may be off by one; how its colours are mixed is
+/// not: the runtime draws with Pillow's bicubic filter, an app with its system's.
 public struct Fit: Sendable, Hashable, Decodable {
     public enum Kind: String, Sendable, Decodable {
         /// Both sides become the tile's.

@@ -38,7 +38,11 @@
         public init(contentsOf package: URL, size: Int? = nil) async throws {
             let isSource = package.pathExtension == "mlpackage"
             let compiled = isSource ? try await MLModel.compileModel(at: package) : package
-            temporary = isSource ? compiled : nil
+            var isOpen = false
+            defer {
+                // What is compiled has the package's size, and nobody would find it any more.
+                if isSource && !isOpen { try? FileManager.default.removeItem(at: compiled) }
+            }
             // What it was laid out for stands in the package, which has to be opened first.
             let configuration = MLModelConfiguration()
             configuration.computeUnits = .cpuOnly
@@ -49,6 +53,8 @@
             configuration.functionName = try facts.function(for: self.size)
             configuration.computeUnits = facts.computeUnits.coreML
             model = try MLModel(contentsOf: compiled, configuration: configuration)
+            temporary = isSource ? compiled : nil
+            isOpen = true
         }
 
         deinit {
