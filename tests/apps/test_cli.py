@@ -530,7 +530,7 @@ def test_help_is_quick():
     """Beside what of it is not ours: machines differ in that by more."""
     mm1 = Path(sys.executable).with_name("mm1")
     library = fastest([sys.executable, "-c", "import typer, typer.rich_utils"])
-    assert fastest([str(mm1), "--help"]) < library + 0.3
+    assert fastest([str(mm1), "--help"]) < 2 * library + 0.1
 
 
 @pytest.mark.slow
@@ -540,7 +540,7 @@ def test_first_answer_is_quick():
     library = fastest(
         [sys.executable, "-c", "from transformers import AutoTokenizer"], 2
     )
-    assert fastest(command, 2) < library + 2
+    assert fastest(command, 2) < 1.3 * library + 1
 
 
 @pytest.mark.parametrize(

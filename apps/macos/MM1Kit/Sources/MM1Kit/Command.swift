@@ -78,7 +78,7 @@
                 var folders = (environment["PATH"] ?? "").split(separator: ":").map(String.init)
                 if let home = environment["HOME"] {
                     folders.append(home + "/.local/bin")
-                    // Of ``pip install --user``.
+                    // Of `pip install --user`.
                     folders += versions(in: home + "/Library/Python")
                 }
                 folders += ["/opt/homebrew/bin", "/usr/local/bin"]
