@@ -310,7 +310,20 @@ def test_prefixes_that_nobody_needs_are_let_go(runtime):
     assert max(held) == (1, 2)
 
 
-def test_answers_with_other_examples_each_go_together(runtime, monkeypatch):
+@pytest.fixture
+def groups(monkeypatch):
+    """How many rows each group has at every step that is taken from now on."""
+    counts, step = [], Batch.step
+
+    def note(batch):
+        counts.append([len(group.rows) for group in batch._groups.values()])
+        return step(batch)
+
+    monkeypatch.setattr(Batch, "step", note)
+    return counts
+
+
+def test_answers_with_other_examples_each_go_together(runtime, groups):
     asks = [
         Ask("How many?", [FOUR], Settings(shots=[Shot((STAR,), str(i), "How many?")]))
         for i in range(6)
@@ -319,29 +332,15 @@ def test_answers_with_other_examples_each_go_together(runtime, monkeypatch):
     alone = [
         generate(runtime, a.prompt, a.images, shots=a.settings.shots) for a in asks
     ]
-    groups, step = [], Batch.step
-
-    def note(batch):
-        groups.append([len(group.rows) for group in batch._groups.values()])
-        return step(batch)
-
-    monkeypatch.setattr(Batch, "step", note)
     runtime.forget()
     rows = generate_batch(runtime, asks)
     assert groups[0] == [6]
     assert [row.tokens for row in rows] == [answer.tokens for answer in alone]
 
 
-def test_examples_that_come_again_are_shared_beside_others(runtime, monkeypatch):
+def test_examples_that_come_again_are_shared_beside_others(runtime, groups):
     asks = [Ask("Describe the picture.", [FOUR])]
     asks += [Ask("Describe it.", [STAR], Settings(shots=SHOTS)) for _ in range(4)]
-    groups, step = [], Batch.step
-
-    def note(batch):
-        groups.append([len(group.rows) for group in batch._groups.values()])
-        return step(batch)
-
-    monkeypatch.setattr(Batch, "step", note)
     generate_batch(runtime, asks)
     assert groups[0] == [2, 3]
 

@@ -60,8 +60,8 @@ class Numbers:
 
     def _rounded(self, values: Array, name: str) -> Any:
         axes = tuple(range(1, values.ndim))
-        most = np.abs(self(values, name).astype(np.float32))
-        scale = self(most.max(axis=axes, keepdims=True) / 127, name)
+        most = self(np.abs(values).max(axis=axes, keepdims=True), name)
+        scale = self(most.astype(np.float32) / 127, name)
         # Of zeros any scale will do. Less than this, which weights below 0.008 would have, a
         # GPU may take for zero: they are rounded more coarsely instead.
         scale = np.maximum(scale, np.finfo(np.float16).tiny)
@@ -73,7 +73,7 @@ class Numbers:
     def _looked_up(self, values: Array, name: str) -> Any:
         D = values.shape[0]
         groups = D // GROUP if D % GROUP == 0 else 1
-        rows = self(values, name).astype(np.float32).reshape(groups, -1)
+        rows = values.reshape(groups, -1)
         tables = np.stack([table(row) for row in rows])
         indices = np.stack(
             [
@@ -105,8 +105,7 @@ def table(values: Array, count: int = 16) -> Array:
         total = sums[ends]
         means = (total[1:] - total[:-1]) / np.maximum(filled, 1)
         moved = np.where(filled > 0, means, centers)
-        settled = (np.abs(moved - centers) <= 1e-6 * np.abs(centers)).all()
-        if settled:
+        if (np.abs(moved - centers) <= 1e-6 * np.abs(centers)).all():
             break
         centers = moved
     return np.sort(centers).astype(np.float32)

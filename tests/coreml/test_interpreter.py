@@ -120,8 +120,12 @@ def test_a_number_beyond_half_precision_is_named(
     said = r"vision_layers_1_mlp_fc2 \(at vision_layers_1_mlp_fc2\) reaches .*65,504"
     # The weights themselves fit.
     assert mx.abs(layer.mlp.fc2.weight).max() > 6.55e4
-    with pytest.raises(ConfigError, match=r"vision_layers_1_mlp_fc2 holds .* float16"):
-        export(path, out, Plan(ane=ane), pictures=photographs)
+    for precision in ("fp16", "int8"):
+        plan = Plan(precision=precision, ane=ane)
+        with pytest.raises(
+            ConfigError, match=r"vision_layers_1_mlp_fc2 holds .* float16"
+        ):
+            export(path, out, plan, pictures=photographs)
     layer.mlp.fc2.weight = layer.mlp.fc2.weight * 0.1
     layer.mlp.fc1.weight = layer.mlp.fc1.weight * 20
     path = write(tmp_path / "other", model)

@@ -84,15 +84,10 @@ def no_digest(folder):
     _rewrite(folder, without)
 
 
-def image(**fields):
+def within(section, **fields):
+    """Fields of a section of the sidecar."""
     return lambda folder: _rewrite(
-        folder, lambda values: values | {"image": values["image"] | fields}
-    )
-
-
-def prompt(**fields):
-    return lambda folder: _rewrite(
-        folder, lambda values: values | {"prompt": values["prompt"] | fields}
+        folder, lambda values: values | {section: values[section] | fields}
     )
 
 
@@ -128,10 +123,10 @@ CASES = {
         change(capacity=4096), r"shapes or types of (embed|run)",
     ),
     "crop from less": (
-        image(crop_from=8), "crop_from|image.size",
+        within("image", crop_from=8), "crop_from|image.size",
     ),
     "more image tokens": (
-        prompt(image_tokens=37), "shapes or types of encode",
+        within("prompt", image_tokens=37), "shapes or types of encode",
     ),
     "wrong heads": (
         text(CACHE, f"[1, {2 * HEADS}, 1024, 32]"), "run does not take the shapes",

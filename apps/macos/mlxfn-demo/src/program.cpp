@@ -91,13 +91,12 @@ int Program::run(std::span<const int> tokens, std::optional<int> at,
                  const std::optional<mx::array>& picture) {
   // One after the other, and not called again from within: what a part leaves behind would
   // hold all caches, and the next one copy them.
-  while (int(tokens.size()) > 0) {
+  for (;;) {
     const auto [token, count] = run_part(tokens, at, picture);
     if (int(tokens.size()) == count) return token;
     tokens = tokens.subspan(count);
     if (at) *at -= count;
   }
-  throw Error("there is nothing to run");
 }
 
 std::pair<int, int> Program::run_part(std::span<const int> tokens, std::optional<int> at,

@@ -170,9 +170,9 @@ void check_shapes(const Sidecar& sidecar) {
   given.insert(given.end(), caches.begin(), caches.end());
   for (int T : sidecar.buckets) {
     const Array row{{1, T, D}, dtype};
-    const auto& embed = sidecar.find("embed", T);
+    const auto& rows = sidecar.find("embed", T);
     const std::vector<Array> tokens{{{1, T}, "int32"}};
-    check(embed.inputs == tokens && embed.outputs == std::vector<Array>{row}, embed);
+    check(rows.inputs == tokens && rows.outputs == std::vector<Array>{row}, rows);
     std::vector<Array> taken{row, index, index};
     taken.insert(taken.end(), caches.begin(), caches.end());
     const auto& run = sidecar.find("run", T);
