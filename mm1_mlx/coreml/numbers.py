@@ -31,7 +31,7 @@ class Numbers:
         self.name = "fp32" if precision == "fp32" else "fp16"
         self.dtype: Any = np.float32 if precision == "fp32" else np.float16
 
-    def __call__(self, values: Array, name: str = "a weight") -> NDArray[Any]:
+    def __call__(self, values: NDArray[Any], name: str = "a weight") -> NDArray[Any]:
         """The values in what is computed in.
 
         Raises:
