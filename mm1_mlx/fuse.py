@@ -306,6 +306,9 @@ class _Job:
                 continue
             if name in self.adapters.full or (path in self.forms and leaf == "weight"):
                 yield name, self._cast(name, self._changed(name, path, tensor))
+            elif path in self.ways and leaf in ("scales", "biases"):
+                # Of a layer that stays packed: to round them would change its weights.
+                yield name, tensor.deferred()
             else:
                 yield name, self._cast(name, tensor.deferred())
 

@@ -226,6 +226,22 @@ def test_bits_that_keep_most_of_it_are_written(packed, strong, tmp_path):
     )
 
 
+def test_what_stays_packed_is_kept_in_every_precision(packed, tmp_path):
+    adapter = make(tmp_path / "adapter", 0.1, kind="lora")
+    fuse(
+        packed, tmp_path / "out", Adapters.load([adapter]),
+        dtype=mx.bfloat16, measured=False,
+    )  # fmt: skip
+    old, new = (mx.load(str(p / "model.safetensors")) for p in (packed, tmp_path / "out"))
+    kept = [n for n in old if n.endswith((".scales", ".biases")) and n in new]
+    assert kept
+    for name in kept:
+        assert old[name].dtype == new[name].dtype != mx.bfloat16
+        assert mx.array_equal(old[name], new[name])
+    norm = "decoder.norm.weight"
+    assert new[norm].dtype == mx.bfloat16 != old[norm].dtype
+
+
 def test_the_manifest_says_what_it_is_made_of(strong, tmp_path):
     fuse(TINY, tmp_path / "out", Adapters.load([(strong, 0.5)]), measured=False)
     verify_digests(tmp_path / "out")

@@ -137,6 +137,20 @@ def test_a_shard_that_is_cut_off_anywhere_is_refused(write_shard):
     assert len(Shard(path)) == 3
 
 
+def test_a_shard_that_leads_back_is_refused(write_shard):
+    path = write_shard([("0000.txt", b"cat"), ("0001.txt", b"")])
+    content = bytearray(path.read_bytes())
+    second = content[1024:1536]
+    # A size of less than nothing, in the form that large ones have, and its checksum.
+    second[124:136] = (-512 % 256**12).to_bytes(12, "big")
+    second[148:156] = b" " * 8
+    second[148:156] = b"%06o\0 " % sum(second)
+    content[1024:1536] = second
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged"):
+        Shard(path)
+
+
 def test_a_compressed_shard_is_refused_with_the_way_out(write_shard, tmp_path):
     import gzip
 
