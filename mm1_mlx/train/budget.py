@@ -60,6 +60,7 @@ class Training:
         ways: how modules are packed, by path; no others are.
         segments: of the examples that stand behind one another in the only row, which
             attend to themselves; empty where every row is one.
+        data: bytes of rows that are kept decoded.
     """
 
     rows: int
@@ -76,6 +77,7 @@ class Training:
     itemsize: int = 4
     ways: Mapping[str, Packing] = field(default_factory=dict)
     segments: tuple[int, ...] = ()
+    data: int = 0
 
     @property
     def tokens(self) -> int:
@@ -108,6 +110,7 @@ class Training:
             "optimizer": sum(state) * MASTER,
             "activations": working,
             "pictures": self._pixels(config) * MASTER,
+            "rows": self.data,
         }
 
     def _pixels(self, config: MM1Config) -> int:
@@ -279,6 +282,7 @@ def training_of(
     itemsize: int = MASTER,
     checkpointing: bool = False,
     ahead: int = 0,
+    data: int = 0,
 ) -> Training:
     """The step that trains what is not frozen of a model on batches like this one."""
     trained: Any = tree_flatten(model.trainable_parameters())
@@ -299,6 +303,7 @@ def training_of(
         itemsize=itemsize,
         checkpointing=checkpointing,
         ways=packed_ways(model),
+        data=data,
     )
 
 

@@ -44,6 +44,7 @@ from mm1_mlx.train.config import PARTS, TrainConfig
 from mm1_mlx.train.curve import draw_curve
 from mm1_mlx.train.data.batches import Batches
 from mm1_mlx.train.data.mixture import Mixture, open_mixture
+from mm1_mlx.train.data.parquet import RowGroups
 from mm1_mlx.train.data.preview import Preview, preview
 from mm1_mlx.train.gradients import Loss
 from mm1_mlx.train.loss import next_token_loss, sparse_loss
@@ -122,6 +123,8 @@ class Job:
         check_given(given)
         given, begun = _continued(out, given)
         base = load_config(path)
+        # Of what is learned and what is measured by together.
+        self._groups = RowGroups(0)
         mixture = self._open(given, "train")
         self._original = Original(path)
         self._packed = packed_on_disk(path, base)
@@ -167,6 +170,7 @@ class Job:
             held_out=0.0 if of("valid") else of("valid_share", 0.0),
             part=part,
             measured=measured,
+            groups=self._groups,
         )
 
     def _batches(self, mixture: Mixture, config: TrainConfig) -> Batches:
@@ -199,13 +203,15 @@ class Job:
             "model": adapters.base_of(self.path).to_dict(),
             "data": {"rows": len(self._mixture), "digest": self._mixture.identity()},
         }
+        valid = self._held_out()
         return Trainer(
             model,
             self._loss,
             self._made,
             config,
             self.out,
-            valid=self._held_out(),
+            valid=valid,
+            data_bytes=self._groups.expected,
             record=record,
             given=self._given,
             warn=self._say,

@@ -76,6 +76,7 @@ class Trainer(Generic[Model, Batch]):
         config: the run.
         folder: where checkpoints, ``run.json`` and ``log.jsonl`` are kept.
         valid: batches to measure the loss on.
+        data_bytes: of rows that are kept decoded meanwhile.
         record: what else the run is made of, each with its ``digest``; one of others is
             not continued.
         given: fields of ``config`` that are not left to a default, for the record.
@@ -97,6 +98,7 @@ class Trainer(Generic[Model, Batch]):
         folder: Path,
         *,
         valid: Sequence[Batch] = (),
+        data_bytes: int = 0,
         record: Mapping[str, Mapping[str, Any]] | None = None,
         given: Mapping[str, Any] | None = None,
         warn: Callable[[str], None] = lambda _: None,
@@ -106,6 +108,7 @@ class Trainer(Generic[Model, Batch]):
         self.config = config
         self.folder = folder
         self.valid = valid
+        self._data_bytes = data_bytes
         self.record = dict(record or {})
         self.given = config.to_dict() if given is None else dict(given)
         self.warn = warn
@@ -161,6 +164,7 @@ class Trainer(Generic[Model, Batch]):
             itemsize=getattr(mx, self.config.precision).size,
             checkpointing=self.config.checkpointing,
             ahead=AHEAD,
+            data=self._data_bytes,
         )
 
     def judge(self, batch: Batch) -> None:

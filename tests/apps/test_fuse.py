@@ -232,7 +232,9 @@ def test_what_stays_packed_is_kept_in_every_precision(packed, tmp_path):
         packed, tmp_path / "out", Adapters.load([adapter]),
         dtype=mx.bfloat16, measured=False,
     )  # fmt: skip
-    old, new = (mx.load(str(p / "model.safetensors")) for p in (packed, tmp_path / "out"))
+    old, new = (
+        mx.load(str(p / "model.safetensors")) for p in (packed, tmp_path / "out")
+    )
     kept = [n for n in old if n.endswith((".scales", ".biases")) and n in new]
     assert kept
     for name in kept:

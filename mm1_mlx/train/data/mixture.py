@@ -240,6 +240,7 @@ def open_mixture(
     held_out: float = 0.0,
     part: Part = "train",
     measured: bool = False,
+    groups: RowGroups | None = None,
 ) -> Mixture:
     """The mixture of what a user names.
 
@@ -255,6 +256,7 @@ def open_mixture(
         held_out: share of the rows that are kept to measure by.
         part: which rows.
         measured: whether of folders of splits those are taken that measure.
+        groups: where those of parquet files are kept; None for a place of their own.
 
     Raises:
         DataError: a file cannot be used; ConfigError: a mixture is not one.
@@ -278,7 +280,8 @@ def open_mixture(
             "a mixture with their paths"
         )
     datasets = []
-    groups = RowGroups(len(specs))
+    groups = RowGroups(0) if groups is None else groups
+    groups.serve(len(specs))
     for number, ((spec, base), paths) in enumerate(zip(specs, found, strict=True)):
         if image_folder is not None and spec.image_folder is None:
             spec = DatasetSpec.from_dict(

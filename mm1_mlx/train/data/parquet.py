@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm1_mlx.errors import DataError
+from mm1_mlx.room import unswapped
 from mm1_mlx.train.data.example import Record
 from mm1_mlx.train.data.lines import MAX_ROW_BYTES
 
 # Row groups that are kept decoded: as many as a data set's order mixes, and the next one.
 KEPT_GROUPS = 5
-# And of all data sets together, in bytes. Where what is mixed is larger than that, groups
-# are read again and again: slow, where else memory would be gone.
-KEPT_BYTES = 2 << 30
+# And of all data sets of a run together, in bytes, and as a share of the memory that is
+# free. Where what is mixed is larger than that, groups are read again and again: slow,
+# where else memory would be gone.
+KEPT_BYTES, KEPT_SHARE = 2 << 30, 1 / 8
 # Of one of them; a file of a few bytes may stand for any number.
 MAX_GROUP_BYTES = 1 << 30
 # Rows that are decoded before their bytes are counted.
@@ -35,12 +37,30 @@ class RowGroups:
 
     Args:
         sets: how many data sets they are of.
+
+    Attributes:
+        limit: how many bytes are kept at most, but for one group.
+        stated: bytes of all groups of each file, as it says.
     """
 
     def __init__(self, sets: int = 1) -> None:
         self._most = KEPT_GROUPS * sets
         self._held: OrderedDict[tuple[Path, int], Any] = OrderedDict()
         self._lock = threading.Lock()
+        room = unswapped()
+        self.limit = (
+            KEPT_BYTES if room is None else min(KEPT_BYTES, int(KEPT_SHARE * room))
+        )
+        self.stated: dict[Path, int] = {}
+
+    def serve(self, sets: int) -> None:
+        """Keep those of so many data sets more."""
+        self._most += KEPT_GROUPS * sets
+
+    @property
+    def expected(self) -> int:
+        """How many bytes will be held."""
+        return min(self.limit, sum(self.stated.values()))
 
     def __len__(self) -> int:
         return len(self._held)
@@ -57,7 +77,7 @@ class RowGroups:
             if key not in self._held:
                 self._held[key] = read()
                 while len(self._held) > self._most or (
-                    self.nbytes > KEPT_BYTES and len(self._held) > 1
+                    self.nbytes > self.limit and len(self._held) > 1
                 ):
                     self._held.popitem(last=False)
             self._held.move_to_end(key)
@@ -91,7 +111,9 @@ class Parquet:
         try:
             metadata = parquet.read_metadata(path)
             count = metadata.num_row_groups
-            sizes = [metadata.row_group(number).num_rows for number in range(count)]
+            found = [metadata.row_group(number) for number in range(count)]
+            sizes = [group.num_rows for group in found]
+            groups.stated[path] = sum(max(0, x.total_byte_size) for x in found)
             if min(sizes, default=0) < 0:
                 raise ValueError("a row group has a negative number of rows")
         except self._faults as error:
