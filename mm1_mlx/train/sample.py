@@ -44,7 +44,9 @@ def build_samples(
     A turn's targets are the tokens by which the conversation with the turn exceeds the
     one that stops where the assistant is about to answer, up to the first end token: a
     model that has said it is asked no more, though ChatML writes a line's end behind it.
-    The assistant's turns that are ``unlearned``, counted from 0, are only read. One sample
+    The assistant's turns that are ``unlearned``, counted from 0, are only read. Line breaks
+    that an answer begins with are left out: a tokenizer would join them to the template's
+    own, which are part of what a model is asked with. One sample
     holds all turns, unless the template writes them differently when later ones follow, as
     Qwen3's does, which leaves out what was thought: then each answer is learned behind the
     prompt that it would be asked with, and ends a sample of its own.
@@ -56,6 +58,7 @@ def build_samples(
         PromptError: the template or tokenizer rewrites the prompt as its answer follows.
     """
     prompt = _prompt_of(config)
+    turns = [_begun(turn) for turn in turns]
     whole = encode_turns(turns, prompt, tokenizer, answer=False)
     answers: dict[int, tuple[range, list[int]]] = {}
     for i, (role, _) in enumerate(turns):
@@ -77,6 +80,14 @@ def build_samples(
     return [
         _sample(after, answer, turns[: i + 1]) for i, (answer, after) in answers.items()
     ]
+
+
+def _begun(turn: Turn) -> Turn:
+    """The turn, an answer without line breaks before its first text."""
+    role, parts = turn
+    if role != "assistant" or not parts or not isinstance(parts[0], str):
+        return turn
+    return role, [parts[0].lstrip("\r\n"), *parts[1:]]
 
 
 def _sample(

@@ -1,6 +1,8 @@
 """Targets are every assistant turn, its end included, and nothing else."""
 
+import json
 import re
+import shutil
 from itertools import groupby
 
 import numpy as np
@@ -79,6 +81,41 @@ def test_learned_tokens_are_exactly_the_answers_and_their_ends(
     last = [m and not f for m, f in zip(sample.learned, following, strict=True)]
     assert ends == last
     assert sum(ends) == 3
+
+
+def test_line_breaks_before_an_answer_join_no_template(
+    make_config, byte_folder, tmp_path
+):
+    """Qwen's tokenizer reads the template's line break and an answer's as one token."""
+    folder = shutil.copytree(byte_folder, tmp_path / "tokenizer")
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    vocab, merges = whole["model"]["vocab"], whole["model"]["merges"]
+    vocab["ĊĊ"] = len(vocab)
+    merges.append(["Ċ", "Ċ"])
+    breaks = {
+        "type": "Split", "pattern": {"Regex": r"\s*[\r\n]+"},
+        "behavior": "Isolated", "invert": False,
+    }  # fmt: skip
+    bytewise = whole["pre_tokenizer"] | {"use_regex": False}
+    whole["pre_tokenizer"] = {
+        "type": "Sequence", "pretokenizers": [breaks, bytewise],
+    }  # fmt: skip
+    path.write_text(json.dumps(whole))
+    config = make_config(prompt={"template": "checkpoint"})
+    tokenizer = load_tokenizer(folder, config.prompt)
+    tokenizer.hf.chat_template = CHATML
+    assert len(tokenizer.hf.encode("\n\n", add_special_tokens=False)) == 1
+
+    def made(answer):
+        return build_sample(
+            [("user", ["What?"]), ("assistant", [answer])], config, tokenizer
+        )
+
+    assert made("\nred") == made("\r\n\nred") == made("red")
+    assert [text for learned, text in runs(made("\nred\n"), tokenizer) if learned] == [
+        "red\n</s>"
+    ]
 
 
 def test_learned_and_other_text_make_the_conversation(tiny_config, tokenizer):
