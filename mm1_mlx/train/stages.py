@@ -23,6 +23,8 @@ Stage = Literal["connector", "sft", "pretrain"]
 
 # Honeybee's for its C-Abstractor between a frozen encoder and decoder (arXiv 2312.06742).
 CONNECTOR_LEARNING_RATE = 3e-4
+# For all sizes of decoders, as MM1's is remembered; the paper's text was not checked for it.
+PRETRAINING_CONNECTOR_RATE = 8e-5
 # Low-rank matrices learn best at about ten times a full fine-tuning's rate.
 ADAPTER_LEARNING_RATE = 10 * paper.SFT_LEARNING_RATE
 WARMUP_SHARE = 0.05
@@ -53,6 +55,7 @@ DEFAULTS: dict[Stage, dict[str, Any]] = {
     "pretrain": _COMMON
     | {
         "trained": PARTS,
+        "connector_learning_rate": PRETRAINING_CONNECTOR_RATE,
         "weight_decay": paper.DECAY_SHARE,
         "final_fraction": paper.FINAL_FRACTION,
     },

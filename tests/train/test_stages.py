@@ -44,6 +44,9 @@ def test_defaults_are_the_papers():
     assert whole.weight_decay == 0.1
     assert whole.final_fraction == 0.1
     assert (whole.optimizer, whole.clip_norm, whole.trained) == ("adamw", 1.0, PARTS)
+    # Of whatever size the decoder is.
+    assert whole.rate("connector") == 8e-5
+    assert {whole.rate(part) for part in ("vision", "decoder")} == {whole.learning_rate}
     full = planned("sft", full=True)
     assert (full.optimizer, full.learning_rate) == ("adafactor", 1e-5)
     assert (full.final_fraction, full.warmup_steps, full.weight_decay) == (0, 0, 0)
