@@ -93,18 +93,6 @@ class Adapters:
                     "the weights are and so stands alone, at scale 1; fuse it first, "
                     "and take the others on the fused model"
                 )
-        for name in self.full:
-            one, *others = [(a, x) for a, x in self.given if name in a.full]
-            for other in others:
-                same = one[1] == other[1] and mx.array_equal(
-                    one[0].tensors[name], other[0].tensors[name]
-                )
-                if not same:
-                    raise CheckpointError(
-                        f"{one[0].name} and {other[0].name} both hold {name!r}, trained "
-                        "in full and not the same; take one of them, or train them "
-                        "without ('mm1 train sft --trained none')"
-                    )
 
     @property
     def identity(self) -> list[tuple[str, float]]:
@@ -214,18 +202,29 @@ class Adapters:
     def replaced(self, name: str, weight: mx.array, rows: slice = ALL) -> mx.array:
         """A weight that was trained in full, or these rows of it, in float32.
 
+        Where several adapters hold it, what each changed is added, as the products of
+        matrices are; what they hold alike, at one scale, counts once.
+
+        Source: arXiv 2212.04089, section 2.
+
         Args:
             name: the weight's.
             weight: what it was before, of these rows.
             rows: places along the first axis.
         """
-        adapter, scale = next((a, x) for a, x in self.given if name in a.full)
-        trained = adapter.tensors[name].astype(mx.float32)
-        trained = trained[rows] if trained.ndim else trained
-        if scale == 1:
-            return trained
-        weight = weight.astype(mx.float32)
-        return weight + scale * (trained - weight)
+        held: list[tuple[mx.array, float]] = []
+        for adapter, scale in self.given:
+            tensor = adapter.tensors.get(name) if name in adapter.full else None
+            if tensor is not None and not any(
+                x == scale and mx.array_equal(tensor, other) for other, x in held
+            ):
+                held.append((tensor, scale))
+        if len(held) == 1 and held[0][1] == 1:
+            return _part(held[0][0], rows)
+        before = changed = weight.astype(mx.float32)
+        for tensor, scale in held:
+            changed = changed + scale * (_part(tensor, rows) - before)
+        return changed
 
     def fused(
         self, path: str, form: Form, weight: mx.array, rows: slice = ALL
@@ -293,6 +292,12 @@ class Adapters:
         if kind == "dora":
             made.m = self.given[0][0].tensors[f"{path}.m"].astype(mx.float32)
         return made
+
+
+def _part(tensor: mx.array, rows: slice) -> mx.array:
+    """Rows of a tensor in float32, all of one that has none."""
+    tensor = tensor.astype(mx.float32)
+    return tensor[rows] if tensor.ndim else tensor
 
 
 def load_adapted(

@@ -138,23 +138,33 @@ def test_dora_stands_alone(folder, keep):
             of(*names)
 
 
-def test_two_that_trained_the_same_weight_are_refused(folder, train, tmp_path):
+def test_what_two_changed_of_a_weight_in_full_is_added(folder, train, tmp_path):
     _, adapter = train(folder, full=["decoder.norm"])
-    other = Adapter(
-        adapter.config,
-        adapter.tensors | {"decoder.norm.weight": mx.zeros(64)},
-        adapter.base,
-    )
+    name = "decoder.norm.weight"
+    base = load_model(folder, mx.float32).tensors()[name]
+    mx.random.seed(5)
+    drawn = mx.random.normal(base.shape)
+    other = Adapter(adapter.config, adapter.tensors | {name: drawn}, adapter.base)
     save(tmp_path / "a", adapter)
     matrices = {k: -x for k, x in adapter.tensors.items() if k.endswith("lora_b")}
     same = Adapter(adapter.config, adapter.tensors | matrices, adapter.base)
     save(tmp_path / "b", same)
     save(tmp_path / "c", other)
-    of(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(
-        CheckpointError, match=r"both hold 'decoder.norm.weight', .*--trained none"
+    trained = adapter.tensors[name]
+    a, b, c = (tmp_path / x for x in "abc")
+    for names, expected in (
+        ([a], trained),
+        ([(c, 0.5)], base + 0.5 * (drawn - base)),
+        # What is the same was changed once.
+        ([a, b], trained),
+        ([a, c], trained + drawn - base),
+        ([(a, -1.0), (c, 2.0)], base - (trained - base) + 2 * (drawn - base)),
     ):
-        of(tmp_path / "a", tmp_path / "c")
+        found = load_adapted(folder, of(*names), mx.float32).tensors()[name]
+        assert mx.allclose(found, expected, atol=1e-6), names
+        assert mx.allclose(
+            of(*names).replaced(name, base[3:9], slice(3, 9)), expected[3:9]
+        )
 
 
 def test_another_base_is_said_where_shapes_fit(

@@ -4,6 +4,7 @@ What stands behind ``--`` is the command, ``{}`` in the place of the run's folde
 process is a fork of this one, which has imported everything and computed nothing.
 """
 
+import json
 import os
 import random
 import signal
@@ -64,8 +65,9 @@ def run(folder, count, seed, command):
     began = time.perf_counter()
     finish(command, folder / "whole")
     took = time.perf_counter() - began
-    moments, saving = random.Random(seed), 0
-    killed = 0
+    moments = random.Random(seed)
+    # How many were killed at all, behind a checkpoint, and while one was written.
+    killed = begun = saving = 0
     for i in range(count):
         out = folder / f"killed-{i}"
         # Until one was hit: a faster run may have ended before.
@@ -74,11 +76,12 @@ def run(folder, count, seed, command):
                 path.rmdir() if path.is_dir() else path.unlink()
             out.rmdir()
         killed += 1
-        saving += bool(list(out.glob("step-*.*")))
+        found = [path.name for path in out.glob("step-*")]
+        begun += any("." not in name for name in found)
+        saving += any("." in name for name in found)
         finish(command, out)
-    sys.stdout.write(
-        f"{killed} killed, {saving} of them while saving, {took:.2f} s a run\n"
-    )
+    counts = {"killed": killed, "begun": begun, "saving": saving}
+    sys.stdout.write(json.dumps(counts | {"seconds_a_run": round(took, 2)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -44,10 +44,14 @@ def killed_runs(tmp_path, make_model, write_folder, write_rows):
         )
         assert done.returncode == 0, done.stderr
         sys.stdout.write(done.stdout)
+        counts = json.loads(done.stdout.splitlines()[-1])
+        # Others were killed before there was anything to go on from.
+        assert counts["begun"] >= count // 4
         *killed, whole = sorted(path for path in runs.iterdir() if path.is_dir())
         assert whole.name == "whole"
         assert len(killed) == count
         assert_equal(whole, killed, steps)
+        return counts
 
     return killed_runs
 
@@ -88,7 +92,9 @@ def test_killed_runs_go_on_to_the_bit(killed_runs):
 )
 def test_fifty_killed_runs_go_on_to_the_bit(options, killed_runs):
     flags = options.pop("flags")
-    killed_runs(25, *flags, seed=len(flags), **options)
+    counts = killed_runs(25, *flags, seed=len(flags), **options)
+    if "--full" in flags:
+        assert counts["saving"] >= 1
 
 
 @pytest.mark.drill

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from mm1_mlx.config import MM1Config
 from mm1_mlx.errors import ConfigError, DataError, PromptError
-from mm1_mlx.image import DECODERS, load_pictures
+from mm1_mlx.image import DECODERS, DEFAULT_LIMITS, load_pictures
 from mm1_mlx.layout import Picture
 from mm1_mlx.messages import Turn
 from mm1_mlx.regions import refer
@@ -35,6 +35,13 @@ from mm1_mlx.train.sample import (
     widen_sample,
 )
 
+# What an example may bring: more than a question, for pictures are decoded one by one and
+# the row's length bounds what it can show.
+LIMITS = replace(
+    DEFAULT_LIMITS,
+    max_pictures=256,
+    max_total_pixels=256 * DEFAULT_LIMITS.max_pixels,
+)
 # Bad rows that are passed over for one position before a data set is given up.
 MOST_SKIPPED = 1000
 # How many of the bad rows are kept to be shown.
@@ -345,7 +352,7 @@ def refer_example(
         raise PromptError(
             f"it has {len(example.images)} picture(s), but the model takes text only"
         )
-    pictures = load_pictures(example.images, config.image)
+    pictures = load_pictures(example.images, config.image, LIMITS)
     said, _ = refer(example.turns, pictures, replace(config, region=None))
     turns = [
         answer if answer[0] == "assistant" else turn

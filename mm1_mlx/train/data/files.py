@@ -75,11 +75,17 @@ class Files:
         return self._sources[number][index - int(self._starts[number])]
 
     def identity(self) -> str:
-        """A digest of names, sizes, numbers of rows and both ends of every file."""
+        """A digest of every file's name, size, number of rows and content.
+
+        Of tar and parquet files, which are not read as a whole, of both their ends.
+        """
         digest = hashlib.sha256()
         for path, source in zip(self.paths, self._sources, strict=True):
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0{len(source)}\0".encode())
+            if isinstance(source, JsonLines):
+                digest.update(source.digest)
+                continue
             with path.open("rb") as file:
                 digest.update(file.read(_SAMPLE))
                 file.seek(max(0, size - _SAMPLE))

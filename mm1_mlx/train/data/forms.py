@@ -404,6 +404,9 @@ def _found(part: Any, find: Find) -> Any:
         names = (part.get(key) for key in ("image", "path", "url"))
         source = next((name for name in names if name is not None), None)
         return {"type": "image", "image": None if source is None else find(source)}
+    if kind == "image_url":
+        # Of a data set it may name a file, which is looked for where pictures may lie.
+        return {"type": "image", "image": find(part.get("image_url"))}
     if kind == "video":
         video = part.get("video")
         if isinstance(video, list):

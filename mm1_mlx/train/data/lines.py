@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from mm1_mlx.train.data.example import Record
 
 # Bytes of one line, pictures as data URIs included.
 MAX_ROW_BYTES = 256 << 20
+# And values, each of which is an object of some 60 bytes once it is read.
+MAX_VALUES = 4_000_000
 _CHUNK = 16 << 20
 _NEWLINE = 10
 # A shorter line may be blank; no row is so short.
@@ -36,7 +39,7 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._ends = _line_ends(path)
+            self._ends, self.digest = _line_ends(path)
             kept = self._not_blank()
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from None
@@ -89,6 +92,12 @@ def parse_row(data: bytes, origin: str) -> dict[str, Any]:
     Raises:
         DataError: they do not.
     """
+    # A value that is not the first of its list or object stands behind a comma.
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise DataError(
+            f"{origin}: the row may hold more than {MAX_VALUES:,} values, which take too "
+            "much memory"
+        )
     try:
         row = json.loads(data.decode())
     except UnicodeDecodeError:
@@ -104,15 +113,17 @@ def parse_row(data: bytes, origin: str) -> dict[str, Any]:
     )
 
 
-def _line_ends(path: Path) -> NDArray[np.int64]:
-    """The byte behind every line, its newline included."""
-    ends, read, last = [], 0, _NEWLINE
+def _line_ends(path: Path) -> tuple[NDArray[np.int64], bytes]:
+    """The byte behind every line, its newline included, and the file's SHA-256."""
+    ends, read, last, digest = [], 0, _NEWLINE, hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             codes = np.frombuffer(chunk, np.uint8)
             ends.append(np.flatnonzero(codes == _NEWLINE) + (read + 1))
             read += len(chunk)
             last = chunk[-1]
+            digest.update(chunk)
     if last != _NEWLINE:
         ends.append(np.array([read]))
-    return np.concatenate(ends).astype(np.int64) if ends else np.zeros(0, np.int64)
+    found = np.concatenate(ends).astype(np.int64) if ends else np.zeros(0, np.int64)
+    return found, digest.digest()

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from mm1_mlx.config import MoEConfig
 from mm1_mlx.errors import ConfigError, DataError
@@ -479,6 +479,18 @@ def test_a_picture_is_never_cut(length, make_batches, write_lines, pictures):
         DataError, match=rf"picture 1 stands at positions {span.start}\.\."
     ):
         batches(0, 0)
+
+
+def test_a_document_may_hold_more_than_a_question(make_batches, write_lines, tmp_path):
+    Image.new("RGB", (2400, 1800)).save(tmp_path / "large.png")
+    rows = [{"parts": ["a", *[{"type": "image"}] * 30], "images": ["large.png"] * 30}]
+    batch = make_batches(write_lines(rows), batch_size=1)(0, 0)
+    assert len(batch.pictures) == 30
+    rows[0] = {"parts": [{"type": "image"}] * 257, "images": ["large.png"] * 257}
+    with pytest.raises(
+        DataError, match="257 pictures were given, expected at most 256"
+    ):
+        make_batches(write_lines(rows), batch_size=1)(0, 0)
 
 
 def test_an_answer_that_is_cut_away_teaches_nothing(make_batches, write_lines):

@@ -86,6 +86,12 @@ def test_a_line_without_an_end_is_not_read(write_lines, monkeypatch):
         rows[0]
 
 
+def test_a_line_of_very_many_values_is_refused(write_lines):
+    rows = JsonLines(write_lines(['{"text": "x", "a": [' + "[]," * 2_000_000 + "[]]}"]))
+    with pytest.raises(DataError, match="more than 4,000,000 values"):
+        rows[0]
+
+
 # Shards
 
 
@@ -351,3 +357,11 @@ def test_an_identity_tells_files_apart(write_lines):
     assert len(identities) == 3
     again = Files([write_lines([{"text": "a"}] * 3)]).identity()
     assert again in identities
+
+
+def test_an_identity_is_of_all_lines(write_lines):
+    rows = [{"text": f"{i:100}"} for i in range(9000)]
+    whole = Files([write_lines(rows)]).identity()
+    assert Files([write_lines(rows)]).identity() == whole
+    rows[4500] = {"text": f"{-1:100}"}
+    assert Files([write_lines(rows)]).identity() != whole

@@ -227,6 +227,28 @@ def test_a_data_uri_is_a_picture():
     assert read({"image": uri, "caption": "x"}).images == (uri,)
 
 
+def test_an_image_url_may_name_a_file_of_the_folder():
+    def asked(url):
+        content = [
+            {"type": "image_url", "image_url": url},
+            {"type": "text", "text": "?"},
+        ]
+        answer = {"role": "assistant", "content": "x"}
+        return {"messages": [{"role": "user", "content": content}, answer]}
+
+    named = read({"image": "cat.png", "caption": "x"}).images
+    for url in ("cat.png", {"url": "cat.png"}):
+        assert read(asked(url)).images == named
+    for url, reason in (
+        ("../../cat.png", "lies outside"),
+        ("https://example.org/cat.png", "download it first"),
+        ("file:///cat.png", "is a URL"),
+        (None, "expected a path"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            read(asked(url))
+
+
 def test_a_region_is_one_of_its_picture():
     content = [{"type": "image"}, {"type": "region", "box": [1, 2, 3, 4]}]
     answer = {"role": "assistant", "content": "x"}
