@@ -229,7 +229,7 @@ def bad_rows(tmp_path, png):
         "empty": ({"image": "empty.png", "caption": "x"}, r"empty.png' is empty \(0 b"),
         "wide": ({"image": "wide.png", "caption": "x"}, "has 20000 x 1 pixels, expect"),
         "long name": ({"image": "x" * 5000, "caption": "x"}, "cannot be opened|lies out"),
-        "many": ({"images": ["red.png"] * 30, "caption": "x"}, "30 pictures were given"),
+        "many": ({"images": ["red.png"] * 300, "caption": "x"}, "300 pictures were gi"),
         "long": (
             {"question": "x" * 300, "answer": "a"},
             r"it has \d+ tokens, 0 of them of pictures, expected at most 200; allow lo",
@@ -486,7 +486,10 @@ def test_a_document_may_hold_more_than_a_question(make_batches, write_lines, tmp
     rows = [{"parts": ["a", *[{"type": "image"}] * 30], "images": ["large.png"] * 30}]
     batch = make_batches(write_lines(rows), batch_size=1)(0, 0)
     assert len(batch.pictures) == 30
-    rows[0] = {"parts": [{"type": "image"}] * 257, "images": ["large.png"] * 257}
+    rows[0] = {
+        "parts": ["a", *[{"type": "image"}] * 257],
+        "images": ["large.png"] * 257,
+    }
     with pytest.raises(
         DataError, match="257 pictures were given, expected at most 256"
     ):
