@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,12 @@ OUT = -1e9
 # never marked wrong, and a model in doubt takes to it; as rare as this, it is.
 RARE = -6.0
 
+# The largest number of things.
+MOST = 6
+
 # What is added to the scores of one token, by the tokens that compete for its place.
 Balance = Mapping[int, float]
+NO_DOUBTS: Mapping[int, Balance] = MappingProxyType({})
 
 
 def class_adjustments() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -90,17 +95,24 @@ class AnswerAdjustment:
             *_, denial = tokenizer.hf.encode(f" {no}", add_special_tokens=False)
             *_, claim = tokenizer.hf.encode(f" {yes}", add_special_tokens=False)
             self._denials |= {int(denial): int(denial), int(claim): int(denial)}
+        self._numbers = {
+            int(tokenizer.hf.encode(f" {number}", add_special_tokens=False)[-1]): number
+            for number in range(MOST + 1)
+        }
         self._shapes = {t: shape for form in self.forms for t, shape in form.items()}
 
     def __call__(
-        self, tokens: Sequence[int], about: Pair | None, doubt: float = 0.0
+        self,
+        tokens: Sequence[int],
+        about: Pair | None,
+        doubts: Mapping[int, Balance] = NO_DOUBTS,
     ) -> list[Balance]:
         """For each token of an answer, what balances the scores in its place.
 
         Args:
             tokens: of the answer. In a sentence a colour stands before its shape.
             about: of an answer in one word, the pair that is asked about.
-            doubt: what is added to the score of a no.
+            doubts: by token, what else is added to scores in its place.
         """
         colour, shape = about or (None, None)
         balances: list[Balance] = []
@@ -116,10 +128,17 @@ class AnswerAdjustment:
                 pairs = {t: (seen_in, name) for t, name in form.items()}
             penalty = RARE if token in self.colours else OUT
             balance = {t: penalty for t, p in pairs.items() if p in HELD_OUT}
-            if doubt and token in self._denials:
-                balance[self._denials[token]] = doubt
-            balances.append(balance)
+            balances.append({**balance, **doubts.get(token, {})})
         return balances
+
+    def doubt_denials(self, score: float) -> dict[int, Balance]:
+        """So much for a no where it or its yes stands."""
+        return {t: {no: score} for t, no in self._denials.items()} if score else {}
+
+    def doubt_small_numbers(self, score: float) -> dict[int, Balance]:
+        """So much for each number, times what it lacks to the largest, in any's place."""
+        scores = {t: score * (MOST - n) for t, n in self._numbers.items() if n < MOST}
+        return dict.fromkeys(self._numbers, scores) if score else {}
 
     def table(self, balances: Sequence[Balance]) -> NDArray[np.float32]:
         """What is added to the scores [tokens, V]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -148,7 +148,7 @@ class Conversations:
         assert self.config.decoder is not None
         self.tiled = replace(self.config.image, tiling=SplitTiling(grid=GRID))
         self._sample = lru_cache(maxsize=200_000)(self._build)
-        self._mentions = MentionFinder(tokenizer)
+        self._mentions = MentionFinder(tokenizer, ahead=stage.point_ahead)
         vocab_size = self.config.decoder.vocab_size
         self._adjustment = AnswerAdjustment(tokenizer, vocab_size)
         image = self.config.prompt
@@ -399,16 +399,23 @@ class Conversations:
             together = [(tokens[flags].tolist(), Exchange("", ""))]
             for learned, x in row.answers or together:
                 number = len(learned)
-                doubt = self.stage.doubt if x.presence else 0.0
                 unbalanced: list[Balance] = [{}] * number
                 balances += (
-                    self._adjustment(learned, x.about, doubt)
+                    self._adjustment(learned, x.about, self._doubts(x))
                     if row.balanced
                     else unbalanced
                 )
                 weights += [max(number, 1) ** -self.stage.row_power] * number
         assert len(weights) == batch.learned.sum()
         return self._adjustment.table(balances), np.array(weights, np.float32)
+
+    def _doubts(self, exchange: Exchange) -> Mapping[int, Balance]:
+        """Against what a model leans to that was never shown some of what is there."""
+        if exchange.kind == "exists":
+            return self._adjustment.doubt_denials(self.stage.doubt)
+        if exchange.kind == "count":
+            return self._adjustment.doubt_small_numbers(self.stage.doubt_few)
+        return {}
 
     def _whole(
         self, scenes: Sequence[Scene], groups: Sequence[Sequence[_Whole]]

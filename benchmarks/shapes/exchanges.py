@@ -12,6 +12,7 @@ from benchmarks.shapes.balance import is_evidence
 from benchmarks.shapes.boxes import ask_box
 from benchmarks.shapes.questions import (
     LONE_CAPTION_TEXTS,
+    Kind,
     Question,
     ask_place,
     caption,
@@ -46,8 +47,8 @@ class Exchange:
     answer: str
     # The pair that the answer is half of, where it is one.
     about: Pair | None = None
-    # Whether it is asked if something is there.
-    presence: bool = False
+    # Of question, where it is one that a generator tells.
+    kind: Kind | None = None
 
 
 def read_labels(
@@ -118,18 +119,15 @@ def described(scene: Scene, rng: np.random.Generator) -> Exchange:
 def exchange_of(q: Question, rng: np.random.Generator) -> Exchange:
     """The question, at times with how it is to be answered."""
     about = q.target.pair if q.target and q.kind in ("colour", "shape") else None
-    presence = q.kind == "exists"
     if q.kind == "box":
         return Exchange(q.text, q.answer)
     style = rng.random()
     if style < ASKED_WORD:
-        return Exchange(
-            f"{q.text} {pick(rng, WORD_SUFFIXES)}", q.answer, about, presence
-        )
+        return Exchange(f"{q.text} {pick(rng, WORD_SUFFIXES)}", q.answer, about, q.kind)
     if style < ASKED_WORD + ASKED_SENTENCE and q.sentence:
         text = f"{q.text} {pick(rng, SENTENCE_SUFFIXES)}"
-        return Exchange(text, q.sentence, presence=presence)
-    return Exchange(q.text, q.answer, about, presence)
+        return Exchange(text, q.sentence, kind=q.kind)
+    return Exchange(q.text, q.answer, about, q.kind)
 
 
 def _denies(question: Question) -> bool:

@@ -1,4 +1,4 @@
-"""What a question names, and where it is: "the red star", "the star", "red"."""
+"""What a text names, and where it is: "the red star", "the star", "red"."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOUNS = ("object", "shape", "one")
 
 @dataclass(frozen=True)
 class Mentions:
-    """Tokens that end the name of one object, and where that object is."""
+    """Tokens at which one object is meant, and where that object is."""
 
     # [M], counted through the flattened rows [B * T].
     tokens: NDArray[np.int32]
@@ -29,9 +29,15 @@ NO_MENTIONS = Mentions(np.zeros(0, np.int32), np.zeros((0, 2), np.float32))
 
 
 class MentionFinder:
-    """Finds what questions name, where one object alone answers to it."""
+    """Finds what is named, where one object alone answers to it.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Of a question that is the token that ends the name. Of an answer, ``ahead``, it is the
+    two before it, at which a pair is still to be named: "a" and "red" of "a red star".
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, ahead: bool = False) -> None:
+        self.ahead = ahead
+
         def tokens(words: Sequence[str]) -> dict[int, str]:
             encoded = {
                 word: tokenizer.hf.encode(f" {word}", add_special_tokens=False)
@@ -48,15 +54,22 @@ class MentionFinder:
         names = [*self.colours, *self.shapes, *self.nouns]
         T = rows.tokens.shape[1]
         tokens, places = [], []
-        for b, t in np.argwhere(np.isin(rows.tokens, names) & ~rows.learned).tolist():
-            scene = scenes[b]
-            item = self._named(rows.tokens[b], t, scene) if scene else None
-            if scene and item:
-                tokens.append(b * T + t)
-                places.append(place(scene, item))
+        for b, t in np.argwhere(np.isin(rows.tokens, names)).tolist():
+            scene, row, said = scenes[b], rows.tokens[b], rows.learned[b]
+            if not scene or (said[t] and not (self.ahead and self._is_pair(row, t))):
+                continue
+            item = self._named(row, t, scene)
+            if item:
+                at = (t - 2, t - 1) if said[t] else (t,)
+                tokens += [b * T + i for i in at]
+                places += [place(scene, item)] * len(at)
         return Mentions(
             np.array(tokens, np.int32), np.array(places, np.float32).reshape(-1, 2)
         )
+
+    def _is_pair(self, row: NDArray[np.int32], t: int) -> bool:
+        """Whether a colour and its shape end at ``t``."""
+        return int(row[t]) in self.shapes and int(row[t - 1]) in self.colours
 
     def _named(self, row: NDArray[np.int32], t: int, scene: Scene) -> Object | None:
         """The only object that the name which ends at ``t`` fits, if a name does."""

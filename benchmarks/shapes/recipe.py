@@ -67,6 +67,10 @@ class Stage:
     fair: bool = False
     # What is added to the score of a no where it is asked whether something is there.
     doubt: float = 0.0
+    # And to that of a number, for every one by which it is less than six.
+    doubt_few: float = 0.0
+    # Whether the state before a thing is named in an answer has to tell where it is.
+    point_ahead: bool = False
     # Share of the talks in which pictures stand behind the first question about them.
     behind: float = 0.0
     # Rows beside a batch of talks about things of all pairs that are told in words.

@@ -89,10 +89,11 @@ def test_no_target_is_left_out(conversations, recipe, tokenizer):
             V = recipe.config.decoder.vocab_size
             assert rows.adjustment.shape == (len(targets), V)
             own = rows.adjustment[np.arange(len(targets)), targets]
-            # Only a no is touched, and one that is doubted is not left out.
-            assert {*own.tolist()} <= {0.0, recipe.stages[-1].doubt}
+            # Only what is doubted is touched, and that is not left out.
+            assert own.min() >= 0.0
+            assert own.max() <= recipe.stages[-1].doubt
             words = {tokenizer.hf.decode([t]).strip() for t in targets[own != 0]}
-            assert words <= {"no", "No"}
+            assert words <= {"no", "No", *"012345"}
             adjusted += int(rows.adjustment.any(axis=1).sum())
     assert adjusted > 50
 
@@ -186,7 +187,8 @@ def test_a_no_is_doubted_where_presence_is_asked_for(recipe, tokenizer):
 
     def doubted(answer, doubt):
         tokens = tokenizer.hf.encode(f" {answer}", add_special_tokens=False)
-        found = adjustment([*tokens, tokenizer.hf.eos_token_id], None, doubt)
+        doubts = adjustment.doubt_denials(doubt)
+        found = adjustment([*tokens, tokenizer.hf.eos_token_id], None, doubts)
         words = [tokenizer.hf.decode([t]).strip() for b in found for t in b]
         return words, {value for b in found for value in b.values()}
 
@@ -196,19 +198,31 @@ def test_a_no_is_doubted_where_presence_is_asked_for(recipe, tokenizer):
     assert doubted("Yes, there it is.", 3.0) == (["No"], {3.0})
 
 
-def test_only_questions_about_presence_are_doubted(recipe, tokenizer):
-    stage = replace(recipe.stages[-1], doubt=3.0, turns=(1,))
+def test_a_small_number_is_doubted_the_more(recipe, tokenizer):
+    adjustment = AnswerAdjustment(tokenizer, recipe.config.decoder.vocab_size)
+    doubts = adjustment.doubt_small_numbers(2.0)
+    for answer in ("2", "The number of stars is 2."):
+        tokens = tokenizer.hf.encode(f" {answer}", add_special_tokens=False)
+        (found,) = [b for b in adjustment(tokens, None, doubts) if b]
+        scores = {tokenizer.hf.decode([t]): value for t, value in found.items()}
+        assert scores == {str(n): 2.0 * (6 - n) for n in range(6)}
+    assert adjustment.doubt_small_numbers(0.0) == {}
+
+
+def test_only_questions_about_presence_and_number_are_doubted(recipe, tokenizer):
+    stage = replace(recipe.stages[-1], doubt=3.0, doubt_few=1.0, turns=(1,))
     making = Conversations(recipe, stage, tokenizer)
     scene = random_scene(split_rng("train", 1), counts=(1,))
 
-    def doubts(presence):
-        spoken = making._in_turn([Exchange("Is it?", "no", presence=presence)], 1)
+    def doubts(kind, answer):
+        spoken = making._in_turn([Exchange("Is it?", answer, kind=kind)], 1)
         return making._whole([scene], [[_Whole(spoken, [0])]]).rows[0].adjustment.max()
 
-    assert doubts(presence=True) == 3.0
-    assert doubts(presence=False) == 0.0
+    assert doubts("exists", "no") == 3.0
+    assert doubts("count", "2") == 6.0
+    assert doubts("where", "no") == doubts("exists", "2") == doubts(None, "2") == 0.0
     asked = {
-        exchange.presence
+        exchange.kind == "exists"
         for seed in range(20)
         for exchange in ask(
             random_scene(split_rng("train", seed)), split_rng("train", seed), 14

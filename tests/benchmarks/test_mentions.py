@@ -39,6 +39,27 @@ def test_names_are_found(question, named, recipe, tokenizer):
     assert MentionFinder(tokenizer)(rows, [None]).tokens.size == 0
 
 
+@pytest.mark.parametrize(
+    ("answer", "before"),
+    [
+        ("A red star, a blue star and a black heart.", ["A", "red", "a", "blue"]),
+        ("The red star is left of the cross.", ["The", "red"]),
+        ("Two red stars.", []),
+        ("star", []),
+    ],
+)
+def test_an_answer_points_before_it_names_a_pair(answer, before, recipe, tokenizer):
+    turns = [("user", [None, "the cross"]), ("assistant", [answer])]
+    sample = build_sample(turns, recipe.config, tokenizer)
+    rows = collate([sample], [[0]], (), recipe.config, tokenizer)
+    found = MentionFinder(tokenizer, ahead=True)(rows, [SCENE])
+    words = [tokenizer.hf.decode([t]).strip() for t in rows.tokens[0][found.tokens]]
+    assert words == ["cross", *before]
+    items = [CROSS, RED, RED, BLUE, BLUE][: len(words)]
+    places = np.array([place(SCENE, item) for item in items])
+    np.testing.assert_allclose(found.places, places, atol=1e-6)
+
+
 def test_places_are_of_the_square_that_the_encoder_sees():
     assert place(SCENE, RED) == pytest.approx((-0.2, -0.2))
     wide = Scene((RED,), WHITE, 200, 100)
