@@ -12,7 +12,7 @@ import re
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -128,7 +128,7 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
                     if member.isreg() and not member.issparse():
                         found.append((member.name, member.offset_data, member.size))
                     # It keeps them all otherwise, of a million rows a gigabyte.
-                    tar.members.clear()
+                    cast(Any, tar).members.clear()
                 end = tar.offset
             file.seek(end)
             # tarfile ends silently at a header that is none.
