@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.shapes.questions import SHAPE_OF, plural
-from benchmarks.shapes.scene import COLOURS, HELD_OUT, SHAPES, Pair, Scene
+from benchmarks.shapes.scene import (
+    COLOURS,
+    HELD_OUT,
+    MAX_OBJECTS,
+    SHAPES,
+    Pair,
+    Scene,
+)
 from mm1_mlx.tokenizer import Tokenizer
 
 # What is added to the score of a shape that a colour never has: it is left out.
@@ -24,9 +31,6 @@ OUT = -1e9
 # And to that of a colour which a shape never has. Left out as well, such a colour is
 # never marked wrong, and a model in doubt takes to it; as rare as this, it is.
 RARE = -6.0
-
-# The largest number of things.
-MOST = 6
 
 # What is added to the scores of one token, by the tokens that compete for its place.
 Balance = Mapping[int, float]
@@ -97,7 +101,7 @@ class AnswerAdjustment:
             self._denials |= {int(denial): int(denial), int(claim): int(denial)}
         self._numbers = {
             int(tokenizer.hf.encode(f" {number}", add_special_tokens=False)[-1]): number
-            for number in range(MOST + 1)
+            for number in range(MAX_OBJECTS + 1)
         }
         self._shapes = {t: shape for form in self.forms for t, shape in form.items()}
 
@@ -137,7 +141,11 @@ class AnswerAdjustment:
 
     def doubt_small_numbers(self, score: float) -> dict[int, Balance]:
         """So much for each number, times what it lacks to the largest, in any's place."""
-        scores = {t: score * (MOST - n) for t, n in self._numbers.items() if n < MOST}
+        scores = {
+            t: score * (MAX_OBJECTS - n)
+            for t, n in self._numbers.items()
+            if n < MAX_OBJECTS
+        }
         return dict.fromkeys(self._numbers, scores) if score else {}
 
     def table(self, balances: Sequence[Balance]) -> NDArray[np.float32]:

@@ -47,7 +47,7 @@ class Exchange:
     answer: str
     # The pair that the answer is half of, where it is one.
     about: Pair | None = None
-    # Of question, where it is one that a generator tells.
+    # What is asked for, where doubts depend on it.
     kind: Kind | None = None
 
 
