@@ -34,6 +34,9 @@ RARE = -6.0
 
 # What is added to the scores of one token, by the tokens that compete for its place.
 Balance = Mapping[int, float]
+# The token that a target gives a share of itself to, and that share.
+Rival = tuple[int, float]
+NO_RIVAL: Rival = (0, 0.0)
 NO_DOUBTS: Mapping[int, Balance] = MappingProxyType({})
 
 
@@ -135,9 +138,25 @@ class AnswerAdjustment:
             balances.append({**balance, **doubts.get(token, {})})
         return balances
 
-    def doubt_denials(self, score: float) -> dict[int, Balance]:
-        """So much for a no where it or its yes stands."""
-        return {t: {no: score} for t, no in self._denials.items()} if score else {}
+    def doubt_denials(
+        self, score: float, *, beside_yes: bool = False
+    ) -> dict[int, Balance]:
+        """So much for a no where it or its yes stands, or where its yes stands alone."""
+        doubted = {
+            t: no for t, no in self._denials.items() if t != no or not beside_yes
+        }
+        return {t: {no: score} for t, no in doubted.items()} if score else {}
+
+    def soften_denials(self, share: float) -> dict[int, Rival]:
+        """By every no, its yes."""
+        claims = {no: t for t, no in self._denials.items() if t != no}
+        return {no: (yes, share) for no, yes in claims.items()} if share else {}
+
+    def soften_numbers(self, share: float) -> dict[int, Rival]:
+        """By every number but the largest, the one above it."""
+        tokens = {number: t for t, number in self._numbers.items()}
+        numbers = range(MAX_OBJECTS)
+        return {tokens[n]: (tokens[n + 1], share) for n in numbers} if share else {}
 
     def doubt_small_numbers(self, score: float) -> dict[int, Balance]:
         """So much for each number, times what it lacks to the largest, in any's place."""

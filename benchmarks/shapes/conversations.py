@@ -10,7 +10,13 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.shapes.balance import AnswerAdjustment, Balance, is_evidence
+from benchmarks.shapes.balance import (
+    NO_RIVAL,
+    AnswerAdjustment,
+    Balance,
+    Rival,
+    is_evidence,
+)
 from benchmarks.shapes.compare import compare
 from benchmarks.shapes.documents import (
     Part,
@@ -382,19 +388,24 @@ class Conversations:
         places: Sequence[Sequence[int]],
     ) -> Rows:
         batch = stack([row for row, _, _ in chosen], [[] for _ in chosen], [])
-        adjustment, weights = self._counted([spoken for _, spoken, _ in chosen], batch)
+        counted = self._counted([spoken for _, spoken, _ in chosen], batch)
         alone = [owner if len(places[owner]) == 1 else None for *_, owner in chosen]
         known = [None if o is None else scenes[places[o][0]] for o in alone]
         mentions = self._mentions(batch, known)
         owners = np.array([owner for *_, owner in chosen], np.int32)
-        return Rows(batch, adjustment, weights, mentions, owners)
+        return Rows(batch, *counted, mentions, owners)
 
     def _counted(
         self, rows: Sequence[_Spoken], batch: Batch
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """What balances the scores of their learned tokens, and how much each counts."""
+    ) -> tuple[
+        NDArray[np.float32], NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]
+    ]:
+        """Of the learned tokens, what balances their scores, how much each counts, what
+        takes a share of it and which.
+        """
         balances: list[Balance] = []
         weights: list[float] = []
+        rivals: list[Rival] = []
         for row, tokens, flags in zip(rows, batch.tokens, batch.learned, strict=True):
             together = [(tokens[flags].tolist(), Exchange("", ""))]
             for learned, x in row.answers or together:
@@ -406,16 +417,43 @@ class Conversations:
                     else unbalanced
                 )
                 weights += [max(number, 1) ** -self.stage.row_power] * number
-        assert len(weights) == batch.learned.sum()
-        return self._adjustment.table(balances), np.array(weights, np.float32)
+                rivals += (
+                    self._rivals(learned, x) if row.balanced else [NO_RIVAL] * number
+                )
+        assert len(weights) == len(rivals) == batch.learned.sum()
+        return (
+            self._adjustment.table(balances),
+            np.array(weights, np.float32),
+            np.array([token for token, _ in rivals], np.int32),
+            np.array([share for _, share in rivals], np.float32),
+        )
 
     def _doubts(self, exchange: Exchange) -> Mapping[int, Balance]:
         """Against what a model leans to that was never shown some of what is there."""
         if exchange.kind == "exists":
-            return self._adjustment.doubt_denials(self.stage.doubt)
+            # A no that were both doubted and softened would be none.
+            alone = self.stage.soften_no > 0
+            return self._adjustment.doubt_denials(self.stage.doubt, beside_yes=alone)
         if exchange.kind == "count":
             return self._adjustment.doubt_small_numbers(self.stage.doubt_few)
         return {}
+
+    def _rivals(self, learned: Sequence[int], exchange: Exchange) -> list[Rival]:
+        """What takes a share of each token: of the first no or number, what is more.
+
+        Things of a pair that was never shown are overlooked, hardly ever made up.
+        """
+        softened: Mapping[int, Rival] = {}
+        if exchange.kind == "exists":
+            softened = self._adjustment.soften_denials(self.stage.soften_no)
+        if exchange.kind == "count":
+            softened = self._adjustment.soften_numbers(self.stage.soften_number)
+        rivals = [NO_RIVAL] * len(learned)
+        for i, token in enumerate(learned):
+            if token in softened:
+                rivals[i] = softened[token]
+                break
+        return rivals
 
     def _whole(
         self, scenes: Sequence[Scene], groups: Sequence[Sequence[_Whole]]

@@ -146,6 +146,10 @@ def _weighted_loss(pupil: Pupil, rows: Rows, states: mx.array) -> mx.array:
     read = states[:, :-1].flatten(0, 1)[mx.array(np.flatnonzero(learned))]
     scores = pupil.mm1.decoder.logits(read) + mx.array(rows.adjustment)
     losses = nn.losses.cross_entropy(scores, targets)
+    if rows.shares.any():
+        shares = mx.array(rows.shares)
+        softer = nn.losses.cross_entropy(scores, mx.array(rows.rivals))
+        losses = losses + shares * (softer - losses)
     return (losses * mx.array(rows.weights)).sum()
 
 

@@ -69,6 +69,9 @@ class Stage:
     doubt: float = 0.0
     # And to that of a number, for every one by which it is less than six.
     doubt_few: float = 0.0
+    # What a no gives of its target to a yes there, and a number to the one above it.
+    soften_no: float = 0.0
+    soften_number: float = 0.0
     # Whether the state before a thing is named in an answer has to tell where it is.
     point_ahead: bool = False
     # Share of the talks in which pictures stand behind the first question about them.

@@ -46,6 +46,9 @@ class Rows:
     adjustment: NDArray[np.float32]
     # [learned tokens]: how much each counts.
     weights: NDArray[np.float32]
+    # [learned tokens]: what takes a share of each as a target, and that share.
+    rivals: NDArray[np.int32]
+    shares: NDArray[np.float32]
     mentions: Mentions
     # [B]: the prefix of each; None where rows have none.
     owners: NDArray[np.int32] | None = None

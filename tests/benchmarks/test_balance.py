@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +17,7 @@ from benchmarks.shapes.balance import (
 )
 from benchmarks.shapes.conversations import Conversations, _Whole
 from benchmarks.shapes.exchanges import Exchange, ask
+from benchmarks.shapes.joint import _weighted_loss
 from benchmarks.shapes.patches import (
     COLOUR_CLASSES,
     SHAPE_CLASSES,
@@ -210,7 +212,9 @@ def test_a_small_number_is_doubted_the_more(recipe, tokenizer):
 
 
 def test_only_questions_about_presence_and_number_are_doubted(recipe, tokenizer):
-    stage = replace(recipe.stages[-1], doubt=3.0, doubt_few=1.0, turns=(1,))
+    stage = replace(
+        recipe.stages[-1], doubt=3.0, doubt_few=1.0, soften_no=0.0, turns=(1,)
+    )
     making = Conversations(recipe, stage, tokenizer)
     scene = random_scene(split_rng("train", 1), counts=(1,))
 
@@ -231,6 +235,69 @@ def test_only_questions_about_presence_and_number_are_doubted(recipe, tokenizer)
     }
     # Whether something is left of something else is another question.
     assert asked == {True, False}
+
+
+def test_a_no_and_a_number_give_a_share_to_what_is_more(recipe, tokenizer):
+    stage = replace(
+        recipe.stages[-1],
+        doubt=3.0, doubt_few=1.0, soften_no=0.1, soften_number=0.2, turns=(1,),
+    )  # fmt: skip
+    making = Conversations(recipe, stage, tokenizer)
+    scene = random_scene(split_rng("train", 1), counts=(1,))
+
+    def softened(kind, answer, balanced=True):
+        spoken = making._in_turn([Exchange("Is it?", answer, kind=kind)], 1)
+        spoken = replace(spoken, balanced=balanced)
+        (rows,) = making._whole([scene], [[_Whole(spoken, [0])]]).rows
+        learned = rows.batch.tokens[:, 1:][rows.batch.learned[:, 1:]]
+        assert len(rows.rivals) == len(rows.shares) == len(learned)
+        found = [
+            (tokenizer.hf.decode([t]).strip(), tokenizer.hf.decode([r]).strip(), s)
+            for t, r, s in zip(learned, rows.rivals, rows.shares, strict=True)
+            if s
+        ]
+        return found, rows.adjustment.max()
+
+    # Doubted as well, a no would be less likely than a yes where nothing is.
+    assert softened("exists", "no") == ([("no", "yes", np.float32(0.1))], 0.0)
+    # Of the two in this sentence, it is the first that says whether.
+    said = softened("exists", "No, there is no red star in the picture.")[0]
+    assert said == [("No", "Yes", np.float32(0.1))]
+    assert softened("exists", "yes") == ([], 3.0)
+    for answer in ("2", "There are 2 red stars."):
+        assert softened("count", answer)[0] == [("2", "3", np.float32(0.2))]
+    assert softened("count", "6") == ([], 6.0)
+    assert softened("where", "no") == softened(None, "2") == ([], 0.0)
+    # What is told in words is of all pairs.
+    assert softened("exists", "no", balanced=False) == ([], 0.0)
+
+
+def test_a_softened_target_is_shared_with_its_rival(recipe, tokenizer):
+    """The loss has its least where the scores differ by the log of the shares' ratio."""
+    stage = replace(recipe.stages[-1], soften_no=0.1, doubt=3.0, turns=(1,))
+    making = Conversations(recipe, stage, tokenizer)
+    spoken = making._in_turn([Exchange("Is it?", "no", kind="exists")], 1)
+    scene = random_scene(split_rng("train", 1), counts=(1,))
+    (rows,) = making._whole([scene], [[_Whole(spoken, [0])]]).rows
+    (place,) = np.flatnonzero(rows.shares)
+    no = int(rows.batch.tokens[:, 1:][rows.batch.learned[:, 1:]][place])
+    yes = int(rows.rivals[place])
+    V = recipe.config.decoder.vocab_size
+    gap = mx.array(np.log(0.9 / 0.1), mx.float32)
+
+    def loss(gap):
+        scores = -20.0 * mx.ones((len(rows.shares), V))
+        scores[place, no], scores[place, yes] = gap, 0.0
+        pupil = SimpleNamespace(
+            mm1=SimpleNamespace(decoder=SimpleNamespace(logits=lambda _: scores))
+        )
+        states = mx.zeros((*rows.batch.tokens.shape, 1))
+        only = replace(rows, weights=np.eye(len(rows.shares), dtype=np.float32)[place])
+        return _weighted_loss(pupil, only, states)
+
+    assert abs(mx.grad(loss)(gap).item()) < 1e-5
+    entropy = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
+    assert loss(gap).item() == pytest.approx(entropy, abs=1e-4)
 
 
 def test_a_share_of_a_kind_is_asked():
