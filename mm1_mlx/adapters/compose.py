@@ -131,6 +131,19 @@ class Adapters:
         """The names of the weights that they change in full."""
         return frozenset(name for a, _ in self.given for name in a.full)
 
+    @cached_property
+    def _held(self) -> dict[str, list[tuple[mx.array, float]]]:
+        """By name, what weights that were trained in full became, and the scale of each."""
+        held: dict[str, list[tuple[mx.array, float]]] = {}
+        for adapter, scale in self.given:
+            for name in adapter.full:
+                tensor, others = adapter.tensors[name], held.setdefault(name, [])
+                if not any(
+                    x == scale and mx.array_equal(tensor, other) for other, x in others
+                ):
+                    others.append((tensor, scale))
+        return held
+
     def doubts(self, base: Base) -> list[str]:
         """A sentence for every adapter that was trained on another model."""
         return [
@@ -212,13 +225,7 @@ class Adapters:
             weight: what it was before, of these rows.
             rows: places along the first axis.
         """
-        held: list[tuple[mx.array, float]] = []
-        for adapter, scale in self.given:
-            tensor = adapter.tensors.get(name) if name in adapter.full else None
-            if tensor is not None and not any(
-                x == scale and mx.array_equal(tensor, other) for other, x in held
-            ):
-                held.append((tensor, scale))
+        held = self._held[name]
         if len(held) == 1 and held[0][1] == 1:
             return _part(held[0][0], rows)
         before = changed = weight.astype(mx.float32)
