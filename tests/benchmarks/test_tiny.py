@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,8 @@ import pytest
 from benchmarks.shapes import evaluate as shapes
 from benchmarks.shapes import gallery, tables
 from benchmarks.shapes.cases import scene_cases
-from benchmarks.shapes.evaluate import evaluate
+from benchmarks.shapes.evaluate import answerer, evaluate
 from benchmarks.shapes.scene import FEW
-from mm1_mlx import generate, load
 from mm1_mlx.runtime import TINY
 
 FOLDER = Path(shapes.__file__).parent
@@ -59,13 +59,8 @@ def test_the_galleries_show_what_the_model_answers(tmp_path, monkeypatch):
 def test_held_out_pictures_are_answered_as_measured():
     """A sample of what results.json measured: fewer right would be another model."""
     measured = tables.figures("")
-    with load() as runtime:
-        figures = evaluate(
-            lambda cases: [
-                generate(runtime, case.question, case.pictures).text for case in cases
-            ],
-            scene_cases(60, counts=FEW),
-        )
+    with ExitStack() as stack:
+        figures = evaluate(answerer(None, stack), scene_cases(60, counts=FEW))
     for kind in ("colour", "shape", "where", "all questions"):
         # Three standard errors: of four kinds one is outside of two by chance too often.
         share, count = measured[kind]["accuracy"], figures[kind]["n"]
