@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.lessons.documents import asked, captioned, document, lesson_scene, text
+from benchmarks.lessons.documents import (
+    LONE,
+    asked,
+    captioned,
+    document,
+    lesson_scene,
+    text,
+)
 from benchmarks.lessons.points import Form
 from benchmarks.shapes.documents import Part
 from benchmarks.shapes.draw import draw
@@ -69,9 +76,11 @@ class Documents:
         form = form_of(step, self.mix)
         if form == "texts":
             return self._batch([], [text(rng) for _ in range(ROWS)])
-        scenes = [lesson_scene(rng) for _ in range(ROWS)]
         if form == "captions":
+            scenes = [lesson_scene(rng) for _ in range(ROWS)]
             return self._batch(scenes, [captioned(scenes, i) for i in range(ROWS)])
+        scenes = [lesson_scene(rng, counts=(1,)) for _ in range(LONE)]
+        scenes += [lesson_scene(rng) for _ in range(ROWS - LONE)]
         return self._batch(scenes, [document(scenes, rng) for _ in range(ROWS // 2)])
 
     def _batch(

@@ -16,6 +16,8 @@ from benchmarks.shapes.questions import Question, article, caption, questions
 from benchmarks.shapes.scene import SEEN_PAIRS, Pair, Scene, Split, pick, random_scene
 
 COUNTS = (1, 2, 2, 3)
+# Of a batch's pictures, those of one object: a list is of such, each another.
+LONE = 8
 # Pictures, or things, of a list, and pictures of another document.
 LISTED, SHOWN = 5, 3
 
@@ -41,9 +43,9 @@ def captioned(scenes: Sequence[Scene], place: int) -> list[Part]:
 
 def document(scenes: Sequence[Scene], rng: np.random.Generator) -> list[Part]:
     """Pictures between texts: a list, or sentences about each."""
-    lone = [i for i, scene in enumerate(scenes) if len(scene.objects) == 1]
-    if rng.random() < 0.5 and lone:
-        places = [pick(rng, lone) for _ in range(LISTED)]
+    if rng.random() < 0.5:
+        lone = [i for i, scene in enumerate(scenes) if len(scene.objects) == 1]
+        places = [int(i) for i in rng.choice(lone, LISTED, replace=False)]
         pairs = [scenes[place].objects[0].pair for place in places]
         return listed(pairs, pick(rng, NAMES), places)
     places = [int(i) for i in rng.choice(len(scenes), SHOWN, replace=False)]
@@ -53,9 +55,14 @@ def document(scenes: Sequence[Scene], rng: np.random.Generator) -> list[Part]:
 def text(rng: np.random.Generator) -> list[Part]:
     """Words about what nobody sees: a list, or questions that the text answers."""
     if rng.random() < 0.5:
-        pairs = [pick(rng, SEEN_PAIRS) for _ in range(LISTED)]
+        pairs = some_pairs(rng)
         return ["".join(map(str, listed(pairs, pick(rng, NAMES))))]
     return [written(lesson_scene(rng), rng)]
+
+
+def some_pairs(rng: np.random.Generator) -> list[Pair]:
+    """The pairs of a list in words, as its pictures' would be."""
+    return [pick(rng, SEEN_PAIRS) for _ in range(LISTED)]
 
 
 def listed(
@@ -68,7 +75,7 @@ def listed(
     for i, pair in enumerate(pairs):
         told = name(pair)
         if places:
-            parts += [places[i], f"{told}\n"]
+            parts += [places[i], f" {told}\n"]
         else:
             parts.append(f"{article(' '.join(pair))}: {told}\n")
     return parts

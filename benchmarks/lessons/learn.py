@@ -28,6 +28,9 @@ from mm1_mlx.train.loss import next_token_loss, sparse_loss  # noqa: E402
 from mm1_mlx.train.record import read_log  # noqa: E402
 from mm1_mlx.train.trainer import Trainer  # noqa: E402
 
+# The last line of a stage's log, and the seconds of all its steps, also of those before
+# a stop.
+Trained = tuple[dict[str, Any], float]
 # Streams of pictures, so that no two stages of a seed see the same ones.
 ENCODER, DOCUMENTS, QUESTIONS = 0, 1, 2
 STREAMS = 3
@@ -70,12 +73,8 @@ def stages(
 
 def train_encoder(
     point: Point, seed: int, steps: int, folder: Path, out: Path
-) -> dict[str, Any]:
-    """Train an encoder of the point's resolution on labelled patches and keep it.
-
-    Returns:
-        The last line of its log.
-    """
+) -> Trained:
+    """Train an encoder of the point's resolution on labelled patches and keep it."""
     config = config_of(point)
     assert config.vision is not None
     mx.random.seed(seed)
@@ -98,8 +97,8 @@ def train(
     encoder: Path,
     tokenizer: Tokenizer,
     folder: Path,
-) -> tuple[MM1, dict[str, dict[str, Any]]]:
-    """A point's model with an encoder that stays as it is, and its stages' last log lines."""
+) -> tuple[MM1, dict[str, Trained]]:
+    """A point's model with an encoder that stays as it is, and its stages."""
     config = config_of(point)
     mx.random.seed(stream(seed, DOCUMENTS))
     model = MM1(config)
@@ -117,7 +116,12 @@ def train(
     return model, logs
 
 
-def _run(trainer: Trainer[Any, Any]) -> dict[str, Any]:
-    """Train to the end, or find it done; the last line of the log."""
+def _run(trainer: Trainer[Any, Any]) -> Trained:
+    """Train to the end, or find it done."""
     trainer.run(lambda _: None)
-    return read_log(trainer.folder)[-1]
+    lines = read_log(trainer.folder)
+    seconds, before = 0.0, 0
+    for line in lines:
+        seconds += (line["step"] - before) * line["seconds_per_step"]
+        before = line["step"]
+    return lines[-1], round(seconds, 1)

@@ -22,11 +22,13 @@ def measures_of(point: Point) -> tuple[Measure, ...]:
     return ("answers",) if point.question_steps else ("zero-shot", "few-shot", "text")
 
 
-def measure(point: Point, folder: Path, number: int = NUMBER) -> dict[str, Any]:
+def measure(
+    point: Point, folder: Path, seed: int, number: int = NUMBER
+) -> dict[str, Any]:
     """The figures of the model that was written into a folder, by measure."""
     with load(folder) as runtime:
         return {
-            name: figures(runtime, cases_of(name, number))
+            name: figures(runtime, cases_of(name, number, seed))
             for name in measures_of(point)
         }
 

@@ -22,8 +22,12 @@ RESULTS, README, PLOT = (
     PLACE / name for name in ("results.json", "README.md", "lessons.png")
 )
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
-# What a run may take, of one core.
+# Lessons whose points have no order.
+UNORDERED = ("connector", "text", "experts")
+# What a run may take, its encoder's training included, where another runs beside it.
 SECONDS = 300
+# Of a run, what its results hold beside its point.
+KEPT = ("seed", "working_weights", "figures", "losses", "seconds")
 COLOURS = {
     "answers": "tab:blue",
     "zero-shot": "tab:blue",
@@ -75,10 +79,8 @@ def summarise(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
     runs = list(runs)
     shares: dict[tuple[str, str], dict[int, float]] = {}
     chances: dict[str, float] = {}
-    seconds = []
+    seconds = [sum(run["seconds"].values()) for run in runs]
     for run in runs:
-        if not run["resumed"]:
-            seconds.append(sum(run["cpu_seconds"].values()))
         for measure, row in run["figures"].items():
             own = shares.setdefault((measure, run["point"]["name"]), {})
             own[run["seed"]] = row["right"]
@@ -99,16 +101,27 @@ def summarise(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
     ]
     return {
         "runs": len(runs),
-        "cpu_seconds": {
-            "runs": len(seconds),
-            "mean": round(sum(seconds) / max(len(seconds), 1), 1),
+        "seconds": {
+            "mean": round(sum(seconds) / len(seconds), 1),
             "longest": round(max(seconds, default=0.0), 1),
             "over": sum(x > SECONDS for x in seconds),
         },
         "chance": {name: round(value, 4) for name, value in sorted(chances.items())},
         "points": points,
         "claims": claims,
+        "machines": [json.loads(x) for x in sorted({_text(run) for run in runs})],
+        "each": [
+            {
+                "point": run["point"]["name"],
+                **{name: run[name] for name in KEPT},
+            }
+            for run in runs
+        ],
     }
+
+
+def _text(run: dict[str, Any]) -> str:
+    return json.dumps(run["machine"], sort_keys=True)
 
 
 def _judged(claim: Claim, shares: Shares) -> dict[str, Any]:
@@ -116,7 +129,8 @@ def _judged(claim: Claim, shares: Shares) -> dict[str, Any]:
     if not values:
         return {"runs": 0, "verdict": "not run"}
     gain = estimate(values)
-    return {"runs": len(values), **_rounded(gain), "verdict": judge(gain)}
+    verdict = judge(gain, least=bool(claim.rivals))
+    return {"runs": len(values), **_rounded(gain), "verdict": verdict}
 
 
 def _rounded(found: Estimate) -> dict[str, float | None]:
@@ -127,11 +141,13 @@ def _rounded(found: Estimate) -> dict[str, float | None]:
 
 def table(results: dict[str, Any]) -> str:
     """What the paper says beside what is measured here, as Markdown."""
-    took = results["cpu_seconds"]
+    took = results["seconds"]
     lines = [
-        f"{results['runs']} runs. Of {took['runs']} that went through without a stop, one "
-        f"took {took['mean']:.0f} s of a core on average and {took['longest']:.0f} s at "
-        f"most; {took['over']} took more than {SECONDS} s.",
+        f"{results['runs']} runs. One took {took['mean']:.0f} s on average and "
+        f"{took['longest']:.0f} s at most, with its encoder's training and another run "
+        f"beside it; {took['over']} took more than {SECONDS} s.",
+        "",
+        f"![what was right, beside the paper's figures]({PLOT.name})",
         "",
         "| the paper | its figures | here: gain in points, 95% interval | verdict |",
         "|---|---|---|---|",
@@ -165,16 +181,18 @@ def _points(row: dict[str, Any], form: str) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """A panel a lesson: what is measured here, and the paper's curve at a scale of its own."""
+    """A panel a lesson: what is measured here, and the paper's curve at a scale of its own.
+
+    Both scales span as many points, so that slopes can be compared.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     columns = 4
-    figure, axes = plt.subplots(
-        math.ceil(len(LESSONS) / columns), columns, figsize=(15, 7)
-    )
+    rows = math.ceil(len(LESSONS) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(16, 4.6 * rows))
     for axis, lesson in zip(axes.flat, LESSONS, strict=False):
         _panel(axis, lesson, results)
     for axis in axes.flat[len(LESSONS) :]:
@@ -186,44 +204,68 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def _panel(axis: Any, lesson: Lesson, results: dict[str, Any]) -> None:
     held = {(row["measure"], row["point"]): row for row in results["points"]}
+    lowest, highest = [], []
     for measure in lesson.measures:
-        rows = [held.get((measure, point.name)) for point, _ in lesson.points]
-        places = [i for i, row in enumerate(rows) if row]
-        means = [100 * row["mean"] for row in rows if row]
+        found = [held.get((measure, point.name)) for point, _ in lesson.points]
+        places = [i for i, row in enumerate(found) if row]
+        means = [100 * row["mean"] for row in found if row]
         halves = [
             0.0 if row["high"] is None else 100 * (row["high"] - row["mean"])
-            for row in rows
+            for row in found
             if row
         ]
         axis.errorbar(
             places,
             means,
             halves,
-            fmt="o" if lesson.name in ("connector", "experts") else "o-",
+            fmt="o" if lesson.name in UNORDERED else "o-",
             capsize=4,
             color=COLOURS[measure],
             label=f"here, {measure}",
         )
+        lowest += [mean - half for mean, half in zip(means, halves, strict=True)]
+        highest += [mean + half for mean, half in zip(means, halves, strict=True)]
+        if means:
+            chance = 100 * results["chance"][measure]
+            axis.axhline(chance, color=COLOURS[measure], linestyle=":", linewidth=1)
+            lowest.append(chance)
     axis.set_title(lesson.title, fontsize=10)
-    axis.set_xticks(range(len(lesson.points)), [name for _, name in lesson.points])
-    axis.margins(x=0.2)
-    axis.set_ylabel("right, %")
+    labels = [name for _, name in lesson.points]
+    axis.set_xticks(range(len(labels)), labels, fontsize=8)
+    axis.set_xlim(-0.5, len(labels) - 0.5)
+    axis.set_ylabel("right, % (dotted: chance)", fontsize=8)
     shown = [axis]
     if lesson.curves:
         other = axis.twinx()
         shown.append(other)
-        other.set_ylabel("MM1", color="grey")
-        for curve in lesson.curves:
+        other.set_ylabel("MM1", color="grey", fontsize=8)
+        for curve, marker in zip(lesson.curves, "sD", strict=False):
             other.plot(
-                curve.places, curve.values, "s--", color="grey", label=curve.label
+                *(curve.places, curve.values, f"{marker}--"),
+                color="grey",
+                label=curve.label,
             )
-        other.margins(y=0.4)
+        values = [value for curve in lesson.curves for value in curve.values]
+        span = 1.1 * max(
+            max(highest, default=0.0) - min(lowest, default=0.0),
+            max(values) - min(values),
+        )
+        _centre(other, values, span)
+        if lowest:
+            _centre(axis, lowest + highest, span)
     else:
         axis.plot([], [], " ", label="MM1: drawn, no figures")
     legends = [each.get_legend_handles_labels() for each in shown]
     handles = [handle for held, _ in legends for handle in held]
-    labels = [label for _, held in legends for label in held]
-    axis.legend(handles, labels, fontsize=7, framealpha=0.5)
+    names = [name for _, held in legends for name in held]
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+    axis.legend(handles, names, fontsize=7, ncols=2, **below)
+
+
+def _centre(axis: Any, values: list[float], span: float) -> None:
+    """So many points from bottom to top, the values in the middle."""
+    middle = (max(values) + min(values)) / 2
+    axis.set_ylim(middle - span / 2, middle + span / 2)
 
 
 if __name__ == "__main__":

@@ -138,10 +138,14 @@ def made_of(
     encoder_steps: int = ENCODER_STEPS,
 ) -> dict[str, Any]:
     """What a run's figures depend on beside the code, as their file holds it."""
+    from benchmarks.lessons.batches import ROWS
     from benchmarks.lessons.learn import stages
+    from benchmarks.lessons.models import config_of
 
     made = stages(point, seed, encoder_steps)
     return {
+        "config": config_of(point).to_dict(),
+        "rows": ROWS,
         "point": as_json(point),
         "seed": seed,
         "number": number,
@@ -186,13 +190,11 @@ def make_encoder(
     # The record is written last: without one the encoder is of a run that was killed.
     if _stands(record, made) and out.is_file():
         return f"{out.stem} stands"
-    begun = time.process_time()
     place = folder / "unfinished" / out.stem
-    last = train_encoder(point, seed, steps, place, out)
-    seconds = round(time.process_time() - begun)
-    replace_json(record, {**made, **last, "cpu_seconds": seconds})
+    last, seconds = train_encoder(point, seed, steps, place, out)
+    replace_json(record, {**made, **last, "seconds": seconds})
     shutil.rmtree(place)
-    return f"{out.stem}: loss {last['loss']:.3f}, {seconds} s"
+    return f"{out.stem}: loss {last['loss']:.3f}, {seconds:.0f} s"
 
 
 def run_point(
@@ -207,35 +209,41 @@ def run_point(
     from benchmarks.lessons.measure import measure
     from benchmarks.lessons.models import config_of, export, working_weights
     from benchmarks.shapes.recipe import open_tokenizer
+    from mm1_mlx.bench import describe
+    from mm1_mlx.blas import preload_blas
     from mm1_mlx.files import replace_json
 
-    begun = time.process_time()
     place = folder / "unfinished" / f"{point.name}-seed{seed}"
-    resumed = place.exists()
+    made = made_of(point, seed, number, encoder_steps)
+    if not _stands(place / "made.json", made):
+        place.mkdir(parents=True, exist_ok=True)
+        replace_json(place / "made.json", made)
     tokenizer = folder / "tokenizer"
     opened = open_tokenizer(tokenizer, config_of(point))
     encoder = encoder_path(folder, point, seed)
     model, logs = train(point, seed, encoder, opened, place)
-    trained = time.process_time()
     export(model, tokenizer, place / "model", answers=point.question_steps > 0)
+    begun = time.perf_counter()
+    found = measure(point, place / "model", seed, number)
+    seconds = {
+        "encoder": json.loads(encoder.with_suffix(".json").read_text())["seconds"],
+        **{name: seconds for name, (_, seconds) in logs.items()},
+        "measure": round(time.perf_counter() - begun, 1),
+    }
     values: dict[str, Any] = {
-        **made_of(point, seed, number, encoder_steps),
+        **made,
         "working_weights": working_weights(model),
-        "figures": measure(point, place / "model", number),
-        "losses": {name: line["loss"] for name, line in logs.items()},
-        # Then the seconds are of the rest alone.
-        "resumed": resumed,
-        "cpu_seconds": {
-            "train": round(trained - begun, 1),
-            "measure": round(time.process_time() - trained, 1),
-        },
+        "figures": found,
+        "losses": {name: line["loss"] for name, (line, _) in logs.items()},
+        "seconds": seconds,
+        "machine": describe(preload_blas()),
     }
     path = figures_path(folder, point, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_json(path, values)
     shutil.rmtree(place)
     shares = {name: f"{row['right']:.1%}" for name, row in values["figures"].items()}
-    return f"{path.stem}: {shares}, {values['cpu_seconds']} s"
+    return f"{path.stem}: {shares}, {sum(seconds.values()):.0f} s"
 
 
 if __name__ == "__main__":

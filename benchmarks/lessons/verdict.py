@@ -44,8 +44,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 def gains(claim: Claim, shares: Shares) -> list[float]:
     """By how much each seed has what the claim says, in the order of the seeds.
 
-    How much better its better point is, less how far its rivals lie apart. Of seeds that
-    lack a run there is none.
+    How much better its better point is, less how far its rivals lie apart: the best of
+    them, over all seeds, from the worst. Of seeds that lack a run there is none.
     """
 
     def of(point: str) -> Mapping[int, float]:
@@ -53,16 +53,23 @@ def gains(claim: Claim, shares: Shares) -> list[float]:
 
     held = [of(point) for point in (claim.better, claim.worse, *claim.rivals)]
     seeds = sorted(set.intersection(*(set(values) for values in held)))
+    ranked = sorted(claim.rivals, key=lambda point: sum(of(point)[s] for s in seeds))
     found = []
     for seed in seeds:
-        rivals = [of(point)[seed] for point in claim.rivals]
-        apart = max(rivals) - min(rivals) if rivals else 0.0
+        apart = of(ranked[-1])[seed] - of(ranked[0])[seed] if ranked else 0.0
         found.append(of(claim.better)[seed] - of(claim.worse)[seed] - apart)
     return found
 
 
-def judge(gain: Estimate) -> Verdict:
-    """Whether the interval of a gain lies above 0, holds it, or lies below."""
+def judge(gain: Estimate, *, least: bool = False) -> Verdict:
+    """Whether the interval of a gain lies above 0, holds it, or lies below.
+
+    Args:
+        gain: of a claim.
+        least: whether it is less than the true one, as where rivals are: the distance of
+            the best from the worst is more than theirs by chance alone. Then nothing says
+            the opposite.
+    """
     if gain.low > 0:
         return "shows"
-    return "opposite" if gain.high < 0 else "does not show"
+    return "opposite" if gain.high < 0 and not least else "does not show"
