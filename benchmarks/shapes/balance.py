@@ -67,6 +67,12 @@ def is_evidence(text: str, scenes: Sequence[Scene]) -> bool:
     return False
 
 
+def names_some(text: str) -> bool:
+    """Whether a question names a colour or a shape: of all objects, none are left out."""
+    words = re.findall(r"[a-z]+", text.lower())
+    return any(word in COLOURS or word in SHAPE_OF for word in words)
+
+
 def _alone(text: str) -> set[str]:
     """The shapes and colours that a text names without the other."""
     words = ["", *re.findall(r"[a-z]+", text.lower()), ""]

@@ -16,6 +16,7 @@ from benchmarks.shapes.balance import (
     Balance,
     Rival,
     is_evidence,
+    names_some,
 )
 from benchmarks.shapes.compare import compare
 from benchmarks.shapes.documents import (
@@ -434,9 +435,13 @@ class Conversations:
             # A no that were both doubted and softened would be none.
             alone = self.stage.soften_no > 0
             return self._adjustment.doubt_denials(self.stage.doubt, beside_yes=alone)
-        if exchange.kind == "count":
+        if self._doubts_number(exchange):
             return self._adjustment.doubt_small_numbers(self.stage.doubt_few)
         return {}
+
+    def _doubts_number(self, exchange: Exchange) -> bool:
+        some = not self.stage.doubt_some or names_some(exchange.question)
+        return exchange.kind == "count" and some
 
     def _rivals(self, learned: Sequence[int], exchange: Exchange) -> list[Rival]:
         """What takes a share of each token: of the first no or number, what is more.
@@ -446,7 +451,7 @@ class Conversations:
         softened: Mapping[int, Rival] = {}
         if exchange.kind == "exists":
             softened = self._adjustment.soften_denials(self.stage.soften_no)
-        if exchange.kind == "count":
+        if self._doubts_number(exchange):
             softened = self._adjustment.soften_numbers(self.stage.soften_number)
         rivals = [NO_RIVAL] * len(learned)
         for i, token in enumerate(learned):

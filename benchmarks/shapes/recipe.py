@@ -72,6 +72,8 @@ class Stage:
     # What a no gives of its target to a yes there, and a number to the one above it.
     soften_no: float = 0.0
     soften_number: float = 0.0
+    # Whether numbers are doubted and softened only where a colour or a shape is named.
+    doubt_some: bool = False
     # Whether the state before a thing is named in an answer has to tell where it is.
     point_ahead: bool = False
     # Share of the talks in which pictures stand behind the first question about them.
@@ -90,6 +92,8 @@ class Stage:
     freeze_vision: bool = False
     # Of the sines and cosines that the connector's positions begin with.
     position_scale: float = 0.0
+    # Steps whose weights were kept, and of which its own become the mean at its end.
+    averaged: tuple[int, ...] = ()
     # The step that it was ended at, before its schedule would have ended it.
     until: int | None = None
 
@@ -122,6 +126,7 @@ def load_recipe() -> Recipe:
         stage["unnamed"] = tuple(stage["unnamed"])
         stage["forms"] = tuple(map(tuple, stage.get("forms", ())))
         stage["only_seen"] = tuple(stage.get("only_seen", ()))
+        stage["averaged"] = tuple(stage.get("averaged", ()))
         stage["turns"] = tuple(stage.get("turns", (1,)))
         stages.append(Stage(**stage))
     return Recipe(config, tuple(stages), **values)

@@ -80,6 +80,7 @@ def main() -> None:
         trainer.saved = partial(keep, trainer, pupil, stage, arguments)
         if trainer.step < stage.end:
             trainer.run(report, watch=partial(end, trainer, stage))
+        average(pupil, stage, arguments.folder)
 
 
 def end(trainer: Trainer[Any, Any], stage: Stage, moment: Moment) -> None:
@@ -99,6 +100,7 @@ def recall(recipe: Recipe, pupil: Pupil, tokenizer: Tokenizer, folder: Path) -> 
             f"error: {last.name} stands at step {trainer.step:,} of "
             f"{last.end:,}: give the command without --export to go on"
         )
+    average(pupil, last, folder)
 
 
 def keep(
@@ -108,12 +110,33 @@ def keep(
     last = trainer.step == stage.end
     if not arguments.keep or (trainer.step % arguments.keep and not last):
         return
-    place = arguments.folder / "kept"
-    place.mkdir(exist_ok=True)
+    path = kept_path(arguments.folder, stage, trainer.step)
+    path.parent.mkdir(exist_ok=True)
     weights = tree_flatten(tree_map(lambda x: x.astype(mx.float16), pupil.parameters()))
-    mx.save_safetensors(
-        str(place / f"{stage.name}-{trainer.step:06}.safetensors"), dict(weights)
-    )
+    mx.save_safetensors(str(path), dict(weights))
+
+
+def kept_path(folder: Path, stage: Stage, step: int) -> Path:
+    """Where the weights of a step are kept."""
+    return folder / "kept" / f"{stage.name}-{step:06}.safetensors"
+
+
+def average(pupil: Pupil, stage: Stage, folder: Path) -> None:
+    """Give a pupil the mean of the weights that its stage had, if it is to have that.
+
+    Source: arXiv 1803.05407.
+    """
+    paths = [kept_path(folder, stage, step) for step in stage.averaged]
+    if missing := [path for path in paths if not path.is_file()]:
+        sys.exit(f"error: {missing[0]} was not kept: train with --keep")
+    if paths:
+        held = [cast(dict[str, mx.array], mx.load(str(path))) for path in paths]
+        pupil.load_weights(
+            [
+                (name, mx.stack([x[name].astype(mx.float32) for x in held]).mean(0))
+                for name in held[0]
+            ]
+        )
 
 
 def restore(pupil: Pupil, path: Path) -> None:

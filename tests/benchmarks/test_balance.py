@@ -93,7 +93,8 @@ def test_no_target_is_left_out(conversations, recipe, tokenizer):
             own = rows.adjustment[np.arange(len(targets)), targets]
             # Only what is doubted is touched, and that is not left out.
             assert own.min() >= 0.0
-            assert own.max() <= recipe.stages[-1].doubt
+            stage = recipe.stages[-1]
+            assert own.max() <= max(stage.doubt, 6 * stage.doubt_few)
             words = {tokenizer.hf.decode([t]).strip() for t in targets[own != 0]}
             assert words <= {"no", "No", *"012345"}
             adjusted += int(rows.adjustment.any(axis=1).sum())
@@ -213,8 +214,9 @@ def test_a_small_number_is_doubted_the_more(recipe, tokenizer):
 
 def test_only_questions_about_presence_and_number_are_doubted(recipe, tokenizer):
     stage = replace(
-        recipe.stages[-1], doubt=3.0, doubt_few=1.0, soften_no=0.0, turns=(1,)
-    )
+        recipe.stages[-1],
+        doubt=3.0, doubt_few=1.0, soften_no=0.0, doubt_some=False, turns=(1,),
+    )  # fmt: skip
     making = Conversations(recipe, stage, tokenizer)
     scene = random_scene(split_rng("train", 1), counts=(1,))
 
@@ -241,12 +243,13 @@ def test_a_no_and_a_number_give_a_share_to_what_is_more(recipe, tokenizer):
     stage = replace(
         recipe.stages[-1],
         doubt=3.0, doubt_few=1.0, soften_no=0.1, soften_number=0.2, turns=(1,),
+        doubt_some=True,
     )  # fmt: skip
     making = Conversations(recipe, stage, tokenizer)
     scene = random_scene(split_rng("train", 1), counts=(1,))
 
-    def softened(kind, answer, balanced=True):
-        spoken = making._in_turn([Exchange("Is it?", answer, kind=kind)], 1)
+    def softened(kind, answer, balanced=True, asked="How many Stars?"):
+        spoken = making._in_turn([Exchange(asked, answer, kind=kind)], 1)
         spoken = replace(spoken, balanced=balanced)
         (rows,) = making._whole([scene], [[_Whole(spoken, [0])]]).rows
         learned = rows.batch.tokens[:, 1:][rows.batch.learned[:, 1:]]
@@ -267,6 +270,10 @@ def test_a_no_and_a_number_give_a_share_to_what_is_more(recipe, tokenizer):
     for answer in ("2", "There are 2 red stars."):
         assert softened("count", answer)[0] == [("2", "3", np.float32(0.2))]
     assert softened("count", "6") == ([], 6.0)
+    # Of all that is there none is left out for its colour or shape.
+    for asked, doubted in (("How many red objects?", 6.0), ("How many shapes?", 0.0)):
+        assert softened("count", "2", asked=asked)[1] == doubted
+        assert bool(softened("count", "2", asked=asked)[0]) is (doubted > 0)
     assert softened("where", "no") == softened(None, "2") == ([], 0.0)
     # What is told in words is of all pairs.
     assert softened("exists", "no", balanced=False) == ([], 0.0)

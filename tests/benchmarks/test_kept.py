@@ -13,7 +13,14 @@ from mlx.utils import tree_flatten
 from benchmarks.shapes.curve import kept_steps
 from benchmarks.shapes.joint import Pupil
 from benchmarks.shapes.recipe import open_tokenizer
-from benchmarks.shapes.train import end, keep, make_trainer, recall, restore
+from benchmarks.shapes.train import (
+    end,
+    keep,
+    kept_path,
+    make_trainer,
+    recall,
+    restore,
+)
 from mm1_mlx.train.state import saved_steps
 
 
@@ -38,7 +45,8 @@ def test_kept_weights_are_those_of_their_step(recipe, tmp_path):
 
 def test_only_a_finished_run_is_exported(recipe, tmp_path):
     tokenizer = open_tokenizer(tmp_path, recipe.config)
-    last = recipe.stages[-1]
+    last = replace(recipe.stages[-1], averaged=())
+    recipe = replace(recipe, stages=(last,))
     pupil = Pupil(recipe)
     with pytest.raises(SystemExit, match=f"{last.name} holds no checkpoint"):
         recall(recipe, pupil, tokenizer, tmp_path)
@@ -54,6 +62,29 @@ def test_only_a_finished_run_is_exported(recipe, tmp_path):
     recall(recipe, pupil, tokenizer, tmp_path)
     expected = trained.mm1.decoder.embed_tokens.weight
     assert mx.array_equal(pupil.mm1.decoder.embed_tokens.weight, expected)
+
+
+def test_a_run_becomes_the_mean_of_what_was_kept(recipe, tmp_path):
+    tokenizer = open_tokenizer(tmp_path, recipe.config)
+    last = replace(recipe.stages[-1], averaged=(5, 10))
+    recipe = replace(recipe, stages=(last,))
+    arguments = Namespace(folder=tmp_path, keep=5)
+    trained = Pupil(recipe)
+    trainer = make_trainer(last, recipe, trained, tokenizer, tmp_path)
+    norm = trained.mm1.decoder.norm
+    for step, weight in ((5, 2.0), (10, 4.0), (last.end, 8.0)):
+        norm.weight = weight * mx.ones_like(norm.weight)
+        trainer.step = step
+        keep(trainer, trained, last, arguments)
+    trainer.save()
+    pupil = Pupil(recipe)
+    recall(recipe, pupil, tokenizer, tmp_path)
+    assert mx.array_equal(
+        pupil.mm1.decoder.norm.weight, 3.0 * mx.ones_like(norm.weight)
+    )
+    kept_path(tmp_path, last, 10).unlink()
+    with pytest.raises(SystemExit, match=r"000010\.safetensors was not kept"):
+        recall(recipe, pupil, tokenizer, tmp_path)
 
 
 def test_a_stage_ends_before_its_schedule_where_the_recipe_says_so(recipe, tmp_path):
