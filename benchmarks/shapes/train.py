@@ -127,6 +127,8 @@ def average(pupil: Pupil, stage: Stage, folder: Path) -> None:
     Source: arXiv 1803.05407.
     """
     paths = [kept_path(folder, stage, step) for step in stage.averaged]
+    # One process writes them, maybe just now; what it has not written it never will.
+    mx.eval(mx.distributed.all_sum(mx.array(1.0), stream=mx.cpu))
     if missing := [path for path in paths if not path.is_file()]:
         sys.exit(f"error: {missing[0]} was not kept: train with --keep")
     if paths:
