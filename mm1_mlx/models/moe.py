@@ -60,10 +60,10 @@ class SparseMLP(nn.Module):
             type(glu[name]) in (SwitchLinear, PackedSwitchLinear)
             for name in ("gate_proj", "up_proj", "down_proj")
         )
-        if not plain or mx.default_device() != mx.cpu:
+        if mx.default_device() != mx.cpu:
             return glu(x, experts)
         # mlx's CPU backend gathers matrices row by row, and in float32 only.
-        if experts.size > FEW_ROWS or x.dtype != mx.float32:
+        if plain and (experts.size > FEW_ROWS or x.dtype != mx.float32):
             chosen = _on_host(experts)
             if chosen is not None:
                 return self._sorted(x, chosen)

@@ -15,15 +15,16 @@ from mm1_mlx.section import Section
 PARTS = ("vision", "connector", "region", "decoder")
 # In their place: nothing in full, adapters alone.
 NOTHING = "none"
-# What a run may change when it is continued: its length, what it leaves behind, what
-# it is measured by, what becomes of rows that cannot be used, and where its files lie:
-# the data are known by their digest.
+# Where files lie: the data are known by their digest.
+PLACES = frozenset({"data", "valid", "data_root", "image_folder", "outside"})
+# What a run may change when it is continued: that, its length, what it leaves behind,
+# what it is measured by, and what becomes of rows that cannot be used.
 MAY_CHANGE = frozenset(
     {
+        *PLACES,
         *("steps", "epochs", "decay_steps", "final_fraction", "save_every"),
         *("log_every", "eval_every", "checkpointing", "wandb"),
-        *("valid", "valid_examples", "skip_bad"),
-        *("data", "data_root", "image_folder", "outside"),
+        *("valid_examples", "skip_bad"),
     }
 )
 MATRIX_LEARNING_RATE = 0.02

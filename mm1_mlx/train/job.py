@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +41,7 @@ from mm1_mlx.original import Original
 from mm1_mlx.resolution import with_resolution
 from mm1_mlx.shard import Deferred
 from mm1_mlx.tokenizer import Tokenizer, load_tokenizer
-from mm1_mlx.train.config import PARTS, TrainConfig
+from mm1_mlx.train.config import PARTS, PLACES, TrainConfig
 from mm1_mlx.train.curve import draw_curve
 from mm1_mlx.train.data.batches import Batches
 from mm1_mlx.train.data.mixture import Mixture, open_mixture
@@ -49,7 +50,7 @@ from mm1_mlx.train.data.preview import Preview, preview
 from mm1_mlx.train.gradients import Loss
 from mm1_mlx.train.loss import next_token_loss, sparse_loss
 from mm1_mlx.train.pace import Moment
-from mm1_mlx.train.processes import among_processes, first_text
+from mm1_mlx.train.processes import agree, all_texts, among_processes, first_text
 from mm1_mlx.train.record import RECORD, read_log, read_settings
 from mm1_mlx.train.sample import Batch
 from mm1_mlx.train.stages import FULL, Stage, check_given, merged, plan
@@ -136,7 +137,7 @@ class Job:
             parts=[part for part in PARTS if getattr(base, part)],
             packed={name.partition(".")[0] for name in self._packed},
             parameters=law_parameters(base),
-            precision=str(device_dtypes()[0]).rpartition(".")[2],
+            precision=_precision(),
             begun=begun,
         )
         settings = self.config.to_dict()
@@ -203,6 +204,7 @@ class Job:
             "model": adapters.base_of(self.path).to_dict(),
             "data": {"rows": len(self._mixture), "digest": self._mixture.identity()},
         }
+        self._agree(record)
         valid = self._held_out()
         return Trainer(
             model,
@@ -217,6 +219,28 @@ class Job:
             warn=self._say,
             saved=self._draw,
         )
+
+    def _agree(self, record: Mapping[str, Mapping[str, Any]]) -> None:
+        """Pass only if all processes make the same run of the same.
+
+        One that has other rows, weights or settings would train in silence what is
+        averaged with the others'.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if mx.distributed.init().size() == 1:
+            return
+        facts = {"versions": " ".join(f"{x} {version(x)}" for x in ("mm1-mlx", "mlx"))}
+        # Not by its name, which may be its folder's.
+        facts["the model"] = record["model"]["digest"]
+        facts["the data"] = json.dumps(record["data"])
+        if self._measured is not None:
+            facts["the held-out data"] = self._measured.identity()
+        settings = self.config.to_dict().items()
+        # Paths may be others on another machine.
+        facts |= {name: json.dumps(x) for name, x in settings if name not in PLACES}
+        agree(facts)
 
     def _restore_bits(self, model: MM1) -> None:
         """Give trained weights back what rounding to the run's precision took."""
@@ -402,6 +426,14 @@ class Job:
                 writer.add(name, tensor)
             for name, path in self._original.kept.items():
                 writer.add_file(name, path)
+
+
+def _precision() -> str:
+    """The type that all processes' devices compute quickly and the first one prefers."""
+    own = [str(kind).rpartition(".")[2] for kind in device_dtypes()]
+    first, *others = map(json.loads, all_texts(json.dumps(own)))
+    common = (kind for kind in first if all(kind in x for x in others))
+    return next(common, "float32")
 
 
 def law_parameters(config: MM1Config) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -59,10 +60,38 @@ def first_arrays(arrays: Sequence[mx.array]) -> list[mx.array]:
 
 def first_text(text: str) -> str:
     """The first process's text, in all of them."""
+    return _text_of(0, text)
+
+
+def all_texts(text: str) -> list[str]:
+    """Every process's text, in their order, in all of them."""
+    return [_text_of(rank, text) for rank in range(mx.distributed.init().size())]
+
+
+def agree(facts: Mapping[str, str]) -> None:
+    """Pass only if they are the same in all processes; the first difference is named.
+
+    Raises:
+        ConfigError: they are not; in all of them.
+    """
+    ours, *others = map(json.loads, all_texts(json.dumps(dict(facts))))
+    for rank, theirs in enumerate(others, 1):
+        for name in {**ours, **theirs}:
+            its, said = (facts.get(name, "none") for facts in (theirs, ours))
+            if its != said:
+                raise ConfigError(
+                    f"process {rank} of the run and the first one do not agree on {name}: "
+                    f"{its:.90} and {said:.90}; give all of them the same"
+                )
+
+
+def _text_of(rank: int, text: str) -> str:
+    """The text of one process, in all of them."""
     group = mx.distributed.init()
     if group.size() == 1:
         return text
-    own = np.frombuffer(text.encode(), np.uint8) if group.rank() == 0 else np.zeros(0)
+    mine = group.rank() == rank
+    own = np.frombuffer(text.encode(), np.uint8) if mine else np.zeros(0)
     sizes = mx.distributed.all_sum(mx.array(len(own)), stream=mx.cpu)
     padded = np.zeros(cast(int, sizes.item()), np.int32)
     padded[: len(own)] = own

@@ -55,7 +55,8 @@ def build_samples(
     template.
 
     Raises:
-        PromptError: the template or tokenizer rewrites the prompt as its answer follows.
+        PromptError: the template or tokenizer rewrites the prompt as its answer follows,
+            or has none for an answer that is the first turn.
     """
     prompt = _prompt_of(config)
     turns = [_begun(turn) for turn in turns]
@@ -64,6 +65,12 @@ def build_samples(
     for i, (role, _) in enumerate(turns):
         if role != "assistant" or i in unlearned:
             continue
+        if i == 0 and prompt.template == "checkpoint":
+            # transformers renders no empty conversation.
+            raise PromptError(
+                "the conversation begins with an answer, which the model's chat template "
+                "has no prompt for; leave that turn out, or give it the weight 0"
+            )
         before = encode_turns(turns[:i], prompt, tokenizer)
         after = encode_turns(turns[: i + 1], prompt, tokenizer, answer=False)
         if after[: len(before)] != before:

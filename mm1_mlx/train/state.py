@@ -64,7 +64,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, mx.array]) -> None:
             f"({error.strerror or error}); {stands}{way_out} and go on with the same "
             "command"
         ) from None
-    _clear(folder / _name(old) for old in saved_steps(folder)[:-KEPT])
+    _clear_old(folder)
 
 
 def check_room(folder: Path, size: int, made: int, what: str) -> None:
@@ -125,10 +125,11 @@ def load(
     return None
 
 
-def set_aside(folder: Path, step: int) -> None:
-    """Take what is newer than the step that was loaded out of the checkpoints.
+def tidy(folder: Path, step: int) -> None:
+    """Leave of the checkpoints the step that was loaded and the one before it.
 
-    ``load`` found it damaged. The last such one is kept, for whoever can mend it.
+    What is newer ``load`` found damaged: the last such one is set aside, for whoever can
+    mend it. What else is there a run left that was killed as it cleared it away.
     """
     newer = [folder / _name(x) for x in saved_steps(folder) if x > step]
     if newer:
@@ -136,6 +137,8 @@ def set_aside(folder: Path, step: int) -> None:
         newer[-1].rename(newer[-1].with_suffix(".damaged"))
         _clear(newer[:-1])
         fsync(folder)
+    _clear(_named(folder, _UNFINISHED))
+    _clear_old(folder)
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -170,6 +173,10 @@ def _named(folder: Path, name: re.Pattern[str]) -> list[Path]:
 
 def _name(step: int) -> str:
     return f"step-{step:06}"
+
+
+def _clear_old(folder: Path) -> None:
+    _clear(folder / _name(old) for old in saved_steps(folder)[:-KEPT])
 
 
 def _clear(places: Iterable[Path]) -> None:

@@ -577,7 +577,7 @@ class Trainer(Generic[Model, Batch]):
             self._gradients.scale = cast(float, scale.item())
             self._restore(saved)
             with self._on_disk(self.folder):
-                state.set_aside(self.folder, found[0])
+                state.tidy(self.folder, found[0])
         place = [mx.array(found[0] if found else -1), mx.array(self._gradients.scale)]
         at, self._gradients.scale = (cast(float, x.item()) for x in first_arrays(place))
         if at == -1:

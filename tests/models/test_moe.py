@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.tuner.lora import LoRASwitchLinear
 
 from mm1_mlx.config import DecoderConfig, MoEConfig
 from mm1_mlx.models.decoder import Decoder
@@ -148,6 +149,19 @@ def test_the_gate_is_computed_in_float32(dtype, make_layer):
 @pytest.mark.parametrize("length", [1, 30])
 def test_half_precision_runs_on_the_cpu(dtype, length, make_layer, assert_close):
     layer, x = make_layer(experts_per_token=6), inputs(1, length)
+    expected = layer(x)
+    layer.set_dtype(dtype)
+    result = layer(x.astype(dtype))
+    assert result.dtype == dtype
+    assert_close(result, expected, str(dtype).removeprefix("mlx.core."))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_adapters_run_in_half_precision_on_the_cpu(dtype, make_layer, assert_close):
+    layer, x = make_layer(), inputs(1, 9)
+    glu = layer.switch_mlp
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        glu[name] = LoRASwitchLinear.from_base(glu[name], r=2)
     expected = layer(x)
     layer.set_dtype(dtype)
     result = layer(x.astype(dtype))

@@ -324,6 +324,17 @@ def test_packed_rows(packed, make, batch_of, double, tolerances):
     check(model, batch, double, tolerances)
 
 
+def begin_elsewhere(model):
+    """Draw what is zero at an adapter's beginning: its other matrix has no gradient."""
+    mx.random.seed(1)
+    some = {
+        name: 0.1 * mx.random.normal(x.shape)
+        for name, x in tree_flatten(model.trainable_parameters())
+        if name.endswith("lora_b")
+    }
+    model.load_weights(list(some.items()), strict=False)
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_adapters(kind, make, batch_of, double, tolerances, monkeypatch):
     if kind == "dora":
@@ -333,17 +344,21 @@ def test_adapters(kind, make, batch_of, double, tolerances, monkeypatch):
     model = make()
     model.freeze()
     attach(model, AdapterConfig(kind=kind, rank=3, where=("decoder", "vision")))
-    # At their beginning the first matrices have no gradient; here they have.
-    mx.random.seed(1)
-    some = {
-        name: 0.1 * mx.random.normal(x.shape)
-        for name, x in tree_flatten(model.trainable_parameters())
-        if name.endswith("lora_b")
-    }
-    model.load_weights(list(some.items()), strict=False)
+    begin_elsewhere(model)
     names = [name for name, _ in tree_flatten(model.trainable_parameters())]
     leaves = {name.rpartition(".")[2] for name in names}
     assert leaves == {"lora_a", "lora_b"} | ({"m"} if kind == "dora" else set())
+    check(model, batch_of(model.config), double, tolerances)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_of_the_head(tied, make, make_config, batch_of, double, tolerances):
+    """Whose loss has gradients of its own."""
+    tie = {"tie_word_embeddings": tied}
+    model = make(decoder=make_config().decoder.to_dict() | tie)
+    model.freeze()
+    attach(model, AdapterConfig(rank=3, where=("head",)))
+    begin_elsewhere(model)
     check(model, batch_of(model.config), double, tolerances)
 
 
@@ -351,6 +366,7 @@ def test_adapters_of_experts(make, make_config, batch_of, double, tolerances):
     model = make(decoder=make_config().decoder.to_dict() | {"moe": MOE})
     model.freeze()
     attach(model, AdapterConfig(rank=3, where=("decoder.experts",)))
+    begin_elsewhere(model)
     check(model, batch_of(model.config), double, tolerances, sparse_loss)
 
 

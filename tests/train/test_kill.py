@@ -104,6 +104,12 @@ def test_killed_runs_in_float16_go_on_to_the_bit(killed_runs):
 
 
 @pytest.mark.drill
+def test_killed_runs_of_muon_with_rates_of_their_own_go_on_to_the_bit(killed_runs):
+    rates = ("--decoder-learning-rate", "1e-4", "--vision-learning-rate", "3e-4")
+    killed_runs(10, "--full", "--optimizer", "muon", *rates, seed=6)
+
+
+@pytest.mark.drill
 def test_killed_runs_of_experts_go_on_to_the_bit(
     killed_runs, make_model, write_folder, tmp_path
 ):

@@ -163,6 +163,46 @@ assert first_text(["größer, 大", ""][rank]) == "größer, 大"
     assert [process.returncode for process in processes] == [0, 0], errors
 
 
+def test_what_they_do_not_agree_on_is_named_in_all(hosts):
+    script = """
+import mlx.core as mx
+import mm1_mlx.train.job as job
+from mm1_mlx.errors import ConfigError
+from mm1_mlx.train.processes import agree
+
+rank = mx.distributed.init().rank()
+agree({"the data": "12 rows", "steps": "3"})
+try:
+    agree({"the data": "12 rows", "steps": str(3 + rank), "seed": str(rank)})
+except ConfigError as error:
+    assert str(error) == (
+        "process 1 of the run and the first one do not agree on steps: 4 and 3; give all "
+        "of them the same"
+    ), error
+else:
+    raise AssertionError
+# An M1 beside an M3, either first; a CPU beside one.
+older, newer, cpu = [mx.float16], [mx.bfloat16, mx.float16], [mx.float32]
+for both, kind in (
+    ((older, newer), "float16"), ((newer, older), "float16"),
+    ((newer, newer), "bfloat16"), ((newer, cpu), "float32"), ((cpu, older), "float32"),
+):
+    job.device_dtypes = lambda: both[rank]
+    assert job._precision() == kind
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=os.environ | {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+
+
 @pytest.fixture
 def start(tmp_path, make_model, write_folder, write_rows):
     """Start the command on a batch's rows and micro-batches."""
@@ -223,6 +263,25 @@ def test_what_one_refuses_is_a_line_of_the_other(seed, tmp_path, start, start_ri
         "error: another process of the run has ended ([ring] connection to a peer was "
         "lost), which says why; mend that, and give all of them the same command"
     ]
+
+
+@pytest.mark.slow
+def test_other_rows_on_another_machine_are_refused(tmp_path, start, hosts, write_rows):
+    older = write_rows(tmp_path / "older", ["red", "a blue star"] * 8)
+    out = tmp_path / "run"
+    started = [
+        start(out, {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}, (2, 2), *flags)
+        for rank, flags in enumerate([(), ("--data", str(older))])
+    ]
+    said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [1, 1], said
+    for text in said:
+        assert re.search(
+            r"error: process 1 of the run and the first one do not agree on the data: "
+            r'{"rows": 32, .* and {"rows": 16, ',
+            text,
+        )
+    assert not (out / "run.json").exists()
 
 
 @pytest.mark.slow

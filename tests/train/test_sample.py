@@ -146,6 +146,19 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(
         build_sample(TURNS, config, tokenizer)
 
 
+def test_an_answer_before_all_questions_is_refused(make_config, tokenizer):
+    """Unless it is only read: transformers renders no empty conversation."""
+    tokenizer.hf.chat_template = BRACKETS
+    config = make_config(prompt={"template": "checkpoint"})
+    turns = [("assistant", ["Hello."]), *TURNS[1:3]]
+    with pytest.raises(
+        PromptError, match=r"begins with an answer, .* leave that turn out"
+    ):
+        build_sample(turns, config, tokenizer)
+    sample = build_sample(turns, config, tokenizer, unlearned=[0])
+    assert any(sample.learned)
+
+
 # Of Qwen3's template what it does with thoughts: those before the last question are left
 # out, and the last answer has some, be they empty.
 THINKING = (

@@ -76,10 +76,19 @@ def test_two_damaged_ones_are_named(folder):
         state.load(folder)
 
 
+def test_what_a_kill_left_is_cleared_away(folder):
+    """As it came behind a new one's renaming, before or while an old one went."""
+    shutil.copytree(folder / "step-000200", folder / "step-000100")
+    shutil.copytree(folder / "step-000200", folder / "step-000050.gone")
+    (folder / "step-000400.partial").mkdir()
+    state.tidy(folder, 300)
+    assert sorted(p.name for p in folder.iterdir()) == ["step-000200", "step-000300"]
+
+
 def test_one_that_was_passed_over_is_none_of_the_last_two(folder):
     flip(folder / "step-000300" / state.STATE)
     step, _ = state.load(folder)
-    state.set_aside(folder, step)
+    state.tidy(folder, step)
     assert state.saved_steps(folder) == [200]
     # Where the run comes by again, and between.
     for step in (250, 300):
@@ -95,7 +104,7 @@ def test_one_damaged_checkpoint_is_kept_of_many(folder):
     (folder / "step-000400").mkdir()
     flip(folder / "step-000300" / state.STATE)
     assert state.load(folder)[0] == 200
-    state.set_aside(folder, 200)
+    state.tidy(folder, 200)
     names = sorted(p.name for p in folder.iterdir())
     assert names == ["step-000200", "step-000400.damaged"]
 

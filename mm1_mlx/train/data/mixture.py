@@ -274,9 +274,14 @@ def open_mixture(
             found.append(paths)
     lacking = [str(b / s.path) for (s, b), f in zip(specs, found, strict=True) if not f]
     if lacking:
+        # A mixture's name comes before a folder's.
+        hidden = [
+            x for x in data if x in shipped_mixtures() and Path(root or "", x).exists()
+        ]
+        hint = f"; {hidden[0]} is a mixture, ./{hidden[0]} the folder" if hidden else ""
         raise DataError(
-            f"{len(lacking)} of {len(specs)} data sets were not found, e.g. {lacking[:5]}; "
-            f"put files ({', '.join(SUFFIXES)}) or folders of such names there, or write "
+            f"{len(lacking)} of {len(specs)} data sets were not found, e.g. {lacking[:5]}"
+            f"{hint}; put files ({', '.join(SUFFIXES)}) or folders of such names there, or write "
             "a mixture with their paths"
         )
     datasets = []

@@ -5,7 +5,8 @@
 | ``question`` | text; ``query`` in ChartQA's rows |
 | ``answer`` or ``answers`` | text, or a list of texts or of ``{"answer": text}``; ``label`` beside ``query`` |
 | ``caption`` or ``captions`` | what people wrote, for the same as ``answers`` |
-| ``choices`` | a list of texts, or ``{"text": [...], "label": [...]}``; ``answer`` is then the number of one, from 0, its label or its text; ``options`` in AI2D's rows |
+| ``choices`` | a list of texts, or ``{"text": [...], "label": [...]}``; ``answer`` is then the number of one, from 0, its label or its text |
+| ``options`` | the same in AI2D's rows; an ``answer`` of digits is then always a number from 0 |
 | ``hint`` | text that stands before the question |
 """
 
@@ -55,7 +56,8 @@ def read_question(values: Mapping[str, Any]) -> Question:
     choices, labels = _choices(values.get("choices", []))
     answers, right = answers_of(values), None
     if choices:
-        right = _chosen(values.get("answer"), choices, labels)
+        labelled = isinstance(values["choices"], Mapping)
+        right = _chosen(values.get("answer"), choices, labels, labelled=labelled)
         answers = (choices[right],)
     return Question(
         text_of(values, "question"), text_of(values, "hint"), answers, choices, right
@@ -105,14 +107,15 @@ def as_ours(values: Mapping[str, Any]) -> dict[str, Any]:
     options, answer = values.get("options"), values.get("answer")
     if not isinstance(options, list) or "choices" in values:
         return dict(values)
-    # No list has more options; Python reads no numbers of thousands of digits.
+    # Never an option's text: of "1", "2", "3" and "4" AI2D's answer "1" is "2". No list
+    # has more options; Python reads no numbers of thousands of digits.
     if isinstance(answer, str) and answer.isdecimal() and len(answer) < 10:
-        if answer in options and options.index(answer) != int(answer):
-            raise DataError(
-                f"answer is {answer!r:.60}, the number of one of the options "
-                f"{options!r:.80} and the text of another; give choices and a number"
-            )
         answer = int(answer)
+        if answer >= len(options):
+            raise DataError(
+                f"answer is {answer}, expected the number of one of the {len(options)} "
+                "options, from 0; where texts are answers, call the options choices"
+            )
     return {**values, "choices": options, "answer": answer}
 
 
@@ -176,8 +179,14 @@ def _choices(given: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(texts), tuple(labels[: len(texts)])
 
 
-def _chosen(answer: Any, choices: tuple[str, ...], labels: tuple[str, ...]) -> int:
-    """Which choice the row says is right."""
+def _chosen(
+    answer: Any,
+    choices: tuple[str, ...],
+    labels: tuple[str, ...],
+    *,
+    labelled: bool,
+) -> int:
+    """Which choice the row says is right; ``labelled`` says that it gives the labels."""
     named: set[int] = set()
     if type(answer) is int:
         # Not by texts: where numbers are to be chosen from, a number counts them.
@@ -186,6 +195,9 @@ def _chosen(answer: Any, choices: tuple[str, ...], labels: tuple[str, ...]) -> i
     elif isinstance(answer, str):
         pairs = enumerate(zip(labels, choices, strict=True))
         named = {i for i, names in pairs if answer in names}
+        # Of labels that a row gives itself the answer is one, as ARC's "1" to "4" are.
+        if labelled and answer in labels:
+            named = {i for i, label in enumerate(labels) if label == answer}
     if len(named) == 1:
         return named.pop()
     if named:

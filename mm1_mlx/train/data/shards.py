@@ -97,7 +97,13 @@ class Shard:
                 for member in members:
                     start, size = self._members[member].tolist()
                     file.seek(start)
-                    data = files[self._suffixes[member]] = file.read(size)
+                    suffix = self._suffixes[member]
+                    if suffix in files:
+                        raise DataError(
+                            f"{origin}: two members of the row end with {suffix!r:.40}; "
+                            "give each an ending of its own"
+                        )
+                    data = files[suffix] = file.read(size)
                     if len(data) < size:
                         raise DataError(
                             f"{origin}: the file has been cut since the run began"

@@ -125,6 +125,12 @@ def test_names_that_need_a_header_of_their_own_are_read(write_shard):
         assert rows[0].origin.endswith(name)
 
 
+def test_two_members_of_one_ending_are_named(write_shard):
+    rows = Shard(write_shard([("2.jpg", b""), ("2.JPG", b""), ("2.txt", b"a star")]))
+    with pytest.raises(DataError, match=r"two members of the row end with 'jpg'; give"):
+        rows[0]
+
+
 def test_a_row_without_text_is_named(write_shard):
     rows = Shard(write_shard([("1.jpg", b""), ("1.cls", b"3")]))
     with pytest.raises(DataError, match=r"shard.tar:1: holds \['cls', 'jpg'\], exp"):

@@ -401,9 +401,9 @@ BAD = {
         {"question": "What?", "choices": ["nest", "den"], "answer": "lair"},
         "answer is 'lair', expected the number of a choice from 0 to 1",
     ),
-    "an option's number that is another's text": (
-        {"question": "How many?", "options": ["1", "2"], "answer": "1"},
-        "answer is '1', the number of one of the options .* and the text of another",
+    "an option's text that is the number of none": (
+        {"question": "How many?", "options": ["1", "2"], "answer": "2"},
+        "answer is 2, expected the number of one of the 2 options, from 0; where texts a",
     ),
     "an option's number of thousands of digits": (
         {"question": "What?", "options": ["nest", "den"], "answer": "9" * 5000},
