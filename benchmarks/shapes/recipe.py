@@ -92,8 +92,9 @@ class Stage:
     freeze_vision: bool = False
     # Of the sines and cosines that the connector's positions begin with.
     position_scale: float = 0.0
-    # Steps whose weights were kept, and of which its own become the mean at its end.
-    averaged: tuple[int, ...] = ()
+    # Weights that were kept, of which its own become the mean at its end: "sft-13-000100" are
+    # those behind step 100 of sft-13, and at step 0 a stage begins.
+    averaged: tuple[str, ...] = ()
     # The step that it was ended at, before its schedule would have ended it.
     until: int | None = None
 

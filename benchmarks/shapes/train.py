@@ -78,6 +78,7 @@ def main() -> None:
         if not trainer.resume():
             show_places(pupil.mm1, stage.position_scale)
         trainer.saved = partial(keep, trainer, pupil, stage, arguments)
+        keep_start(trainer, stage)
         if trainer.step < stage.end:
             trainer.run(report, watch=partial(end, trainer, stage))
         average(pupil, stage, arguments.folder)
@@ -110,23 +111,35 @@ def keep(
     last = trainer.step == stage.end
     if not arguments.keep or (trainer.step % arguments.keep and not last):
         return
-    path = kept_path(arguments.folder, stage, trainer.step)
+    path = kept_path(arguments.folder, kept_name(stage, trainer.step))
     path.parent.mkdir(exist_ok=True)
     weights = tree_flatten(tree_map(lambda x: x.astype(mx.float16), pupil.parameters()))
     mx.save_safetensors(str(path), dict(weights))
 
 
-def kept_path(folder: Path, stage: Stage, step: int) -> Path:
-    """Where the weights of a step are kept."""
-    return folder / "kept" / f"{stage.name}-{step:06}.safetensors"
+def keep_start(trainer: Trainer[Any, Any], stage: Stage) -> None:
+    """Keep the weights that a stage begins with, if its mean is to be of them, too."""
+    wanted = kept_name(stage, 0) in stage.averaged
+    if trainer.step == 0 and wanted and trainer.group.rank() == 0:
+        trainer.saved()
+
+
+def kept_name(stage: Stage, step: int) -> str:
+    """What the weights of a step are called."""
+    return f"{stage.name}-{step:06}"
+
+
+def kept_path(folder: Path, name: str) -> Path:
+    """Where weights are kept."""
+    return folder / "kept" / f"{name}.safetensors"
 
 
 def average(pupil: Pupil, stage: Stage, folder: Path) -> None:
-    """Give a pupil the mean of the weights that its stage had, if it is to have that.
+    """Give a pupil the mean of weights that were kept, if its stage is to leave that.
 
     Source: arXiv 1803.05407.
     """
-    paths = [kept_path(folder, stage, step) for step in stage.averaged]
+    paths = [kept_path(folder, name) for name in stage.averaged]
     # One process writes them, maybe just now; what it has not written it never will.
     mx.eval(mx.distributed.all_sum(mx.array(1.0), stream=mx.cpu))
     if missing := [path for path in paths if not path.is_file()]:

@@ -16,6 +16,8 @@ from benchmarks.shapes.recipe import open_tokenizer
 from benchmarks.shapes.train import (
     end,
     keep,
+    keep_start,
+    kept_name,
     kept_path,
     make_trainer,
     recall,
@@ -66,23 +68,32 @@ def test_only_a_finished_run_is_exported(recipe, tmp_path):
 
 def test_a_run_becomes_the_mean_of_what_was_kept(recipe, tmp_path):
     tokenizer = open_tokenizer(tmp_path, recipe.config)
-    last = replace(recipe.stages[-1], averaged=(5, 10))
+    last = recipe.stages[-1]
+    names = ("before-000007", kept_name(last, 0), kept_name(last, 10))
+    last = replace(last, averaged=names)
     recipe = replace(recipe, stages=(last,))
     arguments = Namespace(folder=tmp_path, keep=5)
     trained = Pupil(recipe)
     trainer = make_trainer(last, recipe, trained, tokenizer, tmp_path)
+    trainer.saved = partial(keep, trainer, trained, last, arguments)
     norm = trained.mm1.decoder.norm
-    for step, weight in ((5, 2.0), (10, 4.0), (last.end, 8.0)):
+    for step, weight in ((0, 2.0), (5, 6.0), (10, 4.0), (last.end, 8.0)):
         norm.weight = weight * mx.ones_like(norm.weight)
         trainer.step = step
-        keep(trainer, trained, last, arguments)
+        keep_start(trainer, last)
+        if step:
+            trainer.saved()
     trainer.save()
+    # What an earlier stage left counts, too.
+    kept_path(tmp_path, names[1]).with_stem(names[0]).hardlink_to(
+        kept_path(tmp_path, kept_name(last, 5))
+    )
     pupil = Pupil(recipe)
     recall(recipe, pupil, tokenizer, tmp_path)
     assert mx.array_equal(
-        pupil.mm1.decoder.norm.weight, 3.0 * mx.ones_like(norm.weight)
+        pupil.mm1.decoder.norm.weight, 4.0 * mx.ones_like(norm.weight)
     )
-    kept_path(tmp_path, last, 10).unlink()
+    kept_path(tmp_path, names[2]).unlink()
     with pytest.raises(SystemExit, match=r"000010\.safetensors was not kept"):
         recall(recipe, pupil, tokenizer, tmp_path)
 
