@@ -281,8 +281,8 @@ def open_mixture(
         hint = f"; {hidden[0]} is a mixture, ./{hidden[0]} the folder" if hidden else ""
         raise DataError(
             f"{len(lacking)} of {len(specs)} data sets were not found, e.g. {lacking[:5]}"
-            f"{hint}; put files ({', '.join(SUFFIXES)}) or folders of such names there, or write "
-            "a mixture with their paths"
+            f"{hint}; put files ({', '.join(SUFFIXES)}) or folders of such names there, "
+            "or write a mixture with their paths"
         )
     datasets = []
     groups = RowGroups(0) if groups is None else groups

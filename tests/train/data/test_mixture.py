@@ -191,6 +191,14 @@ def test_data_that_is_not_there_is_named(open_data, write_lines, name, reason):
         open_data(name)
 
 
+def test_a_folder_that_is_called_as_a_mixture_is_told_apart(open_data, tmp_path):
+    (tmp_path / "mm1-sft").mkdir()
+    with pytest.raises(
+        DataError, match=r"; mm1-sft is a mixture, \./mm1-sft the folder"
+    ):
+        open_data("mm1-sft")
+
+
 def test_no_data_is_refused(open_data):
     with pytest.raises(DataError, match="no data is named; give files, folders or a m"):
         open_data()
