@@ -57,11 +57,33 @@ sys.exit(0 if whole else 3)
 """
 
 
-def train(folder, environment, what="whole"):
-    command = [sys.executable, "-c", SCRIPT, str(folder), what]
+def start_script(environment, *command):
+    """A process that runs a script with its arguments."""
     return subprocess.Popen(
-        command, env=os.environ | environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", *command],
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def train(folder, environment, what="whole"):
+    return start_script(environment, SCRIPT, str(folder), what)
+
+
+def ring_of(hosts, *command):
+    """Exit codes and errors of two processes that run a script with its arguments."""
+    processes = [
+        start_script({"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}, *command)
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+def ring(folder, hosts, what):
+    """Exit codes and errors of two processes that train."""
+    return ring_of(hosts, SCRIPT, str(folder), what)
 
 
 def test_two_processes_equal_one(tmp_path, hosts, tolerances):
@@ -86,29 +108,10 @@ def test_two_processes_equal_one(tmp_path, hosts, tolerances):
 
 def test_micro_batches_that_cannot_be_shared_out_are_refused(tmp_path, hosts):
     script = SCRIPT.replace("micro_batches=2", "micro_batches=3")
-    ring = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path), "whole"],
-            env=os.environ | {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in ring:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 1
-        assert "3 micro-batches cannot be shared out among 2 processes" in errors
-
-
-def ring(folder, hosts, what):
-    """Exit codes and errors of two processes."""
-    processes = [
-        train(folder, {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)}, what)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    return [process.returncode for process in processes], errors
+    codes, errors = ring_of(hosts, script, str(tmp_path), "whole")
+    assert codes == [1, 1]
+    for said in errors:
+        assert "3 micro-batches cannot be shared out among 2 processes" in said
 
 
 @pytest.mark.slow
@@ -150,17 +153,8 @@ rank = mx.distributed.init().rank()
 assert first_text(["{}", "another"][rank]) == "{}"
 assert first_text(["größer, 大", ""][rank]) == "größer, 大"
 """
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env=os.environ | {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    codes, errors = ring_of(hosts, script)
+    assert codes == [0, 0], errors
 
 
 def test_what_they_do_not_agree_on_is_named_in_all(hosts):
@@ -190,17 +184,8 @@ for both, kind in (
     job.device_dtypes = lambda: both[rank]
     assert job._precision() == kind
 """
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env=os.environ | {"MLX_HOSTFILE": hosts, "MLX_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    codes, errors = ring_of(hosts, script)
+    assert codes == [0, 0], errors
 
 
 @pytest.fixture
