@@ -18,7 +18,10 @@ _DENIALS = {"No", "no", "not"}
 
 
 def says_yes(answer: str) -> bool:
-    """Whether the first sentence of an answer has no "no", "No" or "not" in it."""
+    """Whether the first sentence of an answer has no "no", "No" or "not" in it.
+
+    Words end at any white space. LLaVA's end at blanks, so that "No\\nThere is" is a yes.
+    """
     sentence = answer.partition(".")[0].replace(",", "")
     return not _DENIALS & set(sentence.split())
 
