@@ -17,7 +17,14 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shapes.cases import PARTS, Case, normalise, part_cases
+from benchmarks.shapes.cases import (
+    PARTS,
+    Case,
+    Judge,
+    likeliest,
+    normalise,
+    part_cases,
+)
 from benchmarks.shapes.questions import KINDS
 from mm1_mlx.eval.intervals import wilson
 
@@ -36,8 +43,10 @@ class Tally:
     total: int = 0
     # Sum over questions of 1 / options.
     uniform: float = 0.0
-    # Of each form of question.
-    answers: dict[tuple[str, ...], Counter[str]] = field(default_factory=dict)
+    # Of each form of question, and how its answers are judged.
+    answers: dict[tuple[Judge, tuple[str, ...]], Counter[str]] = field(
+        default_factory=dict
+    )
     unseen: int = 0
 
     def add(self, case: Case, answer: str) -> None:
@@ -46,15 +55,15 @@ class Tally:
         self.right += case.is_right(answer)
         self.total += 1
         self.uniform += 1 / len(case.options) if case.options else 0
-        self.answers.setdefault(form, Counter())[expected] += 1
+        self.answers.setdefault((case.judge, form), Counter())[expected] += 1
         self.unseen += normalise(answer) in case.unseen
 
     def row(self) -> dict[str, Any]:
         """The figures, as JSON values."""
-        likeliest = sum(max(counts.values()) for counts in self.answers.values())
+        majority = sum(likeliest(how[0], told) for how, told in self.answers.items())
         return counted(self.right, self.total) | {
             "chance_uniform": round(self.uniform / self.total, 4),
-            "chance_majority": round(likeliest / self.total, 4),
+            "chance_majority": round(majority / self.total, 4),
             "answered_unseen_pair": round(self.unseen / self.total, 4),
         }
 
@@ -116,23 +125,28 @@ def main() -> None:
         "--split", default="held_out", choices=("held_out", "validation")
     )
     parser.add_argument("--part", action="append", choices=PARTS, help="only these")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument(
+        "--json", type=Path, help="the figures' file; those of other parts stay there"
+    )
     arguments = parser.parse_args()
 
     from mm1_mlx.blas import preload_blas
 
     preload_blas()
-    figures: dict[str, dict[str, Any]] = {}
+    kept = arguments.json
+    figures: dict[str, dict[str, Any]] = (
+        json.loads(kept.read_text()) if kept and kept.exists() else {}
+    )
     with ExitStack() as stack:
         answer = answerer(arguments.model, stack)
         for part in arguments.part or PARTS:
             cases = part_cases(part, arguments.n, arguments.split)
             figures |= evaluate(answer, cases)
             print(f"{part} done", file=sys.stderr, flush=True)
+            # Hours of them may be behind it.
+            if kept:
+                kept.write_text(json.dumps(figures, indent=2) + "\n")
     print(table(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-        print(f"written to {arguments.json}", file=sys.stderr)
 
 
 def answerer(

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="write the model here and stop")
     parser.add_argument("--processes", type=int, default=1, help="that share a step")
     parser.add_argument(
-        "--keep", type=int, default=0, help="steps between weights that are kept"
+        "--keep", type=int, default=0, help="steps between weights to keep for a curve"
     )
     parser.add_argument("--stage", help="begin with this stage")
     parser.add_argument(
@@ -73,12 +74,15 @@ def main() -> None:
         recall(recipe, pupil, tokenizer, arguments.folder)
         export(pupil.mm1, arguments.folder, arguments.export)
         return
+    wanted = {name for stage in recipe.stages for name in stage.averaged}
     for stage in recipe.stages[names.index(arguments.stage or names[0]) :]:
         trainer = make_trainer(stage, recipe, pupil, tokenizer, arguments.folder)
         if not trainer.resume():
             show_places(pupil.mm1, stage.position_scale)
-        trainer.saved = partial(keep, trainer, pupil, stage, arguments)
-        keep_start(trainer, stage)
+        trainer.saved = partial(
+            keep, trainer, pupil, stage, arguments.folder, arguments.keep, wanted
+        )
+        keep_start(trainer)
         if trainer.step < stage.end:
             trainer.run(report, watch=partial(end, trainer, stage))
         average(pupil, stage, arguments.folder)
@@ -105,22 +109,35 @@ def recall(recipe: Recipe, pupil: Pupil, tokenizer: Tokenizer, folder: Path) -> 
 
 
 def keep(
-    trainer: Trainer[Any, Any], pupil: Pupil, stage: Stage, arguments: Any
+    trainer: Trainer[Any, Any],
+    pupil: Pupil,
+    stage: Stage,
+    folder: Path,
+    every: int,
+    wanted: Collection[str],
 ) -> None:
-    """Keep the weights of this step, beside the checkpoints, if it is one to keep."""
-    last = trainer.step == stage.end
-    if not arguments.keep or (trainer.step % arguments.keep and not last):
+    """Keep the weights of this step, beside the checkpoints, if it is one to keep.
+
+    Those are the ones that a mean is to be of, and with ``every`` the steps at its
+    multiples and the stage's last.
+    """
+    step = trainer.step
+    name = kept_name(stage, step)
+    due = every and step and (step % every == 0 or step == stage.end)
+    path = kept_path(folder, name)
+    if path.is_file() or not (due or name in wanted):
         return
-    path = kept_path(arguments.folder, kept_name(stage, trainer.step))
     path.parent.mkdir(exist_ok=True)
     weights = tree_flatten(tree_map(lambda x: x.astype(mx.float16), pupil.parameters()))
-    mx.save_safetensors(str(path), dict(weights))
+    # In one go: whoever finds it finds all of it.
+    partial = path.with_suffix(".partial.safetensors")
+    mx.save_safetensors(str(partial), dict(weights))
+    partial.replace(path)
 
 
-def keep_start(trainer: Trainer[Any, Any], stage: Stage) -> None:
-    """Keep the weights that a stage begins with, if its mean is to be of them, too."""
-    wanted = kept_name(stage, 0) in stage.averaged
-    if trainer.step == 0 and wanted and trainer.group.rank() == 0:
+def keep_start(trainer: Trainer[Any, Any]) -> None:
+    """Keep what stands before the first step, or what a stop left to be kept."""
+    if trainer.group.rank() == 0:
         trainer.saved()
 
 
@@ -143,7 +160,7 @@ def average(pupil: Pupil, stage: Stage, folder: Path) -> None:
     # One process writes them, maybe just now; what it has not written it never will.
     mx.eval(mx.distributed.all_sum(mx.array(1.0), stream=mx.cpu))
     if missing := [path for path in paths if not path.is_file()]:
-        sys.exit(f"error: {missing[0]} was not kept: train with --keep")
+        sys.exit(f"error: {missing[0]} is missing: its stage keeps it")
     if paths:
         held = [cast(dict[str, mx.array], mx.load(str(path))) for path in paths]
         pupil.load_weights(

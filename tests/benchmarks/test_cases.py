@@ -11,6 +11,7 @@ from benchmarks.shapes.cases import (
     Case,
     facts,
     part_cases,
+    scene_cases,
     states_only_facts,
     strict_word_cases,
     talk_cases,
@@ -115,6 +116,15 @@ def test_who_sees_nothing_knows_of_a_new_word_only_which_was_told_first():
     assert [case.blind[1] == "0" for case in some] == first
     (row,) = evaluate(lambda asked: ["?"] * len(asked), some).values()
     assert row["chance_majority"] == max(sum(first), 40 - sum(first)) / 40
+
+
+@pytest.mark.parametrize("kind", ["caption", "box"])
+def test_no_answer_that_is_always_the_same_is_right_more_often_than_chance(kind):
+    some = [case for case in scene_cases(60) if case.kind == kind]
+    said = [*cases.ONE_FACT, *(case.expected for case in some)]
+    best = max(sum(case.is_right(text) for case in some) for text in said)
+    (row,) = evaluate(lambda asked: ["?"] * len(asked), some).values()
+    assert row["chance_majority"] == round(best / 60, 4) > 1 / 60
 
 
 def test_a_talk_goes_on_about_its_last_picture():

@@ -1,6 +1,5 @@
 """What a run of the embedded model's recipe leaves behind."""
 
-from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -31,14 +30,21 @@ def test_kept_weights_are_those_of_their_step(recipe, tmp_path):
     pupil = Pupil(recipe)
     short = replace(recipe.stages[-1].train, steps=7, warmup_steps=0, decay_steps=0)
     stage = replace(recipe.stages[-1], train=short)
-    arguments = Namespace(folder=tmp_path, keep=5)
-    for step in (1, 5, 6, 7):
-        keep(SimpleNamespace(step=step), pupil, stage, arguments)
-    names = sorted(path.name for path in (tmp_path / "kept").iterdir())
-    # Every fifth, and the last.
-    assert names == [f"{stage.name}-{step:06}.safetensors" for step in (5, 7)]
+    wanted = [kept_name(stage, 6)]
+
+    def kept(every):
+        folder = tmp_path / str(every)
+        folder.mkdir()
+        for step in (0, 1, 5, 6, 7):
+            keep(SimpleNamespace(step=step), pupil, stage, folder, every, wanted)
+        return sorted(path.name for path in (folder / "kept").iterdir())
+
+    assert kept(0) == [f"{stage.name}-000006.safetensors"]
+    # Every fifth, the last, and what a mean is to be of.
+    names = kept(5)
+    assert names == [f"{stage.name}-{step:06}.safetensors" for step in (5, 6, 7)]
     other = Pupil(recipe)
-    restore(other, tmp_path / "kept" / names[0])
+    restore(other, tmp_path / "5/kept" / names[0])
     expected = dict(tree_flatten(pupil.parameters()))
     for name, weight in tree_flatten(other.parameters()):
         assert weight.dtype == mx.float32
@@ -72,17 +78,14 @@ def test_a_run_becomes_the_mean_of_what_was_kept(recipe, tmp_path):
     names = ("before-000007", kept_name(last, 0), kept_name(last, 10))
     last = replace(last, averaged=names)
     recipe = replace(recipe, stages=(last,))
-    arguments = Namespace(folder=tmp_path, keep=5)
     trained = Pupil(recipe)
     trainer = make_trainer(last, recipe, trained, tokenizer, tmp_path)
-    trainer.saved = partial(keep, trainer, trained, last, arguments)
+    trainer.saved = partial(keep, trainer, trained, last, tmp_path, 5, names)
     norm = trained.mm1.decoder.norm
     for step, weight in ((0, 2.0), (5, 6.0), (10, 4.0), (last.end, 8.0)):
         norm.weight = weight * mx.ones_like(norm.weight)
         trainer.step = step
-        keep_start(trainer, last)
-        if step:
-            trainer.saved()
+        keep_start(trainer)
     trainer.save()
     # What an earlier stage left counts, too.
     kept_path(tmp_path, names[1]).with_stem(names[0]).hardlink_to(
@@ -94,8 +97,19 @@ def test_a_run_becomes_the_mean_of_what_was_kept(recipe, tmp_path):
         pupil.mm1.decoder.norm.weight, 4.0 * mx.ones_like(norm.weight)
     )
     kept_path(tmp_path, names[2]).unlink()
-    with pytest.raises(SystemExit, match=r"000010\.safetensors was not kept"):
+    with pytest.raises(SystemExit, match=r"000010\.safetensors is missing"):
         recall(recipe, pupil, tokenizer, tmp_path)
+
+
+def test_a_mean_is_of_steps_that_are_saved(recipe):
+    stages = {stage.name: stage for stage in recipe.stages}
+    names = [name for stage in recipe.stages for name in stage.averaged]
+    assert names
+    for name in names:
+        stage, step = name.rsplit("-", 1)
+        end = stages[stage].end
+        assert int(step) <= end
+        assert int(step) % stages[stage].train.save_every == 0 or int(step) == end, name
 
 
 def test_a_stage_ends_before_its_schedule_where_the_recipe_says_so(recipe, tmp_path):

@@ -1,5 +1,6 @@
 """The procedural benchmark: what it draws is what it says, and held out is held out."""
 
+import json
 import math
 import re
 from collections import Counter
@@ -8,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from benchmarks.shapes import evaluate as shapes_evaluate
 from benchmarks.shapes.cases import Case, normalise, plain_cases, scene_cases
 from benchmarks.shapes.draw import draw
 from benchmarks.shapes.evaluate import evaluate
@@ -282,6 +284,22 @@ def test_evaluation_counts_and_knows_chance():
     assert figures["caption"]["accuracy"] == figures["place"]["accuracy"] == 0
     assert figures["all questions"]["n"] == 2
     assert normalise(" A red star. ") == "a red star."
+
+
+def test_figures_of_one_part_leave_those_of_others_in_their_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    chance = {"chance_uniform": 0.0, "chance_majority": 0.1}
+    row = shapes_evaluate.counted(3, 5) | chance
+    path.write_text(json.dumps({"read": row, "plain shape": row}))
+    monkeypatch.setattr(
+        shapes_evaluate, "answerer", lambda *_: lambda asked: ["circle"] * len(asked)
+    )
+    words = f"evaluate --part plain --json {path}"
+    monkeypatch.setattr("sys.argv", words.split())
+    shapes_evaluate.main()
+    figures = json.loads(path.read_text())
+    assert figures["read"] == row
+    assert figures["plain shape"]["accuracy"] == 0.25
 
 
 def test_cases_know_which_answers_training_never_showed():
