@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.shapes.cases import Case
+from benchmarks.shapes.cases import FIRST_SEED, Case
 from benchmarks.shapes.draw import draw
 from benchmarks.shapes.questions import COLOUR_TEXTS as COLOUR_OF_TEXTS
 from benchmarks.shapes.questions import (
@@ -76,7 +76,7 @@ def arrow_questions(
 def arrow_cases(number: int, split: Split = "validation") -> Iterator[Case]:
     """Questions about so many pictures that training does not show."""
     for seed in range(number):
-        rng = split_rng(split, 7_000_000 + seed)
+        rng = split_rng(split, FIRST_SEED + 7_000_000 + seed)
         scene = arrow_scene(rng, split)
         shown = (draw(scene),)
         for kind, text, answer, options in arrow_questions(scene, rng):

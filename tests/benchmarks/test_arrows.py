@@ -4,11 +4,15 @@ import json
 import re
 from collections import Counter
 
+import numpy as np
+import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
+from benchmarks.shapes import fine_tune
 from benchmarks.shapes.arrows import ARROW, arrow_cases, arrow_questions, arrow_scene
 from benchmarks.shapes.cases import facts
-from benchmarks.shapes.fine_tune import lost_most, verdict, write_rows
+from benchmarks.shapes.fine_tune import figures_of, lost_most, verdict, write_rows
 from benchmarks.shapes.questions import caption
 from benchmarks.shapes.scene import COLOURS, SHAPES, split_rng
 
@@ -57,7 +61,7 @@ def test_cases_and_rows_share_no_picture(tmp_path):
         for name in row["images"]
     }
     # An example may show a picture that another one does.
-    assert 0 < len(shown) - 20 - 2 * (6 + 1 + 2 * 2 + 2) <= 2 * 5
+    assert 0 < len(shown) - 20 - 2 * (6 + 1 + 2 * 2 + 2) <= 5 + 9
     cases = list(arrow_cases(20))
     assert not shown & {case.pictures[0].tobytes() for case in cases}
     texts = ["".join(m["content"] for m in row["messages"]).lower() for row in rows]
@@ -69,9 +73,11 @@ def test_cases_and_rows_share_no_picture(tmp_path):
     ]
     assert 1 in learned
     assert max(learned) == 4
-    shots = max(rows, key=lambda row: len(row["messages"]))["messages"]
-    assert len(shots) in (10, 18)
-    assert {m["weight"] for m in shots[:-2] if m["role"] == "assistant"} == {0}
+    # Behind four examples, and behind eight.
+    shots = [m for m in (row["messages"] for row in rows) if len(m) > 8]
+    assert sorted(map(len, shots)) == [10, 18]
+    for some in shots:
+        assert {m["weight"] for m in some[:-2] if m["role"] == "assistant"} == {0}
 
 
 def verdict_of(**changes):
@@ -99,7 +105,94 @@ def test_every_bar_can_be_missed():
     assert verdict_of(fused={"other_answers": 1}) == [5]
 
 
+def row(right, low=None, chance=0.5, n=200):
+    low = right - 0.02 if low is None else low
+    return {
+        "n": n,
+        "accuracy": right,
+        "interval_95": [low, right + 0.02],
+        "chance_uniform": chance / 2,
+        "chance_majority": chance,
+    }
+
+
+BEFORE = {
+    "read": row(0.9),
+    "count": row(0.97),
+    # Of others a part.
+    "count to 4": row(0.97),
+    "new word, 4 shots": row(0.53, low=0.49),
+}
+
+
 def test_the_kind_that_lost_the_most_is_named():
-    before = {"read": {"accuracy": 0.9}, "count": {"accuracy": 0.97}}
-    after = {"read": {"accuracy": 0.91}, "count": {"accuracy": 0.94}}
-    assert lost_most(before, after) == {"kind": "count", "lost": 0.03}
+    after = BEFORE | {"read": row(0.91), "count": row(0.94)}
+    # What was told as if by chance cannot be lost.
+    after |= {"new word, 4 shots": row(0.4), "count to 4": row(0.9)}
+    assert lost_most(BEFORE, after) == {"kind": "count", "lost": 0.03}
+    figures = figures_of({"arrows, colour": row(0.5)}, after, BEFORE)
+    assert figures["old tasks"]["n"] == 400
+    assert figures["old tasks"]["accuracy"] == 0.925
+    assert figures["arrows"]["accuracy"] == 0.5
+
+
+@pytest.fixture
+def stubs(monkeypatch):
+    """What takes long is noted and made up."""
+    done = []
+
+    def mm1(word, _, out, *_others):
+        done.append(word)
+        out.mkdir(parents=True)
+        if word == "quantize":
+            weights = {
+                "a.weight": np.zeros((4, 4), np.uint32),
+                "a.scales": np.zeros((4, 1), np.float16),
+                "b.weight": np.zeros((32, 4), np.float16),
+            }
+            save_file(weights, out / "model.safetensors")
+
+    def train(base, data, run):
+        assert data.read_text()
+        done.append(run.name)
+        mm1("train", base, run)
+        return run / "adapter", 100.0
+
+    def new_figures(model, adapter, number):
+        right = 0.97 if adapter or model.name == "fused" else 0.3
+        return {"arrows, colour": row(right, n=number)}, ["red"] * number
+
+    monkeypatch.setattr(fine_tune, "mm1", mm1)
+    monkeypatch.setattr(fine_tune, "train", train)
+    monkeypatch.setattr(fine_tune, "PICTURES", 10)
+    monkeypatch.setattr(fine_tune, "new_figures", new_figures)
+    monkeypatch.setattr(fine_tune, "old_figures", lambda *_: BEFORE)
+    return done
+
+
+def test_a_run_goes_on_with_what_is_lacking(stubs, tmp_path, monkeypatch):
+    def run():
+        monkeypatch.setattr("sys.argv", ["fine_tune", str(tmp_path), "-n", "100"])
+        with pytest.raises(SystemExit) as ended:
+            fine_tune.main()
+        return ended.value.code
+
+    assert run() == 0
+    assert stubs == ["quantize", "lora", "train", "fuse", "qlora", "train"]
+    path = tmp_path / "result.json"
+    whole = json.loads(path.read_text())
+    assert whole["in_4_bits"] == 0.5
+    assert whole["fused"] == {"answers": 100, "other_answers": 0}
+    assert all(whole["verdict"].values())
+    # Stopped while QLoRA was trained: its seconds count, so it begins anew.
+    del stubs[:]
+    path.write_text(
+        json.dumps({k: v for k, v in whole.items() if k not in ("qlora", "verdict")})
+    )
+    assert run() == 0
+    assert stubs == ["qlora", "train"]
+    assert json.loads(path.read_text()) == whole
+    # Arrows that are not learned well enough.
+    whole["lora"]["arrows"]["accuracy"] = 0.5
+    path.write_text(json.dumps(whole))
+    assert run() == 1
