@@ -1,7 +1,7 @@
 """How each kind was learned: ``python -m benchmarks.shapes.curve runs/tiny -n 300``.
 
-Measures the weights that ``train --keep`` left behind, on held-out cases, and draws the
-share that is right over the steps of the later stages.
+Measures the weights that ``train --keep`` left behind, and the model that is shipped, on
+held-out cases, and draws the share that is right over the steps of the later stages.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from benchmarks.shapes.evaluate import answerer, evaluate  # noqa: E402
 from benchmarks.shapes.joint import Pupil  # noqa: E402
 from benchmarks.shapes.recipe import Recipe, load_recipe  # noqa: E402
 from benchmarks.shapes.train import export, restore  # noqa: E402
+from mm1_mlx.runtime import TINY  # noqa: E402
 
 FIGURES = Path(__file__).with_name("curve.json")
 PARTS = ("scenes", "pairs", "reading", "small", "words", "talks")
@@ -34,21 +36,23 @@ SHOWN = (
 )
 
 Point = dict[str, Any]
+# What a point stands for, the steps behind the encoder's stage, and the weights; without
+# any it is the model as it is shipped, which may be a mean of several.
+Place = tuple[str, int, Path | None]
 
 
-def measure(recipe: Recipe, folder: Path, number: int) -> list[Point]:
-    """The figures of every kept step, in the order of the stages."""
-    points: list[Point] = []
+def places(recipe: Recipe, folder: Path) -> Iterator[Place]:
+    """Every step that was kept, in the order of the stages, and then what is shipped."""
     before = 0
     for stage in recipe.stages:
         if stage.task == "patches":
             continue
         for step, path in kept_steps(folder, stage.name):
-            figures = _figures(recipe, folder, path, number)
-            points.append({"stage": stage.name, "step": before + step, **figures})
-            print(stage.name, step, flush=True)
+            # A run may have gone on behind what the recipe now says.
+            if step <= stage.end:
+                yield path.stem, before + step, path
         before += stage.end
-    return points
+    yield "shipped", before, None
 
 
 def kept_steps(folder: Path, stage: str) -> list[tuple[int, Path]]:
@@ -60,12 +64,31 @@ def kept_steps(folder: Path, stage: str) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def _figures(recipe: Recipe, folder: Path, path: Path, number: int) -> Point:
-    pupil = Pupil(recipe)
-    restore(pupil, path)
+def measure(recipe: Recipe, folder: Path, number: int) -> list[Point]:
+    """The figures of every place, of so many cases of each kind.
+
+    Kept in the folder after each, so that a start in it goes on with what is lacking.
+    """
+    kept = folder / f"curve-{number}.json"
+    done: dict[str, Point] = json.loads(kept.read_text()) if kept.exists() else {}
+    points = []
+    for name, step, path in places(recipe, folder):
+        if name not in done:
+            done[name] = _figures(recipe, folder, path, number)
+            kept.write_text(json.dumps(done))
+            print(name, flush=True)
+        points.append({"name": name, "step": step, **done[name]})
+    return points
+
+
+def _figures(recipe: Recipe, folder: Path, path: Path | None, number: int) -> Point:
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        model = Path(place) / "model"
-        export(pupil.mm1, folder, model)
+        model = TINY
+        if path:
+            model = Path(place) / "model"
+            pupil = Pupil(recipe)
+            restore(pupil, path)
+            export(pupil.mm1, folder, model)
         answer = answerer(str(model), stack)
         found: dict[str, dict[str, Any]] = {}
         for part in PARTS:

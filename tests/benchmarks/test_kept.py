@@ -8,7 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from PIL import Image
 
+from benchmarks.shapes import curve
 from benchmarks.shapes.curve import kept_steps
 from benchmarks.shapes.joint import Pupil
 from benchmarks.shapes.recipe import open_tokenizer
@@ -130,3 +132,40 @@ def test_a_stage_whose_name_begins_anothers_is_told_from_it(tmp_path):
         (kept / f"{name}.safetensors").touch()
     assert [step for step, _ in kept_steps(tmp_path, "sft")] == [500]
     assert [step for step, _ in kept_steps(tmp_path, "sft-2")] == [500, 1000]
+
+
+def test_the_curve_goes_on_after_a_stop_and_ends_with_what_is_shipped(
+    recipe, tmp_path, monkeypatch
+):
+    first, last = recipe.stages[1], recipe.stages[-1]
+    before = sum(stage.end for stage in recipe.stages[1:-1])
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    names = [kept_name(first, 100), kept_name(last, 50), kept_name(last, last.end + 50)]
+    for name in names:
+        kept_path(tmp_path, name).touch()
+    asked = []
+
+    def figures(_recipe, _folder, path, number):
+        asked.append(path and path.stem)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        right = {"accuracy": len(asked) / 10, "interval_95": [0, 1], "n": number}
+        return dict.fromkeys(curve.SHOWN, right | {"chance_majority": 0.1})
+
+    monkeypatch.setattr(curve, "_figures", figures)
+    with pytest.raises(KeyboardInterrupt):
+        curve.measure(recipe, tmp_path, 5)
+    points = curve.measure(recipe, tmp_path, 5)
+    # What lies behind a stage's end is none of its steps.
+    assert asked == [names[0], names[1], names[1], None]
+    assert [(point["name"], point["step"]) for point in points] == [
+        (names[0], 100),
+        (names[1], before + 50),
+        ("shipped", before + last.end),
+    ]
+    assert [point["colour"]["accuracy"] for point in points] == [0.1, 0.3, 0.4]
+    curve.measure(recipe, tmp_path, 6)
+    assert len(asked) == 7
+    curve.draw(points, tmp_path / "curve.png")
+    assert Image.open(tmp_path / "curve.png").width > 1000
