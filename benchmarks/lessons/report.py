@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.lessons.points import LESSONS, Claim, Lesson, points_of
@@ -48,6 +49,8 @@ def main() -> None:
         sys.exit(
             f"error: {arguments.folder} has no figures; run benchmarks.lessons.run"
         )
+    if len(commits := {run["machine"]["commit"] for run in runs}) > 1:
+        sys.exit(f"error: runs of {len(commits)} commits: make them anew from one")
     results = summarise(runs)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     before, rest = README.read_text().split(BEGIN)
@@ -78,13 +81,13 @@ def summarise(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Means and intervals of every point, and what becomes of every claim."""
     runs = list(runs)
     shares: dict[tuple[str, str], dict[int, float]] = {}
-    chances: dict[str, float] = {}
+    chances: dict[str, list[float]] = {}
     seconds = [sum(run["seconds"].values()) for run in runs]
     for run in runs:
         for measure, row in run["figures"].items():
             own = shares.setdefault((measure, run["point"]["name"]), {})
             own[run["seed"]] = row["right"]
-            chances[measure] = row["chance"]
+            chances.setdefault(measure, []).append(row["chance"])
     points = [
         {
             "point": point,
@@ -106,7 +109,10 @@ def summarise(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
             "longest": round(max(seconds, default=0.0), 1),
             "over": sum(x > SECONDS for x in seconds),
         },
-        "chance": {name: round(value, 4) for name, value in sorted(chances.items())},
+        # Seeds have cases of their own.
+        "chance": {
+            name: round(fmean(some), 4) for name, some in sorted(chances.items())
+        },
         "points": points,
         "claims": claims,
         "machines": [json.loads(x) for x in sorted({_text(run) for run in runs})],
@@ -129,8 +135,7 @@ def _judged(claim: Claim, shares: Shares) -> dict[str, Any]:
     if not values:
         return {"runs": 0, "verdict": "not run"}
     gain = estimate(values)
-    verdict = judge(gain, least=bool(claim.rivals))
-    return {"runs": len(values), **_rounded(gain), "verdict": verdict}
+    return {"runs": len(values), **_rounded(gain), "verdict": judge(gain)}
 
 
 def _rounded(found: Estimate) -> dict[str, float | None]:

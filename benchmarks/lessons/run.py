@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +27,7 @@ from benchmarks.lessons.points import (
     Point,
     points_of,
 )
+from mm1_mlx.bench.machine import commit
 
 FIGURES = "figures"
 
@@ -44,10 +45,19 @@ def main() -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     chosen = tuple(x for x in LESSONS if x.name in (arguments.only or x.name))
     points = list(points_of(chosen).values())
+    if (made_by := commit()) and made_by.endswith("-dirty"):
+        sys.exit(
+            "error: files differ from the commit's, which figures name: use a clone"
+        )
     try:
-        run_all(arguments.folder, points, arguments.seeds, arguments.processes)
+        failed = run_all(
+            *(arguments.folder, points, arguments.seeds, arguments.processes),
+            made_by=made_by,
+        )
     except FileExistsError as error:
         sys.exit(f"error: {error}")
+    if failed:
+        sys.exit(f"error: {failed} failed, see above; the same command goes on")
 
 
 def run_all(
@@ -58,8 +68,21 @@ def run_all(
     *,
     number: int = NUMBER,
     encoder_steps: int = ENCODER_STEPS,
-) -> None:
+    made_by: str | None = None,
+) -> int:
     """Every point with every seed whose file is not there yet; encoders come first.
+
+    Args:
+        folder: where the runs are kept.
+        points: to train.
+        seeds: of each.
+        processes: runs side by side.
+        number: pictures or texts of a measure.
+        encoder_steps: of an encoder.
+        made_by: the commit whose code this is; a file names it.
+
+    Returns:
+        How many failed.
 
     Raises:
         FileExistsError: a file is there, of other settings.
@@ -71,21 +94,37 @@ def run_all(
         if not is_done(folder, point, seed, number, encoder_steps)
     ]
     if not jobs:
-        return
+        return 0
     encoders = {(point.image_size, seed): point for point, seed in jobs}
     with ProcessPoolExecutor(processes, get_context("spawn"), use_fast_math) as pool:
         # Before there are several processes that could write it.
         pool.submit(write_tokenizer, folder).result()
-        made = [
-            pool.submit(make_encoder, folder, point, seed, encoder_steps)
-            for (_, seed), point in encoders.items()
-        ]
-        for each in as_completed(made):
-            print(each.result(), flush=True)
         sizes = number, encoder_steps
-        runs = [pool.submit(run_point, folder, *job, *sizes) for job in jobs]
-        for done, each in enumerate(as_completed(runs), start=1):
-            print(f"{done} of {len(runs)}: {each.result()}", flush=True)
+        made = {
+            pool.submit(make_encoder, folder, point, seed, encoder_steps, made_by): (
+                encoder_path(folder, point, seed).stem
+            )
+            for (_, seed), point in encoders.items()
+        }
+        failed = _report(made)
+        runs = {
+            pool.submit(run_point, folder, *job, *sizes, made_by): (
+                figures_path(folder, *job).stem
+            )
+            for job in jobs
+        }
+        return failed + _report(runs)
+
+
+def _report(jobs: dict[Future[str], str]) -> int:
+    """Say what becomes of each job when it ends; how many failed."""
+    failed = 0
+    for done, job in enumerate(as_completed(jobs), start=1):
+        error = job.exception()
+        failed += error is not None
+        said = job.result() if error is None else f"{jobs[job]} failed: {error!r}"
+        print(f"{done} of {len(jobs)}: {said}", flush=True)
+    return failed
 
 
 def use_fast_math() -> None:
@@ -177,7 +216,11 @@ def encoder_path(folder: Path, point: Point, seed: int) -> Path:
 
 
 def make_encoder(
-    folder: Path, point: Point, seed: int, steps: int = ENCODER_STEPS
+    folder: Path,
+    point: Point,
+    seed: int,
+    steps: int = ENCODER_STEPS,
+    made_by: str | None = None,
 ) -> str:
     """Train the encoder of a resolution and a seed, unless it is there; what was done."""
     from benchmarks.lessons.learn import train_encoder
@@ -191,8 +234,11 @@ def make_encoder(
     if _stands(record, made) and out.is_file():
         return f"{out.stem} stands"
     place = folder / "unfinished" / out.stem
+    begun = time.perf_counter()
     last, seconds = train_encoder(point, seed, steps, place, out)
-    replace_json(record, {**made, **last, "seconds": seconds})
+    # What was trained before a stop counts by its steps alone.
+    seconds = round(max(seconds, time.perf_counter() - begun), 1)
+    replace_json(record, {**made, **last, "seconds": seconds, "commit": made_by})
     shutil.rmtree(place)
     return f"{out.stem}: loss {last['loss']:.3f}, {seconds:.0f} s"
 
@@ -203,6 +249,7 @@ def run_point(
     seed: int,
     number: int = NUMBER,
     encoder_steps: int = ENCODER_STEPS,
+    made_by: str | None = None,
 ) -> str:
     """Train a point, measure it on so many pictures, and write its figures; what they are."""
     from benchmarks.lessons.learn import train
@@ -221,14 +268,19 @@ def run_point(
     tokenizer = folder / "tokenizer"
     opened = open_tokenizer(tokenizer, config_of(point))
     encoder = encoder_path(folder, point, seed)
+    begun = time.perf_counter()
     model, logs = train(point, seed, encoder, opened, place)
     export(model, tokenizer, place / "model", answers=point.question_steps > 0)
-    begun = time.perf_counter()
+    trained = time.perf_counter()
     found = measure(point, place / "model", seed, number)
+    steps = {name: seconds for name, (_, seconds) in logs.items()}
+    # Beside steps there are checkpoints, and the model that is written.
+    rest = max(0.0, trained - begun - sum(steps.values()))
     seconds = {
         "encoder": json.loads(encoder.with_suffix(".json").read_text())["seconds"],
-        **{name: seconds for name, (_, seconds) in logs.items()},
-        "measure": round(time.perf_counter() - begun, 1),
+        **steps,
+        "rest": round(rest, 1),
+        "measure": round(time.perf_counter() - trained, 1),
     }
     values: dict[str, Any] = {
         **made,
@@ -236,7 +288,8 @@ def run_point(
         "figures": found,
         "losses": {name: line["loss"] for name, (line, _) in logs.items()},
         "seconds": seconds,
-        "machine": describe(preload_blas()),
+        # By now the checkout may be another one.
+        "machine": describe(preload_blas()) | {"commit": made_by},
     }
     path = figures_path(folder, point, seed)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Figures of several seeds -> intervals, and whether a lesson shows in them.
 
-A claim's gain is taken seed by seed: of one seed all points see the same pictures and
-answer the same cases, so what the seed alone does falls out of the difference.
+A claim's gain is taken seed by seed: points of one seed answer the same cases, and those of
+one mix see the same pictures, so what the seed alone does falls out of the difference.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def gains(claim: Claim, shares: Shares) -> list[float]:
     """By how much each seed has what the claim says, in the order of the seeds.
 
     How much better its better point is, less how far its rivals lie apart: the best of
-    them, over all seeds, from the worst. Of seeds that lack a run there is none.
+    them from the worst. Which those are the other seeds say: on the seed that they are
+    chosen by, the best lies apart from the worst by chance alone. Of seeds that lack a run
+    there is none.
     """
 
     def of(point: str) -> Mapping[int, float]:
@@ -53,23 +55,17 @@ def gains(claim: Claim, shares: Shares) -> list[float]:
 
     held = [of(point) for point in (claim.better, claim.worse, *claim.rivals)]
     seeds = sorted(set.intersection(*(set(values) for values in held)))
-    ranked = sorted(claim.rivals, key=lambda point: sum(of(point)[s] for s in seeds))
     found = []
     for seed in seeds:
+        others = [other for other in seeds if other != seed]
+        ranked = sorted(claim.rivals, key=lambda p: sum(of(p)[s] for s in others))
         apart = of(ranked[-1])[seed] - of(ranked[0])[seed] if ranked else 0.0
         found.append(of(claim.better)[seed] - of(claim.worse)[seed] - apart)
     return found
 
 
-def judge(gain: Estimate, *, least: bool = False) -> Verdict:
-    """Whether the interval of a gain lies above 0, holds it, or lies below.
-
-    Args:
-        gain: of a claim.
-        least: whether it is less than the true one, as where rivals are: the distance of
-            the best from the worst is more than theirs by chance alone. Then nothing says
-            the opposite.
-    """
+def judge(gain: Estimate) -> Verdict:
+    """Whether the interval of a gain lies above 0, holds it, or lies below."""
     if gain.low > 0:
         return "shows"
-    return "opposite" if gain.high < 0 and not least else "does not show"
+    return "opposite" if gain.high < 0 else "does not show"
