@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -34,6 +35,8 @@ from benchmarks.lessons.verdict import Estimate, estimate, gains, judge
 from benchmarks.shapes.scene import HELD_OUT, SEEN_PAIRS, split_rng
 from mm1_mlx import files
 from mm1_mlx.models import MM1
+from mm1_mlx.prompt import Prompt
+from mm1_mlx.train.sample import build_document, build_sample
 
 POINTS = points_of()
 CLAIMS = [claim for lesson in LESSONS for claim in lesson.claims]
@@ -136,6 +139,32 @@ def test_cases_have_one_right_text_in_any_place(measure):
     if measure == "few-shot":
         before = [part for part in cases[0].parts if isinstance(part, str)]
         assert len(before) == LISTED - 1
+
+
+@pytest.mark.parametrize("name", ["answers", "zero-shot", "few-shot", "text"])
+def test_cases_are_the_tokens_that_training_reads(name, tokenizer):
+    config = config_of(BASE)
+    if name != "answers":
+        config = replace(config, prompt=replace(config.prompt, template="plain"))
+    image = config.prompt.image_token_id
+    for case in islice(cases_of(name, 40), 60):
+        asked, text = measure._candidates(case).ask, case.texts[case.right]
+        prompt, (behind,) = Prompt.build_continued(
+            asked.prompt, asked.images, config, tokenizer, [text]
+        )
+        # In a sample a picture is one token.
+        tokens = []
+        for token in prompt.tokens:
+            if token != image or tokens[-1:] != [image]:
+                tokens.append(token)
+        held = [part if isinstance(part, str) else None for part in case.parts]
+        if name == "answers":
+            turns = [("user", held), ("assistant", [text.strip()])]
+            sample = build_sample(turns, config, tokenizer)
+        else:
+            joined = [*held[:-1], held[-1] + text] if held[-1] else [*held, text]
+            sample = build_document(joined, config, tokenizer)
+        assert sample.tokens[: len(tokens) + len(behind)] == (*tokens, *behind)
 
 
 def test_interval_is_students():
