@@ -20,7 +20,7 @@ _DENIALS = {"No", "no", "not"}
 def says_yes(answer: str) -> bool:
     """Whether the first sentence of an answer has no "no", "No" or "not" in it.
 
-    Words end at any white space. LLaVA's end at blanks, so that "No\\nThere is" is a yes.
+    Words end at any white space. LLaVA's end at blanks, where "No", a line break and "It" are one.
     """
     sentence = answer.partition(".")[0].replace(",", "")
     return not _DENIALS & set(sentence.split())
