@@ -70,10 +70,10 @@ def variant(data, metric):
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_kind_of_task_runs_from_the_command_line(mm1, data, metric):
     name = next(task.name for task in TASKS.values() if task.metric == metric)
-    # Choices are none of the embedded model's tasks: it describes the picture.
-    options = ("--max-tokens", "64") if metric == "letter" else ()
-    code, out, err = mm1(name, variant(data, metric), "--json", *options)
-    assert (code, err) == (0, "")
+    code, out, err = mm1(name, variant(data, metric), "--json")
+    assert code == 0
+    # Choices are none of the embedded model's tasks: it describes the picture at length.
+    assert not err or (metric == "letter" and "had not ended after" in err)
     results = json.loads(out)
     assert results["task"] == name
     assert results["n"] == COUNT
