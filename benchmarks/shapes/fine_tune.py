@@ -27,7 +27,6 @@ BLAS = preload_blas()
 
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
 
 from benchmarks.shapes.arrows import arrow_cases, arrow_questions, arrow_scene  # noqa: E402
 from benchmarks.shapes.cases import PARTS, Case, part_cases  # noqa: E402
@@ -232,16 +231,9 @@ def verdict(result: Mapping[str, Any]) -> dict[str, bool]:
     }
 
 
-def packed_share(model: Path) -> float:
-    """The share of a model's weights that are packed into 4 bits."""
-    weights = load_file(model / "model.safetensors")
-    packed = sum(8 * x.size for x in weights.values() if x.dtype == np.uint32)
-    rest = sum(
-        x.size
-        for name, x in weights.items()
-        if x.dtype != np.uint32 and not name.endswith((".scales", ".biases"))
-    )
-    return round(packed / (packed + rest), 3)
+def weights_size(model: Path) -> int:
+    """The bytes of a model's weights."""
+    return (model / "model.safetensors").stat().st_size
 
 
 def main() -> None:
@@ -263,7 +255,10 @@ def main() -> None:
         "what": "mm1 train sft, python -m benchmarks.shapes.fine_tune",
         "machine": describe(BLAS),
         "flags": FLAGS | {"adapter-targets": list(TARGETS)},
-        "in_4_bits": packed_share(quantized),
+        "bytes": {
+            "model": weights_size(arguments.model),
+            "4-bit copy": weights_size(quantized),
+        },
     }
     if kept.exists():
         result = json.loads(kept.read_text())
