@@ -231,6 +231,37 @@ def verdict(result: Mapping[str, Any]) -> dict[str, bool]:
     }
 
 
+def table(result: Mapping[str, Any]) -> str:
+    """What was learned and what it cost, as a Markdown table."""
+    names = {"before": "before", "lora": "LoRA", "qlora": "QLoRA"}
+    rows = [result[name] for name in names]
+
+    def share(row: Mapping[str, Any]) -> str:
+        low, high = row["interval_95"]
+        return f"{row['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+
+    def lost(row: Mapping[str, Any]) -> str:
+        worst = row.get("worst")
+        return f"{worst['kind']}: {100 * worst['lost']:.1f} points" if worst else ""
+
+    lines = {
+        f"arrows, {rows[0]['arrows']['n']:,} questions": [
+            share(x["arrows"]) for x in rows
+        ],
+        f"old tasks, {rows[0]['old tasks']['n']:,}": [
+            share(x["old tasks"]) for x in rows
+        ],
+        "the old task that lost the most": [lost(x) for x in rows],
+        "training, seconds": [
+            f"{x['seconds']:.0f}" if "seconds" in x else "" for x in rows
+        ],
+    }
+    head = [f"| | {' | '.join(names.values())} |", "|---|--:|--:|--:|"]
+    return "\n".join(
+        [*head, *(f"| {name} | {' | '.join(cells)} |" for name, cells in lines.items())]
+    )
+
+
 def weights_size(model: Path) -> int:
     """The bytes of a model's weights."""
     return (model / "model.safetensors").stat().st_size

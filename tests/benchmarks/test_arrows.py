@@ -179,6 +179,15 @@ def test_a_run_goes_on_with_what_is_lacking(stubs, tmp_path, monkeypatch):
     assert whole["bytes"] == {"model": size, "4-bit copy": 6}
     assert whole["fused"] == {"answers": 100, "other_answers": 0}
     assert all(whole["verdict"].values())
+    shown = fine_tune.table(whole).splitlines()
+    assert shown[0] == "| | before | LoRA | QLoRA |"
+    arrows = "| arrows, 100 questions | 30.0% (21.9% to 39.6%) | 97.0% "
+    assert shown[2].startswith(arrows)
+    assert shown[3].startswith("| old tasks, 400 | 93.5% (")
+    assert shown[4:] == [
+        "| the old task that lost the most |  | read: 0.0 points | read: 0.0 points |",
+        "| training, seconds |  | 100 | 100 |",
+    ]
     # Stopped while QLoRA was trained: its seconds count, so it begins anew.
     del stubs[:]
     path.write_text(
