@@ -90,6 +90,9 @@ def test_one_that_is_stopped_leaves_nothing(kind, tmp_path):
         TINY,
         "-o",
         out,
+        # So much to do that it is still at work when a busy machine gets to the signal.
+        "--resolution",
+        "56,112,168,224,280",
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as child:
         # It is at work from the moment its folder is there.
