@@ -27,7 +27,6 @@ from benchmarks.lessons.points import (
     Point,
     points_of,
 )
-from mm1_mlx.bench.machine import commit
 
 FIGURES = "figures"
 
@@ -45,6 +44,8 @@ def main() -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     chosen = tuple(x for x in LESSONS if x.name in (arguments.only or x.name))
     points = list(points_of(chosen).values())
+    from mm1_mlx.bench.machine import commit
+
     if (made_by := commit()) and made_by.endswith("-dirty"):
         sys.exit(
             "error: files differ from the commit's, which figures name: use a clone"

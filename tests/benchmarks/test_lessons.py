@@ -4,10 +4,13 @@ import errno
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -38,6 +41,7 @@ from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.train.sample import build_document, build_sample
 
+ROOT = Path(__file__).parents[2]
 POINTS = points_of()
 CLAIMS = [claim for lesson in LESSONS for claim in lesson.claims]
 
@@ -326,6 +330,12 @@ def test_figures_that_were_cut_off_are_not_there(short, monkeypatch, tmp_path):
     )
 
 
+def test_a_process_finds_its_blas_before_mlx():
+    """What spawned processes import before they are told to: without it steps take ten times."""
+    code = "import sys, benchmarks.lessons.run; sys.exit('mlx.core' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_a_run_that_fails_leaves_the_others_going(tmp_path, capsys, monkeypatch):
     def work(name, fails):
         if fails:
@@ -345,10 +355,10 @@ def test_a_run_that_fails_leaves_the_others_going(tmp_path, capsys, monkeypatch)
         "c: 50%",
     ]
     monkeypatch.setattr("sys.argv", ["run", str(tmp_path)])
-    monkeypatch.setattr(run, "commit", lambda: "abc-dirty")
+    monkeypatch.setattr("mm1_mlx.bench.machine.commit", lambda: "abc-dirty")
     with pytest.raises(SystemExit, match="use a clone"):
         run.main()
-    monkeypatch.setattr(run, "commit", lambda: "abc")
+    monkeypatch.setattr("mm1_mlx.bench.machine.commit", lambda: "abc")
     monkeypatch.setattr(run, "run_all", lambda *_, made_by: int(made_by == "abc"))
     with pytest.raises(SystemExit, match="1 failed"):
         run.main()
