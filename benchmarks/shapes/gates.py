@@ -102,15 +102,19 @@ def _cells(gate: Gate | None) -> str:
     return f"{gate.right:.1%} | {gate.bar:.1%} | {said}"
 
 
+def measured(name: str) -> dict[str, dict[str, Any]]:
+    """What was measured and kept as ``results{name}.json``."""
+    rows: dict[str, dict[str, Any]] = json.loads(
+        (HERE / f"results{name}.json").read_text()
+    )
+    return rows
+
+
 def read() -> tuple[list[Gate], list[Gate]]:
     """The bars of both splits, from what was measured and kept."""
 
     def of(split: str) -> list[Gate]:
-        figures, first = (
-            json.loads((HERE / f"results{name}{split}.json").read_text())
-            for name in ("", "-first")
-        )
-        return gates(figures, first, held_out=not split)
+        return gates(measured(split), measured(f"-first{split}"), held_out=not split)
 
     return of("-seen"), of("")
 

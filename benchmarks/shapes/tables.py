@@ -5,7 +5,6 @@ Tables between the marks in README.md here and in the project's, from results*.j
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +38,9 @@ BRIEF = {
 Figures = dict[str, dict[str, Any]]
 
 
-def figures(name: str) -> Figures:
-    """What was measured and kept as ``results{name}.json``."""
-    measured: Figures = json.loads((HERE / f"results{name}.json").read_text())
-    return measured
-
-
 def tables() -> dict[Path, dict[str, str]]:
     """Of every document the tables, by the marks that they stand between."""
-    held_out, seen = figures(""), figures("-seen")
+    held_out, seen = gates.measured(""), gates.measured("-seen")
     return {
         README: {
             "gates": gates.table(*gates.read()),

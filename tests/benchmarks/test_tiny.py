@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.shapes import evaluate as shapes
-from benchmarks.shapes import gallery, tables
+from benchmarks.shapes import gallery, gates, tables
 from benchmarks.shapes.cases import scene_cases
 from benchmarks.shapes.evaluate import answerer, evaluate
 from benchmarks.shapes.scene import FEW
@@ -28,7 +28,7 @@ def test_documents_hold_what_was_measured():
 @pytest.mark.parametrize("split", ["", "-seen"])
 def test_two_thousand_of_each_were_asked(split):
     plain = ("plain colour", "plain shape")
-    for kind, row in tables.figures(split).items():
+    for kind, row in gates.measured(split).items():
         # Plain pictures are as many as there are.
         assert row["n"] >= 2000 or (kind in plain and row["n"] == 288), kind
 
@@ -62,7 +62,7 @@ def test_the_galleries_show_what_the_model_answers(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_held_out_pictures_are_answered_as_measured():
     """A sample of what results.json measured: fewer right would be another model."""
-    measured = tables.figures("")
+    measured = gates.measured("")
     with ExitStack() as stack:
         figures = evaluate(answerer(None, stack), scene_cases(60, counts=FEW))
     for kind in ("colour", "shape", "where", "all questions"):
