@@ -46,12 +46,15 @@ private actor Shared {
     @Test func twoPicturesAreBothSeen() async throws {
         let (star, four) = (try picture("red-star"), try picture("four-shapes"))
         let greedy = AnswerOptions(temperature: 0)
-        // Each is answered by another of the two.
+        // Each is answered by another of the two, and the last by both in their order.
         let heart = Message.user("What colour is the heart?", [star, four])
         let two = try await client.answer([heart], options: greedy)
         #expect(two.text.contains("purple"))
-        let red = Message.user("Is there a red star?", [four, star])
-        #expect(try await client.answer([red], options: greedy).text.contains("yes"))
+        let asked = "Which picture shows a red star: first, second, both or neither?"
+        for (pictures, place) in [([star, four], "first"), ([four, star], "second")] {
+            let which = Message.user(asked, pictures)
+            #expect(try await client.answer([which], options: greedy).text == place)
+        }
         let one = try await client.answer([.user("What is this?", [star])], options: greedy)
         let tokens = [one, two].map(\.finish.usage.promptTokensDetails.imageTokens)
         #expect(tokens[0] > 0)
