@@ -30,8 +30,10 @@ from mm1_mlx.train.sample import (
     collate,
 )
 
-# Of a batch; pictures stand in several rows where they are of documents.
+# Of a batch: captions or texts, of which documents are half as many and show as many
+# pictures between them; and conversations.
 ROWS = 24
+ASKED = 16
 LABELLED = 32
 # Of the encoder's pictures: shares of objects in colours without a name, so that it does
 # not learn shapes colour by colour.
@@ -104,7 +106,7 @@ class Questions:
 
     def __call__(self, step: int, shard: int) -> Batch:
         rng = picture_rng(self.seed, step, shard)
-        scenes = [lesson_scene(rng) for _ in range(ROWS)]
+        scenes = [lesson_scene(rng) for _ in range(ASKED)]
         samples = []
         for scene in scenes:
             turns: list[Turn] = []
@@ -112,7 +114,7 @@ class Questions:
                 turns.append(("user", [q.text] if turns else [None, q.text]))
                 turns.append(("assistant", [q.answer]))
             samples.append(build_sample(turns, self.config, self.tokenizer))
-        places = [[i] for i in range(ROWS)]
+        places = [[i] for i in range(ASKED)]
         return shown(samples, places, scenes, self.config, self.tokenizer)
 
 

@@ -178,14 +178,14 @@ def made_of(
     encoder_steps: int = ENCODER_STEPS,
 ) -> dict[str, Any]:
     """What a run's figures depend on beside the code, as their file holds it."""
-    from benchmarks.lessons.batches import ROWS
+    from benchmarks.lessons.batches import ASKED, LABELLED, ROWS
     from benchmarks.lessons.learn import stages
     from benchmarks.lessons.models import config_of
 
     made = stages(point, seed, encoder_steps)
     return {
         "config": config_of(point).to_dict(),
-        "rows": ROWS,
+        "rows": {"labelled": LABELLED, "documents": ROWS, "questions": ASKED},
         "point": as_json(point),
         "seed": seed,
         "number": number,

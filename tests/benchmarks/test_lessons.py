@@ -435,7 +435,7 @@ def test_a_report_of_several_commits_is_refused(monkeypatch, tmp_path):
 
 
 def test_a_report_of_half_the_runs_says_what_is_missing():
-    part = [x for x in made_up((0,)) if x["point"]["name"] in ("base", "48px", "96px")]
+    part = [x for x in made_up((0,)) if x["point"]["name"] in ("base", "48px", "80px")]
     results = report.summarise(part)
     verdicts = {row["text"]: row["verdict"] for row in results["claims"]}
     assert verdicts["a higher resolution is better"] == "does not show"
