@@ -15,9 +15,8 @@ from benchmarks.lessons.documents import (
 from benchmarks.lessons.points import Form
 from benchmarks.shapes.documents import Part
 from benchmarks.shapes.draw import draw
-from benchmarks.shapes.patches import PatchBatch, label_patches
 from benchmarks.shapes.recipe import picture_rng
-from benchmarks.shapes.scene import Scene, pick, recolour
+from benchmarks.shapes.scene import Scene
 from mm1_mlx.config import MM1Config
 from mm1_mlx.image import load_picture
 from mm1_mlx.messages import Turn
@@ -34,28 +33,8 @@ from mm1_mlx.train.sample import (
 # pictures between them; and conversations.
 ROWS = 24
 ASKED = 16
-LABELLED = 32
-# Of the encoder's pictures: shares of objects in colours without a name, so that it does
-# not learn shapes colour by colour.
-UNNAMED = (0.0, 0.5, 1.0)
 
 FORMS: tuple[Form, Form, Form] = ("captions", "interleaved", "texts")
-
-
-class Labelled:
-    """The labelled pictures of (step, shard): what the encoder learns from."""
-
-    def __init__(self, config: MM1Config, seed: int) -> None:
-        self.config = config
-        self.seed = seed
-
-    def __call__(self, step: int, shard: int) -> PatchBatch:
-        rng = picture_rng(self.seed, step, shard)
-        scenes = [
-            recolour(lesson_scene(rng), pick(rng, UNNAMED), rng)
-            for _ in range(LABELLED)
-        ]
-        return label_patches(scenes, self.config)
 
 
 class Documents:

@@ -1,4 +1,4 @@
-"""A point is trained: its encoder, on documents, on questions, by the project's trainer."""
+"""A point is trained, on documents and on questions, by the project's trainer."""
 
 from __future__ import annotations
 
@@ -10,18 +10,11 @@ from mm1_mlx.blas import preload_blas
 preload_blas()
 
 import mlx.core as mx  # noqa: E402
-from mlx.utils import tree_flatten  # noqa: E402
 
-from benchmarks.lessons.batches import Documents, Labelled, Questions  # noqa: E402
-from benchmarks.lessons.models import WIDTH, config_of  # noqa: E402
-from benchmarks.lessons.points import ENCODER_STEPS, Point  # noqa: E402
-from benchmarks.shapes.patches import (  # noqa: E402
-    PatchClassifier,
-    PatchHeads,
-    encoder_loss,
-)
+from benchmarks.lessons.batches import Documents, Questions  # noqa: E402
+from benchmarks.lessons.models import config_of, encoder_weights  # noqa: E402
+from benchmarks.lessons.points import Point  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
-from mm1_mlx.models.vision import VisionEncoder  # noqa: E402
 from mm1_mlx.tokenizer import Tokenizer  # noqa: E402
 from mm1_mlx.train.config import TrainConfig  # noqa: E402
 from mm1_mlx.train.loss import next_token_loss, sparse_loss  # noqa: E402
@@ -32,8 +25,8 @@ from mm1_mlx.train.trainer import Trainer  # noqa: E402
 # a stop.
 Trained = tuple[dict[str, Any], float]
 # Streams of pictures, so that no two stages of a seed see the same ones.
-ENCODER, DOCUMENTS, QUESTIONS = 0, 1, 2
-STREAMS = 3
+DOCUMENTS, QUESTIONS = 0, 1
+STREAMS = 2
 # Shares of a stage's steps.
 WARMUP, DECAY = 0.1, 0.4
 
@@ -59,56 +52,31 @@ def stream(seed: int, stage: int) -> int:
     return STREAMS * seed + stage
 
 
-def stages(
-    point: Point, seed: int, steps: int = ENCODER_STEPS
-) -> dict[str, TrainConfig]:
-    """What a point goes through, its encoder in so many steps."""
+def stages(point: Point, seed: int) -> dict[str, TrainConfig]:
+    """What a point goes through."""
     made = (
-        ("encoder", steps, ENCODER),
         ("documents", point.pretrain_steps, DOCUMENTS),
         ("questions", point.question_steps, QUESTIONS),
     )
     return {name: settings(n, stream(seed, stage)) for name, n, stage in made if n}
 
 
-def train_encoder(
-    point: Point, seed: int, steps: int, folder: Path, out: Path
-) -> Trained:
-    """Train an encoder of the point's resolution on labelled patches and keep it."""
-    config = config_of(point)
-    assert config.vision is not None
-    mx.random.seed(seed)
-    model = PatchClassifier(VisionEncoder(config.vision), PatchHeads(WIDTH))
-    made = stages(point, seed, steps)["encoder"]
-    batches = Labelled(config, made.seed)
-    last = _run(Trainer(model, encoder_loss, batches, made, folder))
-    weights = dict(tree_flatten(model.vision.parameters()))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # In one go: whoever finds it finds all of it.
-    partial = out.with_suffix(".partial.safetensors")
-    mx.save_safetensors(str(partial), weights)
-    partial.replace(out)
-    return last
-
-
 def train(
     point: Point,
     seed: int,
-    encoder: Path,
     tokenizer: Tokenizer,
     folder: Path,
 ) -> tuple[MM1, dict[str, Trained]]:
     """A point's model with an encoder that stays as it is, and its stages."""
     config = config_of(point)
+    assert config.vision is not None
     mx.random.seed(stream(seed, DOCUMENTS))
     model = MM1(config)
-    model.vision.load_weights(str(encoder))
+    model.vision.load_weights(list(encoder_weights(config.vision).items()))
     model.vision.freeze()
     loss: Any = sparse_loss if point.experts else next_token_loss
     logs = {}
     for name, made in stages(point, seed).items():
-        if name == "encoder":
-            continue
         batches: Any = Questions(config, tokenizer, made.seed)
         if name == "documents":
             batches = Documents(config, tokenizer, made.seed, point.mix)

@@ -1,7 +1,8 @@
-"""A point's model: small enough to be trained on one core in minutes."""
+"""A point's model, small enough to be trained on one core in minutes, and its encoder."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ from mlx.utils import tree_flatten
 
 from benchmarks.lessons.points import Connector, Point
 from benchmarks.shapes.recipe import make_config
-from mm1_mlx.config import MM1Config
+from mm1_mlx.checkpoint import load_config
+from mm1_mlx.config import MM1Config, VisionConfig
 from mm1_mlx.models import MM1
+from mm1_mlx.models.resample import stretch
+from mm1_mlx.runtime import TINY
 from mm1_mlx.writer import CheckpointWriter
 
+WEIGHTS = TINY / "model.safetensors"
+POSITIONS = "position_embedding"
 WIDTH = 64
 LAYERS = 4
 # Of a dense feed-forward part.
@@ -24,6 +30,8 @@ EVERY = 2
 
 def config_of(point: Point) -> MM1Config:
     """Its config; one with experts has as many weights at work as one without."""
+    shipped = load_config(TINY).vision
+    assert shipped is not None
     decoder: dict[str, Any] = {
         "hidden_size": WIDTH,
         "intermediate_size": INTERMEDIATE,
@@ -40,15 +48,7 @@ def config_of(point: Point) -> MM1Config:
             "offset": EVERY - 1,
         }
     parts: dict[str, dict[str, Any]] = {
-        "vision": {
-            "image_size": point.image_size,
-            "patch_size": 8,
-            "hidden_size": WIDTH,
-            "intermediate_size": 4 * WIDTH,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "hidden_act": "quick_gelu",
-        },
+        "vision": shipped.to_dict() | {"image_size": point.image_size},
         "connector": {
             "kind": point.connector,
             "num_image_tokens": point.image_tokens,
@@ -58,6 +58,24 @@ def config_of(point: Point) -> MM1Config:
         "image": {"resize": "pad"},
     }
     return make_config(parts)
+
+
+def encoder_weights(config: VisionConfig) -> dict[str, mx.array]:
+    """The embedded model's encoder, its positions stretched to the config's grid."""
+    prefix = "vision."
+    weights = {
+        name.removeprefix(prefix): x.astype(mx.float32)
+        for name, x in mx.load(str(WEIGHTS)).items()
+        if name.startswith(prefix)
+    }
+    classes, table = mx.split(weights[POSITIONS], [int(config.class_token)])
+    table = stretch(table, config.grid_size, config.interpolation)
+    return weights | {POSITIONS: mx.concatenate([classes, table])}
+
+
+def encoder_digest() -> str:
+    """What tells the encoder's file from another."""
+    return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
 
 
 def _inside(kind: Connector) -> dict[str, int]:

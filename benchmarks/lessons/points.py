@@ -13,9 +13,8 @@ SEEDS = (0, 1, 2)
 # Pictures or texts of a measure.
 NUMBER = 200
 
-# Optimizer steps: of the encoder, of the shortest pre-training, of one that is itself
-# measured, and of the fine-tuning on questions.
-ENCODER_STEPS = 200
+# Optimizer steps: of the shortest pre-training, of one that is itself measured, and of
+# the fine-tuning on questions.
 SHORT, LONG = 75, 400
 QUESTION_STEPS = 300
 # Captions, documents with pictures and texts, as the paper's final model has them.
@@ -28,7 +27,7 @@ class Point:
 
     name: str
     # Pixels of a side, of which a patch has 8.
-    image_size: int = 64
+    image_size: int = 72
     image_tokens: int = 16
     connector: Connector = "c_abstractor"
     # Experts of every other layer, of which a token takes two; 0 for none.
@@ -46,7 +45,7 @@ def _pretrained(mix: tuple[int, int, int]) -> Point:
 
 
 BASE = Point("base")
-SMALL, LARGE = Point("48px", image_size=48), Point("80px", image_size=80)
+SMALL, LARGE = Point("48px", image_size=48), Point("96px", image_size=96)
 FEW, MANY = Point("4-tokens", image_tokens=4), Point("36-tokens", image_tokens=36)
 AVERAGE = Point("average-pool", connector="average_pool")
 ATTENTION = Point("attention-pool", connector="attention_pool")
@@ -109,7 +108,7 @@ LESSONS = (
     Lesson(
         "resolution",
         "Resolution, pixels of a side",
-        ((SMALL, "48"), (BASE, "64"), (LARGE, "80")),
+        ((SMALL, "48"), (BASE, "72"), (LARGE, "96")),
         ("answers",),
         (
             Claim(

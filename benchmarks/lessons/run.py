@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lessons.points import (
-    ENCODER_STEPS,
     LESSONS,
     NUMBER,
     SEEDS,
@@ -68,10 +67,9 @@ def run_all(
     processes: int,
     *,
     number: int = NUMBER,
-    encoder_steps: int = ENCODER_STEPS,
     made_by: str | None = None,
 ) -> int:
-    """Every point with every seed whose file is not there yet; encoders come first.
+    """Every point with every seed whose file is not there yet.
 
     Args:
         folder: where the runs are kept.
@@ -79,7 +77,6 @@ def run_all(
         seeds: of each.
         processes: runs side by side.
         number: pictures or texts of a measure.
-        encoder_steps: of an encoder.
         made_by: the commit whose code this is; a file names it.
 
     Returns:
@@ -92,29 +89,20 @@ def run_all(
         (point, seed)
         for seed in seeds
         for point in points
-        if not is_done(folder, point, seed, number, encoder_steps)
+        if not is_done(folder, point, seed, number)
     ]
     if not jobs:
         return 0
-    encoders = {(point.image_size, seed): point for point, seed in jobs}
     with ProcessPoolExecutor(processes, get_context("spawn"), use_fast_math) as pool:
         # Before there are several processes that could write it.
         pool.submit(write_tokenizer, folder).result()
-        sizes = number, encoder_steps
-        made = {
-            pool.submit(make_encoder, folder, point, seed, encoder_steps, made_by): (
-                encoder_path(folder, point, seed).stem
-            )
-            for (_, seed), point in encoders.items()
-        }
-        failed = _report(made)
         runs = {
-            pool.submit(run_point, folder, *job, *sizes, made_by): (
+            pool.submit(run_point, folder, *job, number, made_by): (
                 figures_path(folder, *job).stem
             )
             for job in jobs
         }
-        return failed + _report(runs)
+        return _report(runs)
 
 
 def _report(jobs: dict[Future[str], str]) -> int:
@@ -144,14 +132,13 @@ def is_done(
     point: Point,
     seed: int,
     number: int = NUMBER,
-    encoder_steps: int = ENCODER_STEPS,
 ) -> bool:
     """Whether the figures of a run stand.
 
     Raises:
         FileExistsError: they are of other settings.
     """
-    made = made_of(point, seed, number, encoder_steps)
+    made = made_of(point, seed, number)
     return _stands(figures_path(folder, point, seed), made)
 
 
@@ -175,17 +162,17 @@ def made_of(
     point: Point,
     seed: int,
     number: int = NUMBER,
-    encoder_steps: int = ENCODER_STEPS,
 ) -> dict[str, Any]:
     """What a run's figures depend on beside the code, as their file holds it."""
-    from benchmarks.lessons.batches import ASKED, LABELLED, ROWS
+    from benchmarks.lessons.batches import ASKED, ROWS
     from benchmarks.lessons.learn import stages
-    from benchmarks.lessons.models import config_of
+    from benchmarks.lessons.models import config_of, encoder_digest
 
-    made = stages(point, seed, encoder_steps)
+    made = stages(point, seed)
     return {
         "config": config_of(point).to_dict(),
-        "rows": {"labelled": LABELLED, "documents": ROWS, "questions": ASKED},
+        "encoder": encoder_digest(),
+        "rows": {"documents": ROWS, "questions": ASKED},
         "point": as_json(point),
         "seed": seed,
         "number": number,
@@ -211,45 +198,11 @@ def write_tokenizer(folder: Path) -> None:
     open_tokenizer(folder / "tokenizer", load_recipe().config)
 
 
-def encoder_path(folder: Path, point: Point, seed: int) -> Path:
-    """Where the encoder that a run begins with is."""
-    return folder / "encoders" / f"{point.image_size}px-seed{seed}.safetensors"
-
-
-def make_encoder(
-    folder: Path,
-    point: Point,
-    seed: int,
-    steps: int = ENCODER_STEPS,
-    made_by: str | None = None,
-) -> str:
-    """Train the encoder of a resolution and a seed, unless it is there; what was done."""
-    from benchmarks.lessons.learn import train_encoder
-    from mm1_mlx.files import replace_json
-
-    out = encoder_path(folder, point, seed)
-    record = out.with_suffix(".json")
-    stages = made_of(point, seed, encoder_steps=steps)["stages"]
-    made = {"settings": stages["encoder"]}
-    # The record is written last: without one the encoder is of a run that was killed.
-    if _stands(record, made) and out.is_file():
-        return f"{out.stem} stands"
-    place = folder / "unfinished" / out.stem
-    begun = time.perf_counter()
-    last, seconds = train_encoder(point, seed, steps, place, out)
-    # What was trained before a stop counts by its steps alone.
-    seconds = round(max(seconds, time.perf_counter() - begun), 1)
-    replace_json(record, {**made, **last, "seconds": seconds, "commit": made_by})
-    shutil.rmtree(place)
-    return f"{out.stem}: loss {last['loss']:.3f}, {seconds:.0f} s"
-
-
 def run_point(
     folder: Path,
     point: Point,
     seed: int,
     number: int = NUMBER,
-    encoder_steps: int = ENCODER_STEPS,
     made_by: str | None = None,
 ) -> str:
     """Train a point, measure it on so many pictures, and write its figures; what they are."""
@@ -262,15 +215,14 @@ def run_point(
     from mm1_mlx.files import replace_json
 
     place = folder / "unfinished" / f"{point.name}-seed{seed}"
-    made = made_of(point, seed, number, encoder_steps)
+    made = made_of(point, seed, number)
     if not _stands(place / "made.json", made):
         place.mkdir(parents=True, exist_ok=True)
         replace_json(place / "made.json", made)
     tokenizer = folder / "tokenizer"
     opened = open_tokenizer(tokenizer, config_of(point))
-    encoder = encoder_path(folder, point, seed)
     begun = time.perf_counter()
-    model, logs = train(point, seed, encoder, opened, place)
+    model, logs = train(point, seed, opened, place)
     export(model, tokenizer, place / "model", answers=point.question_steps > 0)
     trained = time.perf_counter()
     found = measure(point, place / "model", seed, number)
@@ -278,7 +230,6 @@ def run_point(
     # Beside steps there are checkpoints, and the model that is written.
     rest = max(0.0, trained - begun - sum(steps.values()))
     seconds = {
-        "encoder": json.loads(encoder.with_suffix(".json").read_text())["seconds"],
         **steps,
         "rest": round(rest, 1),
         "measure": round(time.perf_counter() - trained, 1),

@@ -19,12 +19,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from benchmarks.lessons import learn, measure, report, run
-from benchmarks.lessons.batches import Documents, Labelled, Questions, form_of
+from benchmarks.lessons.batches import Documents, Questions, form_of
 from benchmarks.lessons.cases import Case, cases_of
 from benchmarks.lessons.documents import LISTED, NAMES, asked, lesson_scene, listed
-from benchmarks.lessons.learn import DOCUMENTS, ENCODER, QUESTIONS, stream, train
+from benchmarks.lessons.learn import DOCUMENTS, QUESTIONS, stream, train
 from benchmarks.lessons.measure import measures_of
-from benchmarks.lessons.models import config_of, working_weights
+from benchmarks.lessons.models import config_of, encoder_weights, working_weights
 from benchmarks.lessons.points import (
     BASE,
     FINAL,
@@ -87,7 +87,7 @@ def test_forms_come_in_the_shares_of_the_mix():
 
 
 def test_no_two_stages_see_the_same_pictures():
-    stages = (ENCODER, DOCUMENTS, QUESTIONS)
+    stages = (DOCUMENTS, QUESTIONS)
     streams = [stream(seed, stage) for seed in SEEDS for stage in stages]
     assert len(set(streams)) == len(streams)
 
@@ -104,9 +104,6 @@ def test_batches_are_made_again_alike(tokenizer):
             assert first.learned.sum() == again.learned.sum() > 0
             used = {span.picture for span in first.spans}
             assert used == set(range(len(first.pictures)))
-    labelled = Labelled(config, 0)(0, 0)
-    assert labelled.shapes.max() > 0
-    np.testing.assert_array_equal(labelled.pixels, Labelled(config, 0)(0, 0).pixels)
 
 
 def test_a_conversation_asks_one_question_of_each_kind_behind_one_picture(tokenizer):
@@ -225,8 +222,8 @@ def test_rivals_that_are_alike_lie_apart_by_nothing_on_average():
     assert np.mean(found) == pytest.approx(0, abs=0.001)
 
 
-# Pictures of a measure, and steps of an encoder.
-SIZES = 3, 2
+# Pictures of a measure.
+NUMBER = 3
 
 
 @pytest.fixture(scope="module")
@@ -238,21 +235,20 @@ def short(tokenizer, tmp_path_factory):
         replace(SPARSE, pretrain_steps=2, question_steps=2),
         replace(FINAL, pretrain_steps=2),
     )
-    run.make_encoder(folder, BASE, 0, SIZES[1], "abc")
     for point in points:
-        run.run_point(folder, point, 0, *SIZES, "abc")
+        run.run_point(folder, point, 0, NUMBER, "abc")
     return folder, points
 
 
 def test_a_run_leaves_figures_and_nothing_else(short):
     folder, points = short
     for point in points:
-        assert run.is_done(folder, point, 0, *SIZES)
-        assert not run.is_done(folder, point, 1, *SIZES)
+        assert run.is_done(folder, point, 0, NUMBER)
+        assert not run.is_done(folder, point, 1, NUMBER)
         values = json.loads(run.figures_path(folder, point, 0).read_text())
         assert set(values["figures"]) == set(measures_of(point))
         spent = values["seconds"]
-        assert set(spent) == {"encoder", "rest", "measure", *values["losses"]}
+        assert set(spent) == {"rest", "measure", *values["losses"]}
         assert all(seconds > 0 for seconds in spent.values())
         assert values["machine"]["commit"] == "abc"
         for row in values["figures"].values():
@@ -263,49 +259,44 @@ def test_a_run_leaves_figures_and_nothing_else(short):
 
 
 def test_a_stage_that_is_done_is_not_trained_again(short, tokenizer, tmp_path):
-    folder, points = short
-    encoder = run.encoder_path(folder, points[1], 0)
-    runs = [train(points[1], 0, encoder, tokenizer, tmp_path) for _ in range(2)]
+    _, (_, point) = short
+    runs = [train(point, 0, tokenizer, tmp_path) for _ in range(2)]
     assert runs[0][1] == runs[1][1]
     weights = [dict(tree_flatten(model.parameters())) for model, _ in runs]
     assert all(mx.array_equal(x, weights[1][name]) for name, x in weights[0].items())
-    kept = mx.load(str(encoder))
+    # And the encoder stays as it is.
+    kept = encoder_weights(config_of(point).vision)
     assert all(mx.array_equal(x, weights[0][f"vision.{k}"]) for k, x in kept.items())
 
 
 def test_what_stands_is_not_run_again(short, capsys):
     folder, points = short
     before = run.figures_path(folder, points[0], 0).stat().st_mtime_ns
-    sizes = {"number": SIZES[0], "encoder_steps": SIZES[1]}
-    assert run.run_all(folder, points, [0], 1, **sizes) == 0
+    assert run.run_all(folder, points, [0], 1, number=NUMBER) == 0
     assert capsys.readouterr().out == ""
     assert run.figures_path(folder, points[0], 0).stat().st_mtime_ns == before
-    assert run.make_encoder(folder, BASE, 0, SIZES[1]).endswith("stands")
 
 
 def test_figures_of_other_settings_are_refused(short, monkeypatch):
     folder, (point, _) = short
     other = "is of other settings; remove it"
     with pytest.raises(FileExistsError, match=other):
-        run.is_done(folder, SPARSE, 0, *SIZES)
-    for sizes in ((4, SIZES[1]), (SIZES[0], 3)):
-        with pytest.raises(FileExistsError, match=other):
-            run.is_done(folder, point, 0, *sizes)
-    with pytest.raises(FileExistsError, match=rf"64px-seed0.json {other}"):
-        run.make_encoder(folder, BASE, 0, 3)
+        run.is_done(folder, SPARSE, 0, NUMBER)
+    with pytest.raises(FileExistsError, match=other):
+        run.is_done(folder, point, 0, NUMBER + 1)
     # Nor does what was begun go on as something else.
     begun = folder / "unfinished" / f"{point.name}-seed1"
     begun.mkdir()
-    (begun / "made.json").write_text(json.dumps(run.made_of(SPARSE, 1, *SIZES)))
+    (begun / "made.json").write_text(json.dumps(run.made_of(SPARSE, 1, NUMBER)))
     with pytest.raises(FileExistsError, match=rf"made.json {other}"):
-        run.run_point(folder, point, 1, *SIZES)
+        run.run_point(folder, point, 1, NUMBER)
     shutil.rmtree(begun)
     # The report has the one rule.
     with pytest.raises(FileExistsError, match=other):
         report.read_runs(folder)
     monkeypatch.setattr(learn, "WARMUP", 0.5)
     with pytest.raises(FileExistsError, match=other):
-        run.is_done(folder, point, 0, *SIZES)
+        run.is_done(folder, point, 0, NUMBER)
 
 
 def test_figures_that_were_cut_off_are_not_there(short, monkeypatch, tmp_path):
@@ -323,7 +314,7 @@ def test_figures_that_were_cut_off_are_not_there(short, monkeypatch, tmp_path):
     fsync = files.fsync
     monkeypatch.setattr(files, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        run.run_point(tmp_path, point, 0, *SIZES)
+        run.run_point(tmp_path, point, 0, NUMBER)
     assert path.read_text() == before
     assert sorted(p.name for p in path.parent.iterdir()) == sorted(
         p.name for p in (folder / "figures").iterdir()
@@ -397,7 +388,7 @@ def made_up(seeds=SEEDS):
                     "figures": dict.fromkeys(measures_of(point), row),
                     "working_weights": 1,
                     "losses": {"questions": 1.0},
-                    "seconds": {"encoder": 20.0, "questions": 70.0, "measure": 10.0},
+                    "seconds": {"documents": 20.0, "questions": 70.0, "measure": 10.0},
                     "machine": {"cpu_cores": 2, "commit": "abc"},
                 }
             )
@@ -406,7 +397,7 @@ def made_up(seeds=SEEDS):
 
 def test_a_report_has_every_lesson(tmp_path):
     runs, count = made_up(), len(POINTS) * len(SEEDS)
-    runs[1]["seconds"] = {"encoder": 1.0, "questions": 290.0, "measure": 10.0}
+    runs[1]["seconds"] = {"documents": 1.0, "questions": 290.0, "measure": 10.0}
     results = report.summarise(runs)
     assert results["runs"] == count
     assert results["machines"] == [{"cpu_cores": 2, "commit": "abc"}]
@@ -435,7 +426,7 @@ def test_a_report_of_several_commits_is_refused(monkeypatch, tmp_path):
 
 
 def test_a_report_of_half_the_runs_says_what_is_missing():
-    part = [x for x in made_up((0,)) if x["point"]["name"] in ("base", "48px", "80px")]
+    part = [x for x in made_up((0,)) if x["point"]["name"] in ("base", "48px", "96px")]
     results = report.summarise(part)
     verdicts = {row["text"]: row["verdict"] for row in results["claims"]}
     assert verdicts["a higher resolution is better"] == "does not show"
