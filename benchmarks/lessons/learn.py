@@ -66,8 +66,17 @@ def train(
     seed: int,
     tokenizer: Tokenizer,
     folder: Path,
+    kept: Path | None = None,
 ) -> tuple[MM1, dict[str, Trained]]:
-    """A point's model with an encoder that stays as it is, and its stages."""
+    """A point's model with an encoder that stays as it is, and its stages.
+
+    Args:
+        point: which.
+        seed: of the run.
+        tokenizer: of all points.
+        folder: for the stages' checkpoints.
+        kept: for what points of a seed have in common.
+    """
     config = config_of(point)
     assert config.vision is not None
     mx.random.seed(stream(seed, DOCUMENTS))
@@ -77,7 +86,7 @@ def train(
     loss: Any = sparse_loss if point.experts else next_token_loss
     logs = {}
     for name, made in stages(point, seed).items():
-        batches: Any = Questions(config, tokenizer, made.seed)
+        batches: Any = Questions(config, tokenizer, made.seed, kept)
         if name == "documents":
             batches = Documents(config, tokenizer, made.seed, point.mix)
         logs[name] = _run(Trainer(model, loss, batches, made, folder / name))

@@ -16,7 +16,7 @@ NUMBER = 200
 # Optimizer steps: of the shortest pre-training, of one that is itself measured, and of
 # the fine-tuning on questions.
 SHORT, LONG = 75, 400
-QUESTION_STEPS = 300
+QUESTION_STEPS = 400
 # Captions, documents with pictures and texts, as the paper's final model has them.
 FINAL_MIX = (45, 45, 10)
 

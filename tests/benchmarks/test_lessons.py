@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from benchmarks.lessons import learn, measure, report, run
+from benchmarks.lessons import batches, learn, measure, report, run
 from benchmarks.lessons.batches import Documents, Questions, form_of
 from benchmarks.lessons.cases import Case, cases_of
 from benchmarks.lessons.documents import LISTED, NAMES, asked, lesson_scene, listed
@@ -104,6 +104,22 @@ def test_batches_are_made_again_alike(tokenizer):
             assert first.learned.sum() == again.learned.sum() > 0
             used = {span.picture for span in first.spans}
             assert used == set(range(len(first.pictures)))
+
+
+def test_conversations_are_made_once_for_all_points_of_a_seed(
+    tokenizer, tmp_path, monkeypatch
+):
+    first, other = (config_of(POINTS[name]) for name in ("base", "4-tokens"))
+    fresh = Questions(first, tokenizer, 2)(3, 0)
+    for _ in range(2):
+        kept = Questions(first, tokenizer, 2, tmp_path)(3, 0)
+        np.testing.assert_array_equal(kept.tokens, fresh.tokens)
+        np.testing.assert_array_equal(kept.learned, fresh.learned)
+        assert [p.digest for p in kept.pictures] == [p.digest for p in fresh.pictures]
+    monkeypatch.setattr(batches, "build_sample", None)
+    again = Questions(other, tokenizer, 2, tmp_path)(3, 0)
+    assert again.learned.sum() == fresh.learned.sum()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_conversation_asks_one_question_of_each_kind_behind_one_picture(tokenizer):
