@@ -46,17 +46,20 @@ WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 # What LLaVA's own training writes beside them: the projector.
 BESIDE = "non_lora_trainables.bin"
 PREFIX = "base_model.model."
+# LoraConfig's word, from PEFT 0.18 on, for a tied head that changes with its embedding.
+TYING = "ensure_weight_tying"
+EMBEDDING, HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
 # Fields of LoraConfig that act in training, or that the weights themselves tell.
 IGNORED = {
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
     *("revision", "inference_mode", "target_modules", "exclude_modules", "bias"),
     *("modules_to_save", "layers_to_transform", "layers_pattern", "megatron_config"),
     *("megatron_core", "eva_config", "runtime_config", "qalora_group_size"),
-    *("ensure_weight_tying", "loftq_config"),
+    "loftq_config",
 }
 READ = {
     *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"),
-    *("rank_pattern", "alpha_pattern", "init_lora_weights"),
+    *("rank_pattern", "alpha_pattern", "init_lora_weights", TYING),
 }
 # Beginnings that leave the checkpoint's weights as they are; others take away from them.
 BEGINNINGS = (True, False, "gaussian", "orthogonal", "eva", None)
@@ -292,12 +295,12 @@ def _split(
         A, B = leaves.get("A"), leaves.get("B")
         if A is None or B is None:
             raise CheckpointError(f"{name}: {module!r:.120} has half of a pair")
-        inner = (A.shape[0], B.shape[-1])
-        if A.ndim != 2 or B.ndim != 2 or inner[0] != inner[1] or A.shape[0] > MAX_RANK:
+        paired = A.ndim == B.ndim == 2 and A.shape[0] == B.shape[1]
+        if not paired or not 0 < A.shape[0] <= MAX_RANK:
             raise CheckpointError(
                 f"{name}: {module!r:.120} has matrices of shape {list(A.shape)} and "
-                f"{list(B.shape)}, which are no pair of a rank up to {MAX_RANK} for a "
-                "linear layer"
+                f"{list(B.shape)}, which are no pair of a rank from 1 to {MAX_RANK} for "
+                "a linear layer"
             )
         pairs[module] = Pair(A, B, leaves.get("m"), module in embeddings)
     return pairs, full
@@ -376,7 +379,8 @@ class _Import:
         """Whether the model has what the step makes.
 
         Raises:
-            CheckpointError: it never could, or it has a head that is tied.
+            CheckpointError: it never could, or of an embedding and a head that are tied
+                only one is changed.
         """
         for target in step.targets:
             if target not in self.possible:
@@ -384,9 +388,17 @@ class _Import:
                     f"{self.name}: {step.sources[0]!r:.120} is {target!r} here, which the "
                     "model cannot have; it is for another checkpoint"
                 )
+        tied, together = HEAD not in wanted, bool(self.config.get(TYING))
+        if EMBEDDING in step.targets and tied and not together:
+            raise CheckpointError(
+                f"{self.name} changes the embedding and leaves the head as it was, which "
+                f"the model ties to it; train it with {TYING}, or untie them in the "
+                "checkpoint and convert it again"
+            )
         if any(target in wanted for target in step.targets):
             return True
-        if "decoder.lm_head.weight" in step.targets:
+        # Trained together they are the same, and the embedding's are taken.
+        if HEAD in step.targets and not together:
             raise CheckpointError(
                 f"{self.name} changes the head by itself, which the model ties to its "
                 "embedding; untie them in the checkpoint and convert it again"

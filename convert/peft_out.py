@@ -24,7 +24,7 @@ from mm1_mlx.errors import CheckpointError
 
 from .detect import detect_format
 from .expected import possible_shapes
-from .peft import PREFIX, WEIGHTS, origin_of, parts_elsewhere
+from .peft import EMBEDDING, HEAD, PREFIX, TYING, WEIGHTS, origin_of, parts_elsewhere
 from .rules import Op, Rules
 from .source import Source
 from .step import Shapes
@@ -74,7 +74,8 @@ def export_peft(
     with Source(origin) as opened:
         rules = detect_format(opened).rules(opened)
     elsewhere = parts_elsewhere(model, origin)
-    made = _Export(adapter, rules, possible_shapes(config), forms, elsewhere)
+    tied = HEAD not in built.tensors()
+    made = _Export(adapter, rules, possible_shapes(config), forms, elsewhere, tied)
     made.pairs()
     made.full()
     if not made.ranks:
@@ -103,6 +104,8 @@ class _Export:
     forms: dict[str, Form]
     # Parts of the model that are none of the checkpoint's.
     elsewhere: set[str]
+    # Whether the head is the embedding.
+    tied: bool
     # The names of what is of these.
     left: list[str] = field(default_factory=list)
     tensors: dict[str, mx.array] = field(default_factory=dict)
@@ -287,11 +290,19 @@ class _Export:
             "modules_to_save": sorted(self.whole) or None,
             "use_dora": self.adapter.config.kind == "dora",
             "use_rslora": False,
+            # Else PEFT would leave the head as it was.
+            TYING: self.tied and self._embeds,
             "bias": self.bias,
             "fan_in_fan_out": False,
             "inference_mode": True,
             "init_lora_weights": True,
         }
+
+    @property
+    def _embeds(self) -> bool:
+        """Whether the embedding is changed, by matrices or as a whole."""
+        changed = {f"{path}.weight" for path in self.adapter.layers}
+        return EMBEDDING in changed | {*self.adapter.full}
 
 
 def _plain(number: float) -> float | int:

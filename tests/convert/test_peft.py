@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
 import decoders  # noqa: E402
 import sources  # noqa: E402
 from decoders import VOCABULARY, sizes  # noqa: E402
@@ -397,18 +398,22 @@ PEFT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "DoRA": ("phi3", {"target_modules": ["qkv_proj"], "use_dora": True}),
     "biases": ("qwen2", {"target_modules": ["q_proj"], "bias": "lora_only"}),
     "embedding": ("llama", {"target_modules": ["embed_tokens", "lm_head"]}),
+    "tied embedding": (
+        "llama",
+        {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
+    ),
 }  # fmt: skip
+# Fields of the checkpoint that are not as in all others.
+PEFT_SIZES = {"tied embedding": {"tie_word_embeddings": True}}
 
 
 @pytest.mark.parametrize("name", PEFT_CASES)
 def test_peft_itself_computes_the_same_and_reads_what_goes_out(
     name: str, bench: Callable[..., Bench]
 ) -> None:
-    """Where PEFT is installed, which no extra asks for."""
-    peft = pytest.importorskip("peft")
-    kind, fields = PEFT_CASES[name]
-    made = bench(kind)
-    base = decoders.reference(CLASSES[kind], sizes(kind), 0)
+    (kind, fields), own = PEFT_CASES[name], PEFT_SIZES.get(name, {})
+    made = bench(kind, **own)
+    base = decoders.reference(CLASSES[kind], sizes(kind, **own), 0)
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, **fields))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -421,9 +426,9 @@ def test_peft_itself_computes_the_same_and_reads_what_goes_out(
     expected = decoders.forward_of(model)(prompt.tokens, None).numpy()
     adapter = load(made.bring())
     ours = load_adapted(made.model, Adapters(((adapter, 1.0),)), mx.float32)
-    assert difference(our_logits(ours, prompt, None), expected) <= 1e-4
+    assert difference(our_logits(ours, prompt, None), expected) <= 1e-6
     export_peft(adapter, made.place / "back", made.model)
-    fresh = decoders.reference(CLASSES[kind], sizes(kind), 0)
+    fresh = decoders.reference(CLASSES[kind], sizes(kind, **own), 0)
     back = peft.PeftModel.from_pretrained(fresh, made.place / "back").eval()
     found = decoders.forward_of(back)(prompt.tokens, None).numpy()
     assert difference(found, expected) <= 1e-6
@@ -495,7 +500,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     ),
     "a convolution": (
         "model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(4, 32, 1, 1),
-        "no pair of a rank up to 1024 for a linear layer",
+        "no pair of a rank from 1 to 1024 for a linear layer",
     ),
     "ranks that differ": (
         "model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(3, 32),
@@ -535,6 +540,18 @@ def test_tensors_that_do_not_fit_are_refused(
         made.bring()
 
 
+def test_a_rank_of_nothing_is_refused(bench: Callable[..., Bench]) -> None:
+    made = bench()
+    made.peft("q_proj", r=0)
+    path = made.place / "peft" / "adapter_model.safetensors"
+    save_file(
+        {k: x[:0] if "lora_A" in k else x[:, :0] for k, x in load_file(path).items()},
+        path,
+    )
+    with pytest.raises(CheckpointError, match="no pair of a rank from 1 to 1024"):
+        made.bring()
+
+
 def test_experts_that_lack_some_and_a_tied_head_are_refused(
     tmp_path: Path,
 ) -> None:
@@ -547,6 +564,30 @@ def test_experts_that_lack_some_and_a_tied_head_are_refused(
     tied.peft("lm_head|q_proj")
     with pytest.raises(CheckpointError, match="ties to its embedding"):
         tied.bring()
+
+
+def test_a_tied_embedding_changes_with_its_head_or_not_at_all(tmp_path: Path) -> None:
+    """PEFT leaves the head as it was unless it is told to tie them."""
+    alone = Bench("llama", tmp_path / "one", tie_word_embeddings=True)
+    alone.peft("embed_tokens|q_proj")
+    with pytest.raises(
+        CheckpointError, match="leaves the head as it was, which the mod"
+    ):
+        alone.bring()
+    both = Bench("llama", tmp_path / "two", tie_word_embeddings=True)
+    merged = both.peft("embed_tokens|q_proj", ensure_weight_tying=True)
+    assert_equal(both.adapted(), both.expected(merged))
+    for made, pattern, tied in (
+        (both, "embed_tokens|q_proj", True),
+        (Bench("llama", tmp_path / "three"), "embed_tokens|q_proj", False),
+        (Bench("llama", tmp_path / "four", tie_word_embeddings=True), "q_proj", False),
+    ):
+        if made is not both:
+            made.peft(pattern)
+            made.bring()
+        export_peft(load(made.place / "adapter"), made.place / "back", made.model)
+        config = json.loads((made.place / "back" / "adapter_config.json").read_text())
+        assert config["ensure_weight_tying"] is tied
 
 
 def test_a_pickle_that_wants_to_run_code_is_refused(
