@@ -243,7 +243,8 @@ def render(
             messages,
             tokenize=False,
             add_generation_prompt=answer,
-            chat_template=TEMPLATES.get(config.template),
+            chat_template=TEMPLATES.get(config.template)
+            or tokenizer.template_of_today(),
         )
     except _TEMPLATE_FAULTS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

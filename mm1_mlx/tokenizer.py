@@ -7,7 +7,10 @@ picture, or a typed "</s>" from ending a turn.
 
 from __future__ import annotations
 
+import json
+import re
 import threading
+from datetime import date, datetime, time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,10 @@ _DAMAGE = (
 )
 
 
+# How chat templates ask transformers for the time, as Llama 3's do for the day.
+_NOW = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
+
+
 class Tokenizer:
     """A checkpoint's tokenizer, with one token for a picture's place.
 
@@ -50,6 +57,7 @@ class Tokenizer:
         specials: texts that a user may type without their meaning, longest first.
         vocabulary: the checkpoint's tokens by their texts.
         size: how many tokens the checkpoint's files know; a decoder may have more.
+        today: the day that a chat template is told, None for the day that it is.
         lock: held by whoever turns text into tokens while other threads may, too: texts
             that were typed may add to it.
     """
@@ -61,6 +69,7 @@ class Tokenizer:
         self.lock = threading.RLock()
         self.image_token = image_token
         self.region_token = region_token
+        self.today: date | None = None
         self.size = len(hf)
         self.vocabulary = hf.get_vocab()
         specials = {
@@ -87,6 +96,26 @@ class Tokenizer:
             range(_FIRST_STAND_IN, _LAST_STAND_IN + 1), "\ufffd"
         )
         self._typed: dict[int, list[int]] = {}
+
+    @property
+    def dated(self) -> bool:
+        """Whether the chat template writes the day that it is."""
+        template = self.hf.chat_template
+        return isinstance(template, str) and bool(_NOW.search(template))
+
+    def template_of_today(self) -> str | None:
+        """The chat template that writes ``today``, None for the one that there is.
+
+        transformers lets nobody else tell a template the time.
+        """
+        if self.today is None or not self.dated:
+            return None
+        moment = datetime.combine(self.today, time())
+
+        def written(call: re.Match[str]) -> str:
+            return json.dumps(moment.strftime(call[2]), ensure_ascii=False)
+
+        return _NOW.sub(written, self.hf.chat_template)
 
     @cached_property
     def longest(self) -> int:

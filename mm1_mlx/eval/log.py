@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -144,6 +146,19 @@ def _is_answer(line: Any) -> bool:
 
 def _are(values: Any, kind: type) -> bool:
     return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def began(folder: Path) -> date | None:
+    """The day that prompts of the run in a folder say, None where they say none.
+
+    Raises:
+        CheckpointError: its settings cannot be read.
+    """
+    path = folder / RUN
+    settings = read_json(path) if path.exists() else None
+    with suppress(KeyError, TypeError, ValueError):
+        return date.fromisoformat(settings["date"])
+    return None
 
 
 def read_results(folder: Path) -> dict[str, Any]:

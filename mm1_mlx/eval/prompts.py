@@ -228,8 +228,14 @@ def _message(role: str, parts: Sequence[Part]) -> Message:
 
 
 def _fillings(case: Case) -> list[tuple[Case, str]]:
-    """For each choice the sentence up to it and with it, and what stands behind."""
+    """For each choice the sentence up to it and with it, and what stands behind.
+
+    Where nothing does, the sentence before it, and the choice.
+    """
     before, _, behind = case.question.partition(BLANK)
+    if not behind.strip():
+        asked = replace(case, question=before.rstrip())
+        return [(asked, f" {choice.strip()}") for choice in case.choices]
     return [
         (replace(case, question=before + choice), f" {behind.strip()}")
         for choice in case.choices

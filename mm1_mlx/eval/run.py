@@ -10,7 +10,9 @@ import hashlib
 import platform
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +21,7 @@ from mm1_mlx.answer import Answer, Piece, join
 from mm1_mlx.batch import SIZE, Ask, stream_batch
 from mm1_mlx.errors import DataError, MM1Error
 from mm1_mlx.eval.case import Box, Case, digest_of, read_case
-from mm1_mlx.eval.log import Log, legible
+from mm1_mlx.eval.log import Log, began, legible
 from mm1_mlx.eval.metrics import METRICS, Metric, Reply
 from mm1_mlx.eval.prompts import Asker, check_prompt, is_base
 from mm1_mlx.eval.tasks import TASKS, Task
@@ -27,6 +29,7 @@ from mm1_mlx.grounding import load_upright, parse_boxes
 from mm1_mlx.likelihood import Candidates, Likelihood, loglikelihoods
 from mm1_mlx.resolution import name_mode
 from mm1_mlx.runtime import Runtime
+from mm1_mlx.tokenizer import Tokenizer
 from mm1_mlx.train.data.example import located
 from mm1_mlx.train.data.files import Files, find_files
 from mm1_mlx.train.data.pictures import PictureFolder
@@ -179,15 +182,29 @@ def evaluate(
         )
     run = _open(runtime, task, data, options)
     settings = _settings(run, data)
-    if out is None:
-        lines = _answer(run, {}, None, progress)
-    else:
+    with _dated(runtime.tokenizer, out) as day:
+        settings |= day
+        if out is None:
+            return _results(run, _answer(run, {}, None, progress), settings)
         with Log(out, _decisive(settings)) as log:
             lines = _answer(run, _still_asked(run, log), log, progress)
             results = _results(run, lines, settings)
             log.finish(results)
             return results
-    return _results(run, lines, settings)
+
+
+@contextmanager
+def _dated(tokenizer: Tokenizer, out: Path | None) -> Iterator[dict[str, str]]:
+    """The day that prompts say within, where they do: that on which the run began."""
+    if not tokenizer.dated:
+        yield {}
+        return
+    begun = began(out) if out else None
+    before, tokenizer.today = tokenizer.today, begun or date.today()
+    try:
+        yield {"date": tokenizer.today.isoformat()}
+    finally:
+        tokenizer.today = before
 
 
 def _open(runtime: Runtime, task: Task, data: Path, options: Options) -> _Run:

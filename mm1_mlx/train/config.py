@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
+from datetime import date
 from functools import partial
 from typing import Any, Literal
 
@@ -63,6 +64,10 @@ class TrainConfig(Section):
     max_length: int = _data(2048, "longest example, in tokens")
     truncate: bool = _data(False, "cut longer text, never pictures")
     resolution: str | None = _data(None, "how pictures become tiles, e.g. 2x672")
+    date: str | None = _data(
+        None,
+        "day that a chat template writes, as 2026-01-31 (default: the run's first)",
+    )
     packing: bool = _data(False, "examples behind one another, without padding")
     batch_size: int = _data(1, "examples of a micro-batch")
     micro_batches: int = _data(1, "batches of a step, shared out among processes")
@@ -185,6 +190,14 @@ class TrainConfig(Section):
                     f"TrainConfig.{each.name}: {value!r} is of adapters, and none are "
                     "trained; leave it out, or train some (adapter lora)"
                 )
+        if self.date is not None:
+            try:
+                date.fromisoformat(self.date)
+            except ValueError:
+                raise ConfigError(
+                    f"TrainConfig.date: {self.date!r} is no day, expected one like "
+                    "2026-01-31"
+                ) from None
         if self.valid and self.valid_share:
             raise ConfigError(
                 f"TrainConfig.valid_share: {self.valid_share:g} keeps rows of the data to "

@@ -184,8 +184,11 @@ class Gradients(Generic[Model, Batch]):
         """The mean loss of a batch without the gates' losses, and of how many tokens."""
         weights = self.model.trainable_parameters()
         with self._tracing:
-            _, loss, count, parts = self._weighted_loss(weights, batch)
-            self.model.update(weights)
+            try:
+                _, loss, count, parts = self._weighted_loss(weights, batch)
+            finally:
+                # The model computes in rounded ones.
+                self.model.update(weights)
         loss = parts.get("cross_entropy", loss)
         mx.eval(loss, count)
         return cast(float, loss.item()), cast(int, count.item())

@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mm1_mlx import adapters
 from mm1_mlx.checkpoint import (
+    cast_overflowing,
     device_dtypes,
     load_config,
     load_model,
@@ -51,7 +53,7 @@ from mm1_mlx.train.gradients import Loss
 from mm1_mlx.train.loss import next_token_loss, sparse_loss
 from mm1_mlx.train.pace import Moment
 from mm1_mlx.train.processes import agree, all_texts, among_processes, first_text
-from mm1_mlx.train.record import RECORD, read_log, read_settings
+from mm1_mlx.train.record import LOG, RECORD, is_record, read_log, read_settings
 from mm1_mlx.train.sample import Batch
 from mm1_mlx.train.stages import FULL, Stage, check_given, merged, plan
 from mm1_mlx.train.state import check_room, saved_steps
@@ -146,7 +148,21 @@ class Job:
         self._given = {name: x for name, x in settings.items() if name in named}
         self.model_config = _trainable_config(base, self.config)
         self._mixture = mixture
+        if begun is None:
+            self._begin_today()
+        if self.config.date is not None:
+            self._tokenizer.today = date.fromisoformat(self.config.date)
         self._made = self._batches(mixture, self.config)
+
+    def _begin_today(self) -> None:
+        """Have a run go on with the day that it began with, where its prompts say one."""
+        if (
+            self.config.date is None
+            and self.model_config.prompt
+            and self._tokenizer.dated
+        ):
+            today = first_text(date.today().isoformat())
+            self.config = replace(self.config, date=today)
 
     def _open(self, given: Mapping[str, Any], part: Any) -> Mixture:
         """The data to learn from, or to measure by."""
@@ -422,10 +438,22 @@ class Job:
             for name in list(tensors):
                 tensor = tensors.pop(name)
                 if name in trained:
-                    tensor = Deferred.of(trained[name].astype(tensor.dtype))
+                    tensor = Deferred.of(
+                        self._stored(name, trained[name], tensor.dtype)
+                    )
                 writer.add(name, tensor)
             for name, path in self._original.kept.items():
                 writer.add_file(name, path)
+
+    def _stored(self, name: str, tensor: mx.array, dtype: mx.Dtype) -> mx.array:
+        """What was trained, in the type that the model had it in if that can hold it."""
+        cast, overflows = cast_overflowing(dtype, tensor)
+        if not overflows.item():
+            return cast
+        self._say(
+            f"{name} holds numbers too large for {dtype}; it stays {tensor.dtype}"
+        )
+        return tensor
 
 
 def _precision() -> str:
@@ -473,6 +501,13 @@ def _continued(
                     f"{made} stands, and no checkpoint to go on from: a new run would "
                     f"overwrite it; choose another folder than {out}, or move it away"
                 )
+        if not is_record(out / RECORD):
+            for other in (out / RECORD, out / LOG, out / CURVE):
+                if other.exists():
+                    raise ConfigError(
+                        f"{other} stands, and is of no training run: one would overwrite "
+                        f"it; choose another folder than {out}"
+                    )
     elif first:
         then = read_settings(out / RECORD)
         if then.config:

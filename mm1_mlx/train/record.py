@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.errors import CheckpointError, ConfigError, MM1Error
 from mm1_mlx.files import read_json, replace_json
 from mm1_mlx.folders import RUN_RECORD
 from mm1_mlx.train.config import TrainConfig
@@ -63,6 +63,14 @@ def read_settings(path: Path) -> Settings:
     none = {x.name for x in fields(TrainConfig) if x.default is None}
     found = {k: x for k, x in found.items() if x is not None or k in none}
     return Settings(stage, found, config)
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file is the record of a training run, and not somebody else's."""
+    try:
+        return read_settings(path).config is not None
+    except MM1Error:
+        return False
 
 
 def write_record(
@@ -160,7 +168,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     What is no line of a run's is passed over.
     """
     path, lines = folder / LOG, []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
         try:
             found = json.loads(line)
         except ValueError:

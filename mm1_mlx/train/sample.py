@@ -44,6 +44,8 @@ def build_samples(
     A turn's targets are the tokens by which the conversation with the turn exceeds the
     one that stops where the assistant is about to answer, up to the first end token: a
     model that has said it is asked no more, though ChatML writes a line's end behind it.
+    Where a template writes none, as ``plain`` does, the answer gets one and ends a sample
+    of its own: no later turn would be asked behind an end.
     The assistant's turns that are ``unlearned``, counted from 0, are only read. Line breaks
     that an answer begins with are left out: a tokenizer would join them to the template's
     own, which are part of what a model is asked with. One sample
@@ -56,7 +58,8 @@ def build_samples(
 
     Raises:
         PromptError: the template or tokenizer rewrites the prompt as its answer follows,
-            or has none for an answer that is the first turn.
+            or has none for an answer that is the first turn; or the tokenizer has no end
+            token.
     """
     prompt = _prompt_of(config)
     turns = [_begun(turn) for turn in turns]
@@ -74,19 +77,41 @@ def build_samples(
         before = encode_turns(turns[:i], prompt, tokenizer)
         after = encode_turns(turns[: i + 1], prompt, tokenizer, answer=False)
         if after[: len(before)] != before:
-            raise PromptError(
-                f"turn {i + 1} cannot be told apart: the chat template or tokenizer "
-                "writes earlier turns differently when it follows"
-            )
+            raise PromptError(_why_rewritten(turns[:i], after, prompt, tokenizer))
         places = range(len(before), len(after))
         ends = (k + 1 for k in places if after[k] in tokenizer.hf.eos_token_ids)
-        answers[i] = range(len(before), next(ends, len(after))), after
+        if not (end := next(ends, 0)):
+            after = [*after, _end_token(prompt, tokenizer)]
+            end = len(after)
+        answers[i] = range(len(before), end), after
     if all(whole[: len(after)] == after for _, after in answers.values()):
         learned = {k for answer, _ in answers.values() for k in answer}
         return [_sample(whole, learned, turns)]
     return [
         _sample(after, answer, turns[: i + 1]) for i, (answer, after) in answers.items()
     ]
+
+
+def _why_rewritten(
+    asked: Sequence[Turn],
+    after: Sequence[int],
+    prompt: PromptConfig,
+    tokenizer: Tokenizer,
+) -> str:
+    """Why the tokens with an answer do not begin as what the answer was asked with."""
+    earlier = encode_turns(asked, prompt, tokenizer, answer=False) if asked else []
+    if list(after[: len(earlier)]) != earlier:
+        return (
+            f"turn {len(asked) + 1} cannot be told apart: the chat template or tokenizer "
+            "writes earlier turns differently when it follows"
+        )
+    return (
+        f"turn {len(asked) + 1} cannot be learned: the chat template or tokenizer does "
+        "not write it behind the words that an answer is asked for with (some templates "
+        "begin every answer with <think> and then leave that out); give the model's "
+        "tokenizer a template that keeps them, or name a built-in one in config.json, "
+        "prompt.template"
+    )
 
 
 def _begun(turn: Turn) -> Turn:
@@ -102,6 +127,23 @@ def _sample(
 ) -> Sample:
     taught = tuple(k in learned for k in range(len(tokens)))
     return Sample(tuple(tokens), taught, _regions_of(turns))
+
+
+def _end_token(prompt: PromptConfig, tokenizer: Tokenizer) -> int:
+    """What a text ends with.
+
+    Raises:
+        PromptError: the tokenizer has none.
+    """
+    end: int | None = tokenizer.hf.eos_token_id
+    if end is not None:
+        return end
+    if not prompt.eos_token_ids:
+        raise PromptError(
+            "the tokenizer has no end token, so no text can end; name one in config.json, "
+            "prompt.eos_token_ids"
+        )
+    return prompt.eos_token_ids[0]
 
 
 def build_sample(
@@ -137,14 +179,7 @@ def build_document(
     prompt = _prompt_of(config)
     plain = replace(prompt, template="plain")
     tokens = encode_turns([("user", list(parts))], plain, tokenizer)
-    end = tokenizer.hf.eos_token_id
-    if end is None:
-        if not prompt.eos_token_ids:
-            raise PromptError(
-                "the tokenizer has no end token, so a document cannot end; name one in "
-                "config.json, prompt.eos_token_ids"
-            )
-        end = prompt.eos_token_ids[0]
+    end = _end_token(prompt, tokenizer)
     if not tokens or tokens[-1] != end:
         tokens.append(end)
     return Sample(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+from datetime import date
 
 import mlx.core as mx
 import pytest
@@ -23,6 +24,7 @@ from mm1_mlx.quantize import quantize
 from mm1_mlx.recipe import find_recipe
 from mm1_mlx.resolution import with_resolution
 from mm1_mlx.runtime import TINY
+from mm1_mlx.tokenizer import Tokenizer
 from mm1_mlx.train.config import TrainConfig
 from mm1_mlx.train.pace import Moment
 from mm1_mlx.train.trainer import Trainer
@@ -426,6 +428,68 @@ def test_what_a_run_has_made_is_not_overwritten(mm1, rows, tmp_path):
     assert len(log(out)) == 3
     (out / "adapter").rename(tmp_path / "adapter")
     assert mm1(*run, "--seed", "4")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "run.json", "loss.png"])
+def test_what_somebody_else_has_made_is_not_overwritten(mm1, rows, tmp_path, name):
+    """Of data that lie in OUT, of an evaluation."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / name).write_text('{"mine": 1}\n')
+    run = ("train", "sft", TINY, out, "--data", rows, *QUICK)
+    code, _, said = mm1(*run)
+    assert (code, said.count("\n")) == (1, 1)
+    assert f"error: {out / name} stands, and is of no training run: one would" in said
+    assert (out / name).read_text() == '{"mine": 1}\n'
+
+
+def test_a_run_goes_on_with_the_day_that_its_prompts_say(
+    mm1, rows, tmp_path, monkeypatch
+):
+    """As Llama 3's template has it: else the next day would have other tokens."""
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}"
+    template += "{{ '[' + m.role + ']' + m.content }}"
+    template += "{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    (model / "chat_template.jinja").write_text(template)
+    config = json.loads((model / "config.json").read_text())
+    config["prompt"]["template"] = "checkpoint"
+    path, record = model / "config.json", model / "manifest.json"
+    path.write_text(json.dumps(config))
+    manifest = json.loads(record.read_text())
+    manifest["files"][path.name]["bytes"] = path.stat().st_size
+    record.write_text(json.dumps(manifest))
+    out = tmp_path / "run"
+    run = ("train", "sft", model, out, "--data", rows, *QUICK)
+    written = []
+    encode = Tokenizer.encode
+
+    def noted(self, text, **options):
+        written.append(text[:11])
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", noted)
+    code, _, said = mm1(*run, "--date", "2024-02-29")
+    assert code == 0, said
+    assert set(written) == {"29 Feb 2024"}
+    assert mm1(*run, "--steps", "4")[0] == 0
+    assert set(written) == {"29 Feb 2024"}
+    code, _, said = mm1(*run, "--steps", "4", "--date", "2024-03-01")
+    assert (code, "date '2024-02-29', not '2024-03-01'" in said) == (1, True)
+    code, _, said = mm1(*run, "--date", "yesterday")
+    assert (code, "'yesterday' is no day, expected one like" in said) == (1, True)
+    # Without the flag it is the day on which a run begins.
+    again = ("train", "sft", model, tmp_path / "again", "--data", rows, *QUICK)
+    assert mm1(*again)[0] == 0
+    record = json.loads((tmp_path / "again/run.json").read_text())
+    assert date.fromisoformat(record["config"]["date"]) <= date.today()
+    # A template that says none leaves none.
+    plain = ("train", "sft", TINY, tmp_path / "plain", "--data", rows, *QUICK)
+    assert mm1(*plain)[0] == 0
+    record = json.loads((tmp_path / "plain/run.json").read_text())
+    assert record["config"]["date"] is None
 
 
 def test_what_is_no_line_of_the_log_is_passed_over(mm1, rows, tmp_path):

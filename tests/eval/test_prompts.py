@@ -156,6 +156,16 @@ def test_of_winogrande_what_stands_behind_the_blank_is_scored():
     assert {one.texts for one in found} == {(" was wet.",)}
 
 
+def test_a_blank_at_the_sentences_end_is_scored_itself():
+    case = Case(
+        *("x:5", (), "What fell was _ "), choices=("the cup", "the bag"), right=1
+    )
+    found = Asker(TASKS["winogrande"], base=True).candidates(case, [case])
+    for one, choice in zip(found, case.choices, strict=True):
+        assert shown(one.ask) == [("user", "What fell was the bag\n\nWhat fell was")]
+        assert one.texts == (f" {choice}",)
+
+
 def test_a_base_models_answer_ends_where_it_goes_on_with_an_example():
     assert Asker(TASKS["vqav2"], base=True).cut(" red Question: x") == "red"
     assert Asker(TASKS["vqav2"], base=False).cut(" a Question ") == "a Question"

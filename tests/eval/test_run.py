@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,7 @@ from mm1_mlx.train.paper import CAPTION, LETTER, SHORT_ANSWER
 from .conftest import write
 
 PLAIN = TASKS["vqa"]
+DATED = "{{ strftime_now('%d %b %Y') }}"
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,31 @@ def test_answers_are_counted_as_one_by_one(runtime, drawn):
     ]
     assert sum(scores) > 0
     assert figures(runtime, PLAIN, path) == {"accuracy": mean(scores)}
+
+
+def test_a_run_goes_on_with_the_day_that_its_prompts_say(
+    runtime, drawn, tmp_path, monkeypatch
+):
+    """Where the model's template writes one: else half would be asked otherwise."""
+
+    def run():
+        asked = Options(limit=2)
+        results = evaluate(runtime, PLAIN, drawn / "ask.jsonl", asked, out=tmp_path)
+        return results["settings"]
+
+    assert "date" not in run()
+    (tmp_path / "run.json").unlink()
+    (tmp_path / "answers.jsonl").unlink()
+    monkeypatch.setattr(runtime.tokenizer.hf._tokenizer, "chat_template", DATED)
+    assert date.fromisoformat(run()["date"]) <= date.today()
+    record = tmp_path / "run.json"
+    settings = json.loads(record.read_text())
+    record.write_text(json.dumps(settings | {"date": "2024-02-29"}))
+    assert run()["date"] == "2024-02-29"
+    assert runtime.tokenizer.today is None
+    record.write_text(json.dumps(settings | {"date": "someday"}))
+    with pytest.raises(DataError, match=r"another run, whose \['date'\] differ"):
+        run()
 
 
 def test_the_file_that_was_trained_on_is_asked_alike(runtime, drawn):

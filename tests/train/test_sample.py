@@ -206,6 +206,46 @@ def test_answers_that_a_template_rewrites_are_learned_as_they_are_asked(thinking
         build_sample(TALK, config, tokenizer)
 
 
+def test_an_answer_that_nothing_ends_gets_an_end_and_a_sample_of_its_own(
+    make_config, byte_folder
+):
+    """A base decoder's template writes none; a model would never learn to stop."""
+    config = make_config(prompt={"template": "plain"})
+    tokenizer = load_tokenizer(byte_folder, config.prompt)
+    talk = [
+        ("user", [None, "What is it?"]),
+        ("assistant", [" A star."]),
+        ("user", [" And then?"]),
+        ("assistant", [" Nothing."]),
+    ]
+    samples = build_samples(talk, config, tokenizer)
+    for sample, asked, answer in zip(
+        samples, (talk[:1], talk[:3]), (" A star.</s>", " Nothing.</s>"), strict=True
+    ):
+        prompt = encode_turns(asked, config.prompt, tokenizer)
+        assert list(sample.tokens[: len(prompt)]) == prompt
+        assert runs(sample, tokenizer)[-1] == (True, answer)
+        assert sample.learned.index(True) == len(prompt)
+        assert sample.tokens[-1] == tokenizer.hf.eos_token_id
+    # One that is only read ends nothing.
+    (last,) = build_samples(talk, config, tokenizer, {1})
+    assert last == samples[1]
+    assert tokenizer.hf.eos_token_id not in last.tokens[:-1]
+
+
+def test_words_that_only_a_question_has_are_said(make_config, tokenizer):
+    """DeepSeek-R1's template begins every answer, and leaves that out of those given."""
+    tokenizer.hf.chat_template = BRACKETS.replace(
+        "'[assistant]' }}", "'[assistant]<think>' }}"
+    )
+    config = make_config(prompt={"template": "checkpoint"})
+    with pytest.raises(
+        PromptError,
+        match=r"turn 3 cannot be learned: .* begin every answer with <think>",
+    ):
+        build_samples(TURNS, config, tokenizer)
+
+
 def test_a_template_that_keeps_what_stands_makes_one_sample(thinking):
     config, tokenizer = thinking
     tokenizer.hf.chat_template = BRACKETS
@@ -434,7 +474,9 @@ def test_a_document_needs_an_end(make_config, byte_folder):
     config = make_config()
     tokenizer = load_tokenizer(byte_folder, config.prompt)
     tokenizer.hf._tokenizer.eos_token = None
-    with pytest.raises(PromptError, match="the tokenizer has no end token, so a docum"):
+    with pytest.raises(
+        PromptError, match="the tokenizer has no end token, so no text can end"
+    ):
         build_document(["a"], config, tokenizer)
     named = make_config(prompt={"eos_token_ids": [7]})
     assert build_document(["a"], named, tokenizer).tokens[-1] == 7

@@ -106,21 +106,19 @@ class Skipped:
         self.count = 0
         self.first: list[str] = []
         self._report = report
-        self._known: set[str] = set()
+        self._known: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
 
-    def add(self, error: DataError) -> None:
-        """Count a row, once, and report it."""
-        text = str(error)
-        # What is wrong may be said in other words with another prompt.
-        origin = text.partition(": ")[0]
+    def add(self, row: tuple[int, int], error: DataError) -> None:
+        """Count a data set's row, once, and report it."""
         with self._lock:
-            if origin in self._known:
+            # What is wrong may be said in other words with another prompt.
+            if row in self._known:
                 return
-            self._known.add(origin)
+            self._known.add(row)
             self.count += 1
             if len(self.first) < _SHOWN:
-                self.first.append(text)
+                self.first.append(str(error))
         if self._report:
             self._report(error)
 
@@ -225,7 +223,7 @@ class Batches:
             except DataError as error:
                 if not self._run.skip_bad:
                     raise
-                self.skipped.add(error)
+                self.skipped.add(self.mixture.row_at(position, attempt), error)
         raise DataError(
             f"{min(most, len(dataset))} rows of {dataset.spec.title} behind one another cannot be used, the "
             f"first is {self.skipped.first[0]}"

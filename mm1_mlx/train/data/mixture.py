@@ -140,13 +140,17 @@ class Dataset:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def row(self, number: int) -> int:
+        """Which row of the files comes as the ``number``-th."""
+        return int(self._rows[self._order[number]])
+
     def __getitem__(self, number: int) -> Example:
         """The example that comes as the ``number``-th.
 
         Raises:
             DataError: its row cannot be used.
         """
-        record = self.files[int(self._rows[self._order[number]])]
+        record = self.files[self.row(number)]
         folder = PictureFolder(self._folder or record.folder, self._outside)
         prompts = self.spec.prompts
         prompt = (
@@ -206,6 +210,11 @@ class Mixture:
         """What comes instead of a position's row: the next ones of its data set's order."""
         chosen, number = self._picks[position]
         return self.datasets[chosen][number + attempt]
+
+    def row_at(self, position: int, attempt: int) -> tuple[int, int]:
+        """Which data set's row that is, and which of its rows."""
+        chosen, number = self._picks[position]
+        return chosen, self.datasets[chosen].row(number + attempt)
 
     def dataset_at(self, position: int) -> Dataset:
         """The data set whose row stands at a position."""

@@ -307,6 +307,15 @@ def test_one_row_that_can_be_used_is_found_from_everywhere(
     assert set(origins(batches, range(28))) == {7}
 
 
+def test_bad_rows_are_counted_wherever_they_lie(make_batches, write_lines):
+    """Errors begin with a row's path, which may hold what stands behind it in them."""
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant")]
+    path = write_lines(["{"] * 3 + [{"messages": turns}], "My: set/rows.jsonl")
+    batches = make_batches(path, skip_bad=True)
+    assert set(origins(batches, range(8))) == {4}
+    assert batches.skipped.count == len(batches.skipped.first) == 3
+
+
 def test_a_data_set_of_bad_rows_is_given_up(make_batches, write_lines):
     batches = make_batches(write_lines(["{", "{", "{"]), skip_bad=True)
     with pytest.raises(
