@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import AdapterNames, AsJson, human_bytes, named_adapters, note, print_json
+from .common import (
+    AdapterNames,
+    AsJson,
+    Resolution,
+    human_bytes,
+    named_adapters,
+    note,
+    print_json,
+)
 from .packing import (
     MLP,
     Attention,
@@ -44,6 +52,7 @@ def fuse(
     experts: Experts = None,
     router: Router = None,
     head: Head = None,
+    resolution: Resolution = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -104,6 +113,7 @@ def fuse(
             Adapters.load(named_adapters(adapter)),
             recipe=packing,
             dtype=getattr(mx, dtype) if dtype else None,
+            resolution=resolution,
             calibration=user_path(str(calibration)) if calibration else None,
             count=count,
             measured=measure,

@@ -118,6 +118,7 @@ def fuse(
     *,
     recipe: Recipe | None = None,
     dtype: mx.Dtype | None = None,
+    resolution: str | None = None,
     calibration: Path | None = None,
     count: int = MEASURED,
     measured: bool = True,
@@ -139,6 +140,8 @@ def fuse(
             keep them, and those that change unpacked.
         dtype: of all that is not packed; by default each as it is stored, and what was
             packed in the type of its scales.
+        resolution: a mode for pictures, by default the one that the adapters learned from,
+            or else the model's own.
         calibration: prompts and pictures to measure by, None for those built in.
         count: how many of them; at least 4.
         measured: whether the cost is measured, if there is memory to run the model.
@@ -158,7 +161,7 @@ def fuse(
     if not adapters.given:
         raise ConfigError("there is nothing to fuse; name an adapter")
     config = load_config(path)
-    if mode := adapters.resolution():
+    if mode := adapters.resolution(resolution):
         config = with_resolution(config, mode)
     job = _Job(path, config, adapters, recipe, dtype)
     if not measured and not allow_loss:

@@ -6,6 +6,7 @@ that share its cache.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import mlx.core as mx
 from mm1_mlx.batch import SIZE, Ask
 from mm1_mlx.caches.shared import Prefix, SharedPrefixKVCache
 from mm1_mlx.engine import Engine
-from mm1_mlx.errors import MM1Error, PromptError
+from mm1_mlx.errors import CheckpointError, MM1Error, PromptError
 from mm1_mlx.models import MM1
 from mm1_mlx.prefill import prefill
 from mm1_mlx.runtime import Runtime, wired
@@ -80,6 +81,7 @@ def score(engine: Engine, question: Candidates) -> tuple[Likelihood, ...]:
 
     Raises:
         PromptError: prompt, pictures, texts and model do not fit together.
+        CheckpointError: what the model predicts are no numbers.
     """
     if not question.texts:
         raise PromptError("there are no texts to score behind the prompt")
@@ -94,6 +96,12 @@ def score(engine: Engine, question: Candidates) -> tuple[Likelihood, ...]:
     found = []
     for start in range(0, len(texts), rows):
         found += _score_rows(model, layers, first, texts[start : start + rows])
+    if any(math.isnan(text.logprob) for text in found):
+        raise CheckpointError(
+            "what the model predicts are no numbers (NaN): its weights hold some, or "
+            "overflow in the type that this machine computes in; convert it with --dtype "
+            "float32"
+        )
     engine.prefixes.keep(context.prompt.positions, context.cache, context.precision)
     return tuple(found)
 

@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 
 from mm1_mlx.answer import Settings
 from mm1_mlx.batch import Ask
-from mm1_mlx.errors import PromptError
+from mm1_mlx.errors import CheckpointError, PromptError
 from mm1_mlx.likelihood import Candidates, Likelihood, loglikelihoods
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.runtime import TINY, generate, load
@@ -161,3 +161,17 @@ def test_what_cannot_be_scored_stops_no_other(runtime):
     assert "more than the model's context holds (1,024)" in str(found[2])
     assert all(isinstance(error, PromptError) for error in found[:3])
     assert len(found[3]) == 1
+
+
+def test_a_model_that_predicts_no_numbers_is_said():
+    with load(dtype=mx.float32) as broken:
+        layer = broken.model.decoder.layers[0].mlp.down_proj
+
+        def spoil(_):
+            layer.weight = layer.weight * mx.nan
+            yield mx.eval(layer.weight)
+
+        assert list(broken.run(spoil)) == [None]
+        (found,) = scored(broken, Candidates(Ask(QUESTION, [STAR]), TEXTS))
+    assert isinstance(found, CheckpointError)
+    assert "what the model predicts are no numbers (NaN)" in str(found)

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import generate_step
 
+from mm1_mlx.errors import CheckpointError
 from mm1_mlx.models import MM1
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.tokenizer import Tokenizer
@@ -130,7 +131,11 @@ def _embed(
 def measure(
     model: MM1, reference: Reference, progress: Callable[[], None] = lambda: None
 ) -> Cost:
-    """What it costs to have this model in place of the reference's."""
+    """What it costs to have this model in place of the reference's.
+
+    Raises:
+        CheckpointError: one of the two predicts no numbers.
+    """
     divergences, agreements = [], []
     for sample, expected in zip(reference.samples, reference.logits, strict=True):
         logits = predict(model, sample)
@@ -139,6 +144,12 @@ def measure(
         agreements.append(np.array(same))
         progress()
     kl = np.concatenate(divergences).astype(np.float64)
+    if wrong := int((~np.isfinite(kl)).sum()):
+        raise CheckpointError(
+            f"at {wrong:,} of {kl.size:,} positions the predictions are no numbers (NaN): "
+            "weights hold some, or overflow in the type that this machine computes in; "
+            "convert the model with --dtype float32"
+        )
     return Cost(
         kl_mean=float(kl.mean()),
         kl_p99=float(np.quantile(kl, 0.99)),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mm1_mlx.checkpoint import load_config, load_model
+from mm1_mlx.errors import CheckpointError
 from mm1_mlx.prompt import Prompt
 from mm1_mlx.quantize.calibration import examples
 from mm1_mlx.quantize.cost import ask, divergence, measure, predict
@@ -53,6 +54,19 @@ def test_the_divergence_is_the_sum_of_p_log_p_by_q():
     # Logits are logarithms up to a constant.
     logits, others = mx.array(np.log(q) + 3), mx.array(np.log(p) - 2)
     np.testing.assert_allclose(divergence(logits, others), expected, rtol=1e-4)
+
+
+def test_predictions_that_are_no_numbers_have_no_cost(asked):
+    model, reference = asked
+    layer = model.decoder.layers[0].mlp.down_proj
+    weight, layer.weight = layer.weight, layer.weight * mx.nan
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"at (\d+) of \1 positions the predic"
+        ):
+            measure(model, reference)
+    finally:
+        layer.weight = weight
 
 
 def test_figures_are_those_of_all_positions(asked):
