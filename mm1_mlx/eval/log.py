@@ -155,7 +155,7 @@ def began(folder: Path) -> date | None:
         CheckpointError: its settings cannot be read.
     """
     path = folder / RUN
-    settings = read_json(path) if path.exists() else None
+    settings = read_json(path) if path.exists() else {}
     with suppress(KeyError, TypeError, ValueError):
         return date.fromisoformat(settings["date"])
     return None
