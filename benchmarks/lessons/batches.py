@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
 
 from benchmarks.lessons.documents import (
     LONE,
@@ -22,7 +18,6 @@ from benchmarks.shapes.draw import draw
 from benchmarks.shapes.recipe import picture_rng
 from benchmarks.shapes.scene import Scene
 from mm1_mlx.config import MM1Config
-from mm1_mlx.files import replace_json
 from mm1_mlx.image import load_picture
 from mm1_mlx.messages import Turn
 from mm1_mlx.tokenizer import Tokenizer
@@ -81,52 +76,16 @@ class Documents:
 
 
 class Questions:
-    """The batch of (step, shard): conversations, each about a picture of its own.
+    """The batch of (step, shard): conversations, each about a picture of its own."""
 
-    Args:
-        config: the model's.
-        tokenizer: its tokens, which are those of all points.
-        seed: of the batches.
-        kept: a folder for conversations as tokens, which are alike in all points of a
-            seed: to make them takes half as long as to learn from them.
-    """
-
-    def __init__(
-        self,
-        config: MM1Config,
-        tokenizer: Tokenizer,
-        seed: int,
-        kept: Path | None = None,
-    ) -> None:
+    def __init__(self, config: MM1Config, tokenizer: Tokenizer, seed: int) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.seed = seed
-        self.kept = kept
 
     def __call__(self, step: int, shard: int) -> Batch:
         rng = picture_rng(self.seed, step, shard)
         scenes = [lesson_scene(rng) for _ in range(ASKED)]
-        samples = self._kept(f"{self.seed}-{step}-{shard}.json", scenes, rng)
-        places = [[i] for i in range(ASKED)]
-        return shown(samples, places, scenes, self.config, self.tokenizer)
-
-    def _kept(
-        self, name: str, scenes: Sequence[Scene], rng: np.random.Generator
-    ) -> list[Sample]:
-        """The samples of a file, made where there is none."""
-        if self.kept is None:
-            return self._samples(scenes, rng)
-        path = self.kept / name
-        if not path.is_file():
-            made = self._samples(scenes, rng)
-            self.kept.mkdir(parents=True, exist_ok=True)
-            replace_json(path, [[x.tokens, [int(k) for k in x.learned]] for x in made])
-        held = json.loads(path.read_text())
-        return [Sample(tuple(tokens), tuple(map(bool, k))) for tokens, k in held]
-
-    def _samples(
-        self, scenes: Sequence[Scene], rng: np.random.Generator
-    ) -> list[Sample]:
         samples = []
         for scene in scenes:
             turns: list[Turn] = []
@@ -134,7 +93,8 @@ class Questions:
                 turns.append(("user", [q.text] if turns else [None, q.text]))
                 turns.append(("assistant", [q.answer]))
             samples.append(build_sample(turns, self.config, self.tokenizer))
-        return samples
+        places = [[i] for i in range(ASKED)]
+        return shown(samples, places, scenes, self.config, self.tokenizer)
 
 
 def form_of(step: int, mix: tuple[int, int, int]) -> Form:

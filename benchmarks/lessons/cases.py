@@ -35,6 +35,8 @@ from benchmarks.shapes.scene import (
 
 # Cases' streams begin here, one for every measure.
 FIRST_SEED, SEEDS_EACH = 9_000_000, 100_000
+# Objects of a picture whose caption is to be found; of fewer nearly all are.
+CROWDED = (3, 4)
 # Things in a text: of one alone there are so few that training says most of them.
 TOLD = (2, 3)
 KNOWN = frozenset(SEEN_PAIRS)
@@ -85,7 +87,7 @@ def _answers(rng: np.random.Generator) -> Iterator[Case]:
 
 def _zero_shot(rng: np.random.Generator) -> Iterator[Case]:
     """A picture's caption, and those of pictures of which one object differs."""
-    scene = lesson_scene(rng, "validation", (1, 2))
+    scene = lesson_scene(rng, "validation", CROWDED)
     others = [scene, *_changed(scene, rng)]
     texts = tuple(caption(other)[1] for other in others)
     yield _shuffled("caption", (draw(scene),), texts, rng)

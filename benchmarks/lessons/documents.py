@@ -1,6 +1,6 @@
 """What a point reads: captions, documents of pictures and text, text alone, questions.
 
-One to three objects in a picture. Half of the documents, and of the texts, are lists: in
+One to four objects in a picture. Half of the documents, and of the texts, are lists: in
 each, objects are called by their colours, or by their shapes, or by both, and what stands
 before tells which. So a few examples in a prompt are what such a document begins with.
 """
@@ -15,7 +15,7 @@ from benchmarks.shapes.documents import Part, interleaved, written
 from benchmarks.shapes.questions import Question, article, caption, questions
 from benchmarks.shapes.scene import SEEN_PAIRS, Pair, Scene, Split, pick, random_scene
 
-COUNTS = (1, 2, 2, 3)
+COUNTS = (1, 2, 3, 4)
 # Of a batch's pictures, those of one object: a list is of such, each another.
 LONE = 8
 # Pictures, or things, of a list, and pictures of another document.

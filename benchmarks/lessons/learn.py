@@ -66,17 +66,8 @@ def train(
     seed: int,
     tokenizer: Tokenizer,
     folder: Path,
-    kept: Path | None = None,
 ) -> tuple[MM1, dict[str, Trained]]:
-    """A point's model with an encoder that stays as it is, and its stages.
-
-    Args:
-        point: which.
-        seed: of the run.
-        tokenizer: of all points.
-        folder: for the stages' checkpoints.
-        kept: for what points of a seed have in common.
-    """
+    """A point's model with an encoder that stays as it is, and its stages."""
     config = config_of(point)
     assert config.vision is not None
     mx.random.seed(stream(seed, DOCUMENTS))
@@ -86,7 +77,7 @@ def train(
     loss: Any = sparse_loss if point.experts else next_token_loss
     logs = {}
     for name, made in stages(point, seed).items():
-        batches: Any = Questions(config, tokenizer, made.seed, kept)
+        batches: Any = Questions(config, tokenizer, made.seed)
         if name == "documents":
             batches = Documents(config, tokenizer, made.seed, point.mix)
         logs[name] = _run(Trainer(model, loss, batches, made, folder / name))

@@ -10,16 +10,11 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.lessons.cases import Case, cases_of
-from benchmarks.lessons.points import NUMBER, Measure, Point
+from benchmarks.lessons.points import NUMBER, Point, measures_of
 from mm1_mlx.batch import Ask
 from mm1_mlx.errors import MM1Error
 from mm1_mlx.likelihood import Candidates, loglikelihoods
 from mm1_mlx.runtime import Runtime, load
-
-
-def measures_of(point: Point) -> tuple[Measure, ...]:
-    """What a point is measured by: a base model is not asked."""
-    return ("answers",) if point.question_steps else ("zero-shot", "few-shot", "text")
 
 
 def measure(

@@ -221,10 +221,8 @@ def run_point(
         replace_json(place / "made.json", made)
     tokenizer = folder / "tokenizer"
     opened = open_tokenizer(tokenizer, config_of(point))
-    # Of other code conversations may be others.
-    kept = folder / "questions" / str(made_by)
     begun = time.perf_counter()
-    model, logs = train(point, seed, opened, place, kept)
+    model, logs = train(point, seed, opened, place)
     export(model, tokenizer, place / "model", answers=point.question_steps > 0)
     trained = time.perf_counter()
     found = measure(point, place / "model", seed, number)

@@ -18,20 +18,21 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from benchmarks.lessons import batches, learn, measure, report, run
+from benchmarks.lessons import learn, measure, report, run
 from benchmarks.lessons.batches import Documents, Questions, form_of
 from benchmarks.lessons.cases import Case, cases_of
 from benchmarks.lessons.documents import LISTED, NAMES, asked, lesson_scene, listed
 from benchmarks.lessons.learn import DOCUMENTS, QUESTIONS, stream, train
-from benchmarks.lessons.measure import measures_of
 from benchmarks.lessons.models import config_of, encoder_weights, working_weights
 from benchmarks.lessons.points import (
     BASE,
-    FINAL,
     LESSONS,
+    ONCE,
     SEEDS,
     SPARSE,
+    THIRDS,
     Claim,
+    measures_of,
     points_of,
 )
 from benchmarks.lessons.verdict import Estimate, estimate, gains, judge
@@ -66,6 +67,9 @@ def test_what_a_claim_compares_is_measured_and_differs_in_one_thing():
     for claim in CLAIMS:
         names = (claim.better, claim.worse, *claim.rivals)
         assert all(claim.measure in measures_of(POINTS[name]) for name in names)
+        # Only who was asked in training can be.
+        asked = [bool(POINTS[name].question_steps) for name in names]
+        assert asked == [claim.measure == "answers"] * len(names)
         better, worse = (vars(POINTS[n]) for n in (claim.better, claim.worse))
         differing = [n for n in better if n != "name" and better[n] != worse[n]]
         assert len(differing) == 1, claim.text
@@ -93,9 +97,9 @@ def test_no_two_stages_see_the_same_pictures():
 
 
 def test_batches_are_made_again_alike(tokenizer):
-    config = config_of(FINAL)
+    config = config_of(BASE)
     for make in (
-        Documents(config, tokenizer, 1, FINAL.mix),
+        Documents(config, tokenizer, 1, BASE.mix),
         Questions(config, tokenizer, 2),
     ):
         for step in range(3):
@@ -104,22 +108,6 @@ def test_batches_are_made_again_alike(tokenizer):
             assert first.learned.sum() == again.learned.sum() > 0
             used = {span.picture for span in first.spans}
             assert used == set(range(len(first.pictures)))
-
-
-def test_conversations_are_made_once_for_all_points_of_a_seed(
-    tokenizer, tmp_path, monkeypatch
-):
-    first, other = (config_of(POINTS[name]) for name in ("base", "4-tokens"))
-    fresh = Questions(first, tokenizer, 2)(3, 0)
-    for _ in range(2):
-        kept = Questions(first, tokenizer, 2, tmp_path)(3, 0)
-        np.testing.assert_array_equal(kept.tokens, fresh.tokens)
-        np.testing.assert_array_equal(kept.learned, fresh.learned)
-        assert [p.digest for p in kept.pictures] == [p.digest for p in fresh.pictures]
-    monkeypatch.setattr(batches, "build_sample", None)
-    again = Questions(other, tokenizer, 2, tmp_path)(3, 0)
-    assert again.learned.sum() == fresh.learned.sum()
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_conversation_asks_one_question_of_each_kind_behind_one_picture(tokenizer):
@@ -248,8 +236,8 @@ def short(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lessons")
     tokenizer.hf.save_pretrained(folder / "tokenizer")
     points = (
-        replace(SPARSE, pretrain_steps=2, question_steps=2),
-        replace(FINAL, pretrain_steps=2),
+        replace(ONCE, experts=4, pretrain_steps=2, question_steps=2),
+        replace(THIRDS, pretrain_steps=2),
     )
     for point in points:
         run.run_point(folder, point, 0, NUMBER, "abc")
@@ -297,7 +285,7 @@ def test_figures_of_other_settings_are_refused(short, monkeypatch):
     folder, (point, _) = short
     other = "is of other settings; remove it"
     with pytest.raises(FileExistsError, match=other):
-        run.is_done(folder, SPARSE, 0, NUMBER)
+        run.is_done(folder, ONCE, 0, NUMBER)
     with pytest.raises(FileExistsError, match=other):
         run.is_done(folder, point, 0, NUMBER + 1)
     # Nor does what was begun go on as something else.
