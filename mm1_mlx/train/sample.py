@@ -13,7 +13,7 @@ from mm1_mlx.config import MM1Config, PromptConfig
 from mm1_mlx.errors import ConfigError, PromptError
 from mm1_mlx.layout import Picture, Span
 from mm1_mlx.messages import Part, Region, RegionToken, Turn
-from mm1_mlx.prompt import encode_turns, lay_out
+from mm1_mlx.prompt import encode_turns, lay_out, render
 from mm1_mlx.tokenizer import Tokenizer
 
 # A picture of one tile that somebody else encodes.
@@ -44,8 +44,8 @@ def build_samples(
     A turn's targets are the tokens by which the conversation with the turn exceeds the
     one that stops where the assistant is about to answer, up to the first end token: a
     model that has said it is asked no more, though ChatML writes a line's end behind it.
-    Where a template writes none, as ``plain`` does, the answer gets one and ends a sample
-    of its own: no later turn would be asked behind an end.
+    Where a template writes nothing behind an answer, as ``plain`` does, it gets an end
+    token and ends a sample of its own: no later turn would be asked behind one.
     The assistant's turns that are ``unlearned``, counted from 0, are only read. Line breaks
     that an answer begins with are left out: a tokenizer would join them to the template's
     own, which are part of what a model is asked with. One sample
@@ -80,10 +80,11 @@ def build_samples(
             raise PromptError(_why_rewritten(turns[:i], after, prompt, tokenizer))
         places = range(len(before), len(after))
         ends = (k + 1 for k in places if after[k] in tokenizer.hf.eos_token_ids)
-        if not (end := next(ends, 0)):
+        if (end := next(ends, None)) is None and _ends_bare(
+            turns[: i + 1], prompt, tokenizer
+        ):
             after = [*after, _end_token(prompt, tokenizer)]
-            end = len(after)
-        answers[i] = range(len(before), end), after
+        answers[i] = range(len(before), end or len(after)), after
     if all(whole[: len(after)] == after for _, after in answers.values()):
         learned = {k for answer, _ in answers.values() for k in answer}
         return [_sample(whole, learned, turns)]
@@ -112,6 +113,18 @@ def _why_rewritten(
         "tokenizer a template that keeps them, or name a built-in one in config.json, "
         "prompt.template"
     )
+
+
+def _ends_bare(
+    turns: Sequence[Turn], prompt: PromptConfig, tokenizer: Tokenizer
+) -> bool:
+    """Whether the template writes nothing that could be seen behind the last turn."""
+    (_, parts) = turns[-1]
+    last = parts[-1] if parts else ""
+    if not isinstance(last, str):
+        return False
+    written = render(turns, prompt, tokenizer, answer=False).rstrip()
+    return written.endswith(tokenizer.shield(last).rstrip())
 
 
 def _begun(turn: Turn) -> Turn:
