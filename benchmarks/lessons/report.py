@@ -25,7 +25,7 @@ RESULTS, README, PLOT = (
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
 # Lessons whose points have no order.
 UNORDERED = ("connector", "text", "experts")
-# What a run may take where another runs beside it.
+# What a run may take.
 SECONDS = 300
 # Of a run, what its results hold beside its point.
 KEPT = ("seed", "working_weights", "figures", "losses", "seconds")
@@ -149,8 +149,7 @@ def table(results: dict[str, Any]) -> str:
     took = results["seconds"]
     lines = [
         f"{results['runs']} runs. One took {took['mean']:.0f} s on average and "
-        f"{took['longest']:.0f} s at most, with another run beside it; {took['over']} took "
-        f"more than {SECONDS} s.",
+        f"{took['longest']:.0f} s at most; {took['over']} took more than {SECONDS} s.",
         "",
         f"![what was right, beside the paper's figures]({PLOT.name})",
         "",
