@@ -38,9 +38,8 @@ class Point:
     question_steps: int = 0
 
 
-def _mixed(*mix: int) -> Point:
-    captions, documents, texts = mix
-    name = "mix-" + "-".join(map(str, mix))
+def _mixed(captions: int, documents: int, texts: int) -> Point:
+    name = f"mix-{captions}-{documents}-{texts}"
     return Point(name, mix=(captions, documents, texts))
 
 
