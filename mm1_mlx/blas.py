@@ -29,27 +29,29 @@ KEPT = 128 * 2**20
 KEPT_OF_STEPS = 2**31 - 1
 HEAP_VARIABLE = "MM1_HEAP"
 LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
-# Of the process, as what it is about.
+# Of the process, as what they are about.
 _heap_keeps = False
+_loaded: str | None = None
 
 
 def preload_blas() -> str | None:
     """Load OpenBLAS, set the heap up, then import mlx; what was loaded, or None.
 
-    Does nothing on macOS, where mlx uses Accelerate, or once mlx is imported.
+    Does nothing on macOS, where mlx uses Accelerate, or once mlx is imported: then it says
+    what was loaded before.
 
     Raises:
         ConfigError: ``MM1_HEAP`` is neither "on" nor "off".
     """
-    global _heap_keeps
+    global _heap_keeps, _loaded
     if not sys.platform.startswith("linux") or "mlx.core" in sys.modules:
-        return None
+        return _loaded
     keep = _may_keep()
-    loaded = _load_first(LIBRARIES)
+    _loaded = _load_first(LIBRARIES)
     if keep and _keep_freed_memory():
         _heap_keeps = True
         _keep_nothing_twice()
-    return loaded
+    return _loaded
 
 
 def heap_keeps() -> bool:

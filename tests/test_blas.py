@@ -55,6 +55,17 @@ def test_a_process_that_has_mlx_already_is_left_as_it_is():
     assert (answer, int(after)) == ("None", 12345678)
 
 
+def test_what_was_loaded_is_still_known_once_mlx_is_there():
+    before, imported, after = ask(
+        "from mm1_mlx.blas import preload_blas\n"
+        "before = preload_blas()\n"
+        "import sys, mlx.core\n"
+        "print(before, 'mlx.core' in sys.modules, preload_blas())"
+    )
+    assert imported == "True"
+    assert after == before
+
+
 def test_a_model_that_is_let_go_gives_its_memory_back():
     held, left = ask(
         "from mm1_mlx.blas import give_back, preload_blas; preload_blas()\n"
