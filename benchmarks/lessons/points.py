@@ -206,10 +206,10 @@ LESSONS = (
         "Text alone",
         (
             (CAPTIONS, "captions"),
-            (BESIDE, "and 33 %\ntext"),
+            (BESIDE, "captions,\n33%\ntext"),
             (HALVES, "both"),
-            (BASE, "and 10 %\ntext"),
-            (THIRDS, "and 33 %\ntext"),
+            (BASE, "both,\n10%\ntext"),
+            (THIRDS, "both,\n33%\ntext"),
         ),
         ("zero-shot", "few-shot", "text"),
         (

@@ -262,7 +262,7 @@ def _panel(axis: Any, lesson: Lesson, results: dict[str, Any]) -> None:
     legends = [each.get_legend_handles_labels() for each in shown]
     handles = [handle for held, _ in legends for handle in held]
     names = [name for _, held in legends for name in held]
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
     axis.legend(handles, names, fontsize=7, ncols=2, **below)
 
 
