@@ -32,6 +32,7 @@ LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
 # Of the process, as what they are about.
 _heap_keeps = False
 _loaded: str | None = None
+_library: ctypes.CDLL | None = None
 
 
 def preload_blas() -> str | None:
@@ -43,11 +44,11 @@ def preload_blas() -> str | None:
     Raises:
         ConfigError: ``MM1_HEAP`` is neither "on" nor "off".
     """
-    global _heap_keeps, _loaded
+    global _heap_keeps
     if not sys.platform.startswith("linux") or "mlx.core" in sys.modules:
         return _loaded
     keep = _may_keep()
-    _loaded = _load_first(LIBRARIES)
+    _load_first(LIBRARIES)
     if keep and _keep_freed_memory():
         _heap_keeps = True
         _keep_nothing_twice()
@@ -78,6 +79,24 @@ def steps_kept() -> Iterator[None]:
         give_back()
 
 
+@contextmanager
+def one_thread_a_product() -> Iterator[None]:
+    """OpenBLAS computes a product in the thread that asks for it.
+
+    Its own threads serve one product at a time and spin until the next: they take a core
+    from whoever else computes. Another BLAS, or one that was not loaded here, is left alone.
+    """
+    if _library is None:
+        yield
+        return
+    threads = _library.openblas_get_num_threads()
+    _library.openblas_set_num_threads(1)
+    try:
+        yield
+    finally:
+        _library.openblas_set_num_threads(threads)
+
+
 def give_back() -> None:
     """Give the system what the heap keeps, holes too: after a model is let go.
 
@@ -87,15 +106,16 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _load_first(names: tuple[str, ...]) -> str | None:
+def _load_first(names: tuple[str, ...]) -> None:
     """Load the first of the libraries that is there, for all that is loaded after it."""
+    global _loaded, _library
     for name in names:
         try:
-            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            _library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
-        return name
-    return None
+        _loaded = name
+        return
 
 
 def _may_keep() -> bool:

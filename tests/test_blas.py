@@ -101,6 +101,22 @@ def test_what_a_training_step_frees_is_kept_for_the_next():
     assert int(kept) - int(left) > 350_000
 
 
+def test_products_side_by_side_have_a_thread_each():
+    before, within, after = ask(
+        "from mm1_mlx.blas import one_thread_a_product, preload_blas\n"
+        "name = preload_blas()\n"
+        "import ctypes\n"
+        "blas = ctypes.CDLL(name) if name else None\n"
+        "def threads(): return blas.openblas_get_num_threads() if name else 0\n"
+        "before = threads()\n"
+        "with one_thread_a_product(): within = threads()\n"
+        "print(before, within, threads())",
+        OPENBLAS_NUM_THREADS="2",
+    )
+    # Without OpenBLAS nothing is there to be told.
+    assert (before, within, after) in {("2", "1", "2"), ("0", "0", "0")}
+
+
 # What the C library is told, beside what mlx is.
 WATCHED = (
     "import ctypes\n"

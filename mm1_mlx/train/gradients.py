@@ -69,6 +69,7 @@ class Gradients(Generic[Model, Batch]):
 
     Attributes:
         parallel: how many micro-batches are run side by side.
+        crowded: whether several threads or processes of this run share a CPU's cores.
         scale: what float16's gradients are multiplied by on their way.
 
     Raises:
@@ -95,10 +96,11 @@ class Gradients(Generic[Model, Batch]):
         self.config = config
         self.shards = range(group.rank() * share, (group.rank() + 1) * share)
         self.parallel = 1
-        if mx.default_device() == mx.cpu:
+        if on_cpu := mx.default_device() == mx.cpu:
             # Processes of one run are most often on one machine.
             cores = (os.cpu_count() or 1) // group.size()
             self.parallel = max(1, min(share, cores))
+        self.crowded = on_cpu and self.parallel * group.size() > 1
         self.scale = HALF_SCALE
         self._coming: dict[tuple[int, int], Future[Batch]] = {}
         self._tracing = threading.Lock()

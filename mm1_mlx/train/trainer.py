@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Generic, cast
 
@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from mm1_mlx.blas import steps_kept
+from mm1_mlx.blas import one_thread_a_product, steps_kept
 from mm1_mlx.device import this_chip
 from mm1_mlx.errors import CheckpointError, ConfigError, DataError
 from mm1_mlx.models import MM1
@@ -222,7 +222,8 @@ class Trainer(Generic[Model, Batch]):
             CheckpointError: the checkpoints are damaged, or the disk is full.
         """
         self._watch = watch
-        with steps_kept():
+        alone = one_thread_a_product() if self._gradients.crowded else nullcontext()
+        with steps_kept(), alone:
             return self._run(report, expect)
 
     def _run(

@@ -86,7 +86,7 @@ def verdict_of(**changes):
     result = {
         "before": {"arrows": at(0.3), "old tasks": at(0.9)},
         "lora": {"arrows": at(0.96), "old tasks": at(0.885), "seconds": 500},
-        "qlora": {"arrows": at(0.95), "seconds": 400},
+        "qlora": {"arrows": at(0.95), "old tasks": at(0.87), "seconds": 400},
         "fused": {"other_answers": 0},
     }
     for name, change in changes.items():
@@ -101,6 +101,7 @@ def test_every_bar_can_be_missed():
     assert verdict_of(qlora={"seconds": 601}) == [2]
     assert verdict_of(lora={"old tasks": {"accuracy": 0.87}}) == [3]
     assert verdict_of(qlora={"arrows": {"accuracy": 0.93}}) == [4]
+    assert verdict_of(qlora={"old tasks": {"accuracy": 0.86}}) == [4]
     assert verdict_of(fused={"other_answers": 1}) == [5]
 
 
@@ -160,7 +161,7 @@ def stubs(monkeypatch):
     monkeypatch.setattr(fine_tune, "train", train)
     monkeypatch.setattr(fine_tune, "PICTURES", 10)
     monkeypatch.setattr(fine_tune, "new_figures", new_figures)
-    monkeypatch.setattr(fine_tune, "old_figures", lambda *_: BEFORE)
+    monkeypatch.setattr(fine_tune, "old_figures", lambda *_: (BEFORE, ["blue"] * 50))
     return done
 
 
@@ -177,7 +178,7 @@ def test_a_run_goes_on_with_what_is_lacking(stubs, tmp_path, monkeypatch):
     whole = json.loads(path.read_text())
     size = (TINY / "model.safetensors").stat().st_size
     assert whole["bytes"] == {"model": size, "4-bit copy": 6}
-    assert whole["fused"] == {"answers": 100, "other_answers": 0}
+    assert whole["fused"] == {"answers": 150, "other_answers": 0}
     assert all(whole["verdict"].values())
     shown = fine_tune.table(whole).splitlines()
     assert shown[0] == "| | before | LoRA | QLoRA |"
@@ -200,3 +201,6 @@ def test_a_run_goes_on_with_what_is_lacking(stubs, tmp_path, monkeypatch):
     whole["lora"]["arrows"]["accuracy"] = 0.5
     path.write_text(json.dumps(whole))
     assert run() == 1
+    # Another number of cases, or another model, would be another result.
+    path.write_text(json.dumps(whole | {"model": "other"}))
+    assert "other settings" in run()

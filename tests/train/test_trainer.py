@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 
 import mlx.core as mx
@@ -540,6 +541,25 @@ def test_a_run_keeps_its_record(make_trainer):
     assert sorted(path.name for path in trainer.folder.iterdir()) == [
         "log.jsonl", "run.json", "step-000006", "step-000008",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_micro_batches_side_by_side_ask_for_a_thread_a_product(
+    micro_batches, make_trainer, monkeypatch
+):
+    entered = []
+
+    @contextmanager
+    def alone():
+        entered.append(True)
+        yield
+
+    monkeypatch.setattr(trainer_module, "one_thread_a_product", alone)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    trainer = make_trainer("beside", micro_batches=micro_batches)
+    trainer.run(lambda _: None)
+    on_cpu = mx.default_device() == mx.cpu
+    assert len(entered) == (micro_batches - 1 if on_cpu else 0)
 
 
 def test_what_a_step_takes_is_said_before_the_first(make_trainer, batches, monkeypatch):
