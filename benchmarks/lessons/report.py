@@ -28,7 +28,7 @@ UNORDERED = ("connector", "text", "experts")
 # What a run may take.
 SECONDS = 300
 # Of a run, what its results hold beside its point.
-KEPT = ("seed", "working_weights", "figures", "losses", "seconds")
+KEPT = ("seed", "encoder", "working_weights", "figures", "losses", "seconds")
 COLOURS = {
     "answers": "tab:blue",
     "zero-shot": "tab:blue",
@@ -49,8 +49,9 @@ def main() -> None:
         sys.exit(
             f"error: {arguments.folder} has no figures; run benchmarks.lessons.run"
         )
-    if len(commits := {run["machine"]["commit"] for run in runs}) > 1:
-        sys.exit(f"error: runs of {len(commits)} commits: make them anew from one")
+    commits = {run["machine"]["commit"] for run in runs}
+    if len(commits) > 1 or None in commits:
+        sys.exit("error: runs of several commits, or of none: make them anew from one")
     results = summarise(runs)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     before, rest = README.read_text().split(BEGIN)

@@ -1,6 +1,6 @@
 """What a base model reads: captions, documents with pictures in them, and text alone.
 
-MM1 (arXiv 2403.09611), section 3.2: 45% captions, 45% interleaved documents, 10% text.
+The three kinds of MM1 (arXiv 2403.09611), section 3.2.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def captions(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
 def interleaved(
     scenes: Sequence[Scene], places: Sequence[int], rng: np.random.Generator
 ) -> list[Part]:
-    """Pictures with text about each behind it, and about the last two at the end."""
+    """Pictures with text about each behind it, and about the first two at the end."""
     parts: list[Part] = []
     for number, place in enumerate(places):
         lines = captions(scenes[place], rng, 6)

@@ -23,7 +23,12 @@ from benchmarks.lessons.batches import Documents, Questions, form_of
 from benchmarks.lessons.cases import Case, cases_of
 from benchmarks.lessons.documents import LISTED, NAMES, asked, lesson_scene, listed
 from benchmarks.lessons.learn import DOCUMENTS, QUESTIONS, stream, train
-from benchmarks.lessons.models import config_of, encoder_weights, working_weights
+from benchmarks.lessons.models import (
+    config_of,
+    encoder_digest,
+    encoder_weights,
+    working_weights,
+)
 from benchmarks.lessons.points import (
     BASE,
     LESSONS,
@@ -389,6 +394,7 @@ def made_up(seeds=SEEDS):
                 {
                     "point": run.as_json(point),
                     "seed": seed,
+                    "encoder": "abc",
                     "figures": dict.fromkeys(measures_of(point), row),
                     "working_weights": 1,
                     "losses": {"questions": 1.0},
@@ -420,12 +426,14 @@ def test_a_report_has_every_lesson(tmp_path):
     assert (tmp_path / "lessons.png").stat().st_size > 10_000
 
 
-def test_a_report_of_several_commits_is_refused(monkeypatch, tmp_path):
+@pytest.mark.parametrize("places", [[3], range(len(POINTS) * len(SEEDS))])
+def test_a_report_of_several_commits_or_none_is_refused(places, monkeypatch, tmp_path):
     runs = made_up()
-    runs[3]["machine"] = {"cpu_cores": 2, "commit": "def"}
+    for place in places:
+        runs[place]["machine"] = {"cpu_cores": 2, "commit": None}
     monkeypatch.setattr(report, "read_runs", lambda _: runs)
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
-    with pytest.raises(SystemExit, match="runs of 2 commits"):
+    with pytest.raises(SystemExit, match="several commits, or of none"):
         report.main()
 
 
@@ -446,3 +454,5 @@ def test_readme_has_the_table_of_the_results():
     assert held == report.table(results)
     assert results["runs"] == len(POINTS) * len(SEEDS)
     assert results["seconds"]["over"] == 0
+    # Of the encoder that is shipped.
+    assert {row["encoder"] for row in results["each"]} == {encoder_digest()}
