@@ -24,6 +24,7 @@ from benchmarks.shapes.evaluate import answerer, evaluate  # noqa: E402
 from benchmarks.shapes.joint import Pupil  # noqa: E402
 from benchmarks.shapes.recipe import Recipe, load_recipe  # noqa: E402
 from benchmarks.shapes.train import export, restore  # noqa: E402
+from mm1_mlx.files import sha256  # noqa: E402
 from mm1_mlx.runtime import TINY  # noqa: E402
 
 FIGURES = Path(__file__).with_name("curve.json")
@@ -73,11 +74,13 @@ def measure(recipe: Recipe, folder: Path, number: int) -> list[Point]:
     done: dict[str, Point] = json.loads(kept.read_text()) if kept.exists() else {}
     points = []
     for name, step, path in places(recipe, folder):
-        if name not in done:
-            done[name] = _figures(recipe, folder, path, number)
+        # What was measured of other weights is of no use.
+        digest = sha256(path or TINY / "model.safetensors")
+        if digest not in done:
+            done[digest] = _figures(recipe, folder, path, number)
             kept.write_text(json.dumps(done))
             print(name, flush=True)
-        points.append({"name": name, "step": step, **done[name]})
+        points.append({"name": name, "step": step, "model": digest, **done[digest]})
     return points
 
 

@@ -33,6 +33,8 @@ Answerer = Callable[[list[Case]], list[str]]
 # Asked at once.
 BATCH = 16
 MAX_TOKENS = 64
+# What stands first in a table; the others come as they were asked.
+FIRST = ("colour", "shape", "count", "count to 4", "exists", "where", "all questions")
 
 
 @dataclass
@@ -108,7 +110,10 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
         "| question | n | right | 95% interval | chance, uniform / majority |",
         "|---|--:|--:|---|---|",
     ]
-    for name, row in figures.items():
+    for name in sorted(
+        figures, key=lambda x: FIRST.index(x) if x in FIRST else len(FIRST)
+    ):
+        row = figures[name]
         low, high = row["interval_95"]
         lines.append(
             f"| {name} | {row['n']:,} | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} "
@@ -119,7 +124,7 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="model folder (default: mm1-tiny)")
+    parser.add_argument("--model", help="folder of one file (default: mm1-tiny)")
     parser.add_argument("-n", type=int, default=2000, help="cases of each kind")
     parser.add_argument(
         "--split", default="held_out", choices=("held_out", "validation")
@@ -133,10 +138,17 @@ def main() -> None:
     from mm1_mlx.blas import preload_blas
 
     preload_blas()
+    from mm1_mlx.files import sha256
+    from mm1_mlx.runtime import TINY
+
     kept = arguments.json
-    figures: dict[str, dict[str, Any]] = (
-        json.loads(kept.read_text()) if kept and kept.exists() else {}
-    )
+    whole = {"model": sha256(Path(arguments.model or TINY) / "model.safetensors")}
+    figures: dict[str, dict[str, Any]] = {}
+    if kept and kept.exists():
+        begun = json.loads(kept.read_text())
+        if begun["model"] != whole["model"]:
+            sys.exit(f"error: {kept} is of another model; remove it")
+        figures = begun["figures"]
     with ExitStack() as stack:
         answer = answerer(arguments.model, stack)
         for part in arguments.part or PARTS:
@@ -145,7 +157,9 @@ def main() -> None:
             print(f"{part} done", file=sys.stderr, flush=True)
             # Hours of them may be behind it.
             if kept:
-                kept.write_text(json.dumps(figures, indent=2) + "\n")
+                kept.write_text(
+                    json.dumps(whole | {"figures": figures}, indent=2) + "\n"
+                )
     print(table(figures))
 
 

@@ -1,7 +1,8 @@
 """Real answers of the embedded model, with pictures: ``python -m benchmarks.shapes.gallery``.
 
 Of every kind the first held-out case that is answered right, and the first that is not,
-are shown; nothing else is chosen. Writes gallery/*.png and the tables between the marks in
+are shown; nothing else is chosen. New words are for pairs that training shows: those for
+held-out ones are told by little more than chance. Writes gallery/*.png and the tables between the marks in
 README.md here, and of some kinds in the project's.
 """
 
@@ -22,18 +23,20 @@ from PIL import Image  # noqa: E402
 
 from benchmarks.shapes.cases import Case, part_cases  # noqa: E402
 from benchmarks.shapes.evaluate import BATCH, answerer  # noqa: E402
+from benchmarks.shapes.scene import Split  # noqa: E402
 from benchmarks.shapes.tables import PROJECT, README, filled  # noqa: E402
 from mm1_mlx.grounding import draw_boxes, parse_boxes  # noqa: E402
 
 FOLDER = Path(__file__).with_name("gallery")
 MARK = "gallery"
+WORDS = "words"
 # What is shown: a part of the evaluation, a kind in it, and what the row is called.
 KINDS = (
     ("scenes", "caption", "a caption"),
     ("scenes", "count", "counting"),
     ("pairs", "two pictures", "two pictures"),
     ("scenes", "box", "a box, drawn where the answer says"),
-    ("words", "new word, 8 shots", "a new word from eight examples"),
+    (WORDS, "new word, 8 shots", "a new word from eight examples"),
     ("reading", "read", "a word or number"),
     ("small", "read small, with parts", "small writing"),
     ("style", "in a word", "one word, as asked"),
@@ -71,7 +74,8 @@ def answered(model: str | None, number: int) -> dict[str, list[Answered]]:
     with ExitStack() as stack:
         answer = answerer(model, stack)
         for part in dict.fromkeys(part for part, _, _ in KINDS):
-            cases = iter(part_cases(part, number))
+            split: Split = "validation" if part == WORDS else "held_out"
+            cases = iter(part_cases(part, number, split))
             while some := list(islice(cases, BATCH)):
                 for case, text in zip(some, answer(some), strict=True):
                     found.setdefault(case.kind, []).append(Answered(case, text))

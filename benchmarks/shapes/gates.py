@@ -102,12 +102,16 @@ def _cells(gate: Gate | None) -> str:
     return f"{gate.right:.1%} | {gate.bar:.1%} | {said}"
 
 
-def measured(name: str) -> dict[str, dict[str, Any]]:
+def measured(name: str) -> Figures:
     """What was measured and kept as ``results{name}.json``."""
-    rows: dict[str, dict[str, Any]] = json.loads(
-        (HERE / f"results{name}.json").read_text()
-    )
+    rows: Figures = kept(name)["figures"]
     return rows
+
+
+def kept(name: str) -> dict[str, Any]:
+    """The figures of ``results{name}.json``, and the digest of the weights they are of."""
+    whole: dict[str, Any] = json.loads((HERE / f"results{name}.json").read_text())
+    return whole
 
 
 def read() -> tuple[list[Gate], list[Gate]]:

@@ -130,9 +130,9 @@ def keep(
     path.parent.mkdir(exist_ok=True)
     weights = tree_flatten(tree_map(lambda x: x.astype(mx.float16), pupil.parameters()))
     # In one go: whoever finds it finds all of it.
-    partial = path.with_suffix(".partial.safetensors")
-    mx.save_safetensors(str(partial), dict(weights))
-    partial.replace(path)
+    unfinished = path.with_suffix(".partial.safetensors")
+    mx.save_safetensors(str(unfinished), dict(weights))
+    unfinished.replace(path)
 
 
 def keep_start(trainer: Trainer[Any, Any]) -> None:
@@ -221,6 +221,8 @@ def start_ring(folder: Path, size: int) -> int:
         # One that fails leaves the others waiting for its gradients.
         while all(process.poll() is None for process in ring):
             time.sleep(1)
+        if failed := [process.poll() for process in ring if process.poll()]:
+            return abs(failed[0])
         return max(abs(process.wait(timeout=60)) for process in ring)
     finally:
         for process in ring:

@@ -143,7 +143,7 @@ def test_the_curve_goes_on_after_a_stop_and_ends_with_what_is_shipped(
     kept.mkdir()
     names = [kept_name(first, 100), kept_name(last, 50), kept_name(last, last.end + 50)]
     for name in names:
-        kept_path(tmp_path, name).touch()
+        kept_path(tmp_path, name).write_text(name)
     asked = []
 
     def figures(_recipe, _folder, path, number):
@@ -167,5 +167,9 @@ def test_the_curve_goes_on_after_a_stop_and_ends_with_what_is_shipped(
     assert [point["colour"]["accuracy"] for point in points] == [0.1, 0.3, 0.4]
     curve.measure(recipe, tmp_path, 6)
     assert len(asked) == 7
+    # Other weights of the same name are measured anew.
+    kept_path(tmp_path, names[0]).write_text("other")
+    curve.measure(recipe, tmp_path, 6)
+    assert asked[7:] == [names[0]]
     curve.draw(points, tmp_path / "curve.png")
     assert Image.open(tmp_path / "curve.png").width > 1000

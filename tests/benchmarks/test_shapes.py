@@ -38,7 +38,9 @@ from benchmarks.shapes.scene import (
     unnamed_rgb,
 )
 from benchmarks.shapes.train import make_trainer, show_places
+from mm1_mlx.files import sha256
 from mm1_mlx.models import MM1
+from mm1_mlx.runtime import TINY
 
 
 def scenes(split, count):
@@ -290,16 +292,22 @@ def test_figures_of_one_part_leave_those_of_others_in_their_file(tmp_path, monke
     path = tmp_path / "results.json"
     chance = {"chance_uniform": 0.0, "chance_majority": 0.1}
     row = shapes_evaluate.counted(3, 5) | chance
-    path.write_text(json.dumps({"read": row, "plain shape": row}))
+    rows = {"read": row, "plain shape": row}
+    digest = sha256(TINY / "model.safetensors")
+    path.write_text(json.dumps({"model": digest, "figures": rows}))
     monkeypatch.setattr(
         shapes_evaluate, "answerer", lambda *_: lambda asked: ["circle"] * len(asked)
     )
     words = f"evaluate --part plain --json {path}"
     monkeypatch.setattr("sys.argv", words.split())
     shapes_evaluate.main()
-    figures = json.loads(path.read_text())
-    assert figures["read"] == row
-    assert figures["plain shape"]["accuracy"] == 0.25
+    whole = json.loads(path.read_text())
+    assert whole["model"] == digest
+    assert whole["figures"]["read"] == row
+    assert whole["figures"]["plain shape"]["accuracy"] == 0.25
+    path.write_text(json.dumps(whole | {"model": "another"}))
+    with pytest.raises(SystemExit, match="of another model"):
+        shapes_evaluate.main()
 
 
 def test_cases_know_which_answers_training_never_showed():
