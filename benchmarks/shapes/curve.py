@@ -1,4 +1,4 @@
-"""How each kind was learned: ``python -m benchmarks.shapes.curve runs/tiny -n 300``.
+"""How each kind was learned: ``python -m benchmarks.shapes.curve runs/tiny -n 200``.
 
 Measures the weights that ``train --keep`` left behind, and the model that is shipped, on
 held-out cases, and draws the share that is right over the steps of the later stages.
@@ -134,7 +134,7 @@ def draw(points: list[Point], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of the run")
-    parser.add_argument("-n", type=int, default=300, help="cases of each kind")
+    parser.add_argument("-n", type=int, default=200, help="cases of each kind")
     arguments = parser.parse_args()
     points = measure(load_recipe(), arguments.folder, arguments.n)
     FIGURES.write_text(json.dumps(points, indent=1) + "\n")
