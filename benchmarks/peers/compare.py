@@ -87,11 +87,12 @@ class Bench:
     """The models, the pictures, and the environments of a comparison."""
 
     def __init__(self, folder: Path, pythons: dict[str, str], rounds: int) -> None:
-        self.folder = folder
+        # Rows that are learned lie elsewhere, and name its pictures.
+        self.folder = folder.resolve()
         self.pythons = pythons
         self.rounds = rounds
-        self.hf = folder / "hf"
-        self.ours = folder / "ours"
+        self.hf = self.folder / "hf"
+        self.ours = self.folder / "ours"
         self.pictures = self._pictures()
 
     def prepare(self) -> None:
