@@ -120,6 +120,15 @@ def test_what_stands_beside_the_peers_is_what_was_measured():
     assert set(shown) <= set(table(rows).splitlines())
 
 
+@pytest.mark.parametrize("peer", ["lm", "vlm"])
+def test_a_training_step_is_no_slower_than_a_peers_and_holds_no_more(peer):
+    text = (ROOT / "benchmarks/results/peers-cpu.json").read_text()
+    speed, memory = json.loads(text)["parts"][f"train-{peer}"]["rows"]
+    assert (speed["unit"], memory["unit"]) == ("tokens/s", "bytes")
+    assert speed["ratio"] >= 1
+    assert memory["ratio"] >= 1
+
+
 def test_what_the_server_does_is_what_was_measured():
     results = json.loads((ROOT / "benchmarks/results/serving-cpu.json").read_text())
     load, speed = results["load"], results["speed"]
