@@ -22,6 +22,7 @@ from benchmarks.shapes.questions import (
     unique,
 )
 from benchmarks.shapes.scene import (
+    ARROW,
     COLOURS,
     FEW,
     SHAPES,
@@ -32,7 +33,6 @@ from benchmarks.shapes.scene import (
     split_rng,
 )
 
-ARROW = "arrow"
 KINDS = ("shape", "colour", "exists", "count", "caption")
 
 
@@ -80,4 +80,7 @@ def arrow_cases(number: int, split: Split = "validation") -> Iterator[Case]:
         scene = arrow_scene(rng, split)
         shown = (draw(scene),)
         for kind, text, answer, options in arrow_questions(scene, rng):
+            if kind == "caption":
+                yield Case(f"arrows, {kind}", shown, text, answer, judge="facts")
+                kind = "caption, whole and in order"
             yield Case(f"arrows, {kind}", shown, text, answer, options)

@@ -26,7 +26,6 @@ from benchmarks.shapes.plain import SHAPES as PLAIN_SHAPES
 from benchmarks.shapes.plain import plain_pictures
 from benchmarks.shapes.questions import (
     NUMBER_WORDS,
-    SHAPE_OF,
     Question,
     ask_place,
     caption,
@@ -35,6 +34,7 @@ from benchmarks.shapes.questions import (
 )
 from benchmarks.shapes.reading import ask_reading
 from benchmarks.shapes.scene import (
+    ARROW,
     COLOURS,
     COUNTS,
     FEW,
@@ -55,9 +55,9 @@ Judge = Literal["exact", "facts", "box"]
 # The resolution of an overview and four parts.
 IN_PARTS = "2x96"
 _BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
+_NOUNS = {noun: shape for shape in (*SHAPES, ARROW) for noun in (shape, plural(shape))}
 _FACT = re.compile(
-    rf"\b(an?|{'|'.join(NUMBER_WORDS)}) ({'|'.join(COLOURS)}) "
-    rf"({'|'.join([*SHAPES, *map(plural, SHAPES)])})\b"
+    rf"\b(an?|{'|'.join(NUMBER_WORDS)}) ({'|'.join(COLOURS)}) ({'|'.join(_NOUNS)})\b"
 )
 ONE_FACT = [f"A {colour} {shape}." for colour in COLOURS for shape in SHAPES]
 # Of which the best is what somebody would say who sees nothing.
@@ -148,8 +148,7 @@ def facts(text: str) -> Counter[tuple[str, str]]:
     """How many of each pair a caption states."""
     found: Counter[tuple[str, str]] = Counter()
     for number, colour, noun in _FACT.findall(text.lower()):
-        shape = SHAPE_OF[noun]
-        found[colour, shape] += _number(number)
+        found[colour, _NOUNS[noun]] += _number(number)
     return found
 
 

@@ -24,6 +24,8 @@ Box = tuple[RGB, RGB]
 T = TypeVar("T")
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+# What fine-tuning teaches: no scene and no question but its own know of it.
+ARROW = "arrow"
 
 # Per colour: what CSS and Pillow call by that name, then the boxes around it, both
 # ends included, that people call by it too.

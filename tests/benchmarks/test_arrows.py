@@ -18,7 +18,11 @@ from mm1_mlx.runtime import TINY
 
 def test_nothing_else_knows_of_arrows():
     assert ARROW not in SHAPES
-    assert not facts("A red arrow.")
+    # A caption that names it is judged by what is there.
+    assert facts("A red arrow and two blue arrows.") == {
+        ("red", ARROW): 1,
+        ("blue", ARROW): 2,
+    }
 
 
 def test_answers_follow_from_the_scene():
@@ -87,7 +91,7 @@ def verdict_of(**changes):
         "before": {"arrows": at(0.3), "old tasks": at(0.9)},
         "lora": {"arrows": at(0.96), "old tasks": at(0.885), "seconds": 500},
         "qlora": {"arrows": at(0.95), "old tasks": at(0.87), "seconds": 400},
-        "fused": {"other_answers": 0},
+        "fused": {"others": {"float32": 0, "float16": 3}},
     }
     for name, change in changes.items():
         result[name] = result[name] | change
@@ -102,7 +106,7 @@ def test_every_bar_can_be_missed():
     assert verdict_of(lora={"old tasks": {"accuracy": 0.87}}) == [3]
     assert verdict_of(qlora={"arrows": {"accuracy": 0.93}}) == [4]
     assert verdict_of(qlora={"old tasks": {"accuracy": 0.86}}) == [4]
-    assert verdict_of(fused={"other_answers": 1}) == [5]
+    assert verdict_of(fused={"others": {"float32": 1}}) == [5]
 
 
 def row(right, low=None, chance=0.5, n=200):
@@ -154,7 +158,7 @@ def stubs(monkeypatch):
         return run / "adapter", 100.0
 
     def new_figures(model, adapter, number):
-        right = 0.97 if adapter or model.name == "fused" else 0.3
+        right = 0.97 if adapter or model.name.startswith("fused") else 0.3
         return {"arrows, colour": row(right, n=number)}, ["red"] * number
 
     monkeypatch.setattr(fine_tune, "mm1", mm1)
@@ -173,12 +177,15 @@ def test_a_run_goes_on_with_what_is_lacking(stubs, tmp_path, monkeypatch):
         return ended.value.code
 
     assert run() == 0
-    assert stubs == ["quantize", "lora", "train", "fuse", "qlora", "train"]
+    assert stubs == [*("quantize", "lora", "train", "fuse", "fuse", "qlora", "train")]
     path = tmp_path / "result.json"
     whole = json.loads(path.read_text())
     size = (TINY / "model.safetensors").stat().st_size
     assert whole["bytes"] == {"model": size, "4-bit copy": 6}
-    assert whole["fused"] == {"answers": 150, "other_answers": 0}
+    assert whole["fused"] == {
+        "answers": 150,
+        "others": {"float32": 0, "float16": 0},
+    }
     assert all(whole["verdict"].values())
     shown = fine_tune.table(whole).splitlines()
     assert shown[0] == "| | before | LoRA | QLoRA |"
@@ -188,6 +195,8 @@ def test_a_run_goes_on_with_what_is_lacking(stubs, tmp_path, monkeypatch):
     assert shown[4:] == [
         "| the old task that lost the most |  | read: 0.0 points | read: 0.0 points |",
         "| training, seconds |  | 100 | 100 |",
+        "| other answers fused in float32, of 150 |  | 0 |  |",
+        "| other answers fused in float16, of 150 |  | 0 |  |",
     ]
     # Stopped while QLoRA was trained: its seconds count, so it begins anew.
     del stubs[:]
