@@ -32,22 +32,26 @@ from benchmarks.shapes.arrows import arrow_cases, arrow_questions, arrow_scene  
 from benchmarks.shapes.cases import PARTS, Case, part_cases  # noqa: E402
 from benchmarks.shapes.draw import draw  # noqa: E402
 from benchmarks.shapes.evaluate import Answerer, answerer, counted, evaluate  # noqa: E402
-from benchmarks.shapes.scene import split_rng  # noqa: E402
+from benchmarks.shapes.scene import Scene, split_rng  # noqa: E402
 from mm1_mlx.bench import describe  # noqa: E402
 from mm1_mlx.files import sha256  # noqa: E402
 from mm1_mlx.runtime import TINY  # noqa: E402
 
 # What stands in README.md.
 RESULTS = Path(__file__).with_name("fine_tune.json")
-# Pictures with arrows, and the questions about one.
-PICTURES = 1600
+# Pictures with arrows: about as many as are looked at. With 2,400, each seen twice, 90% of counts
+# were right of those and 81% of others.
+PICTURES = 5200
+# How many are asked for a caption, and how many of the others for a count at first.
+CAPTIONED, COUNTED = 0.5, 0.6
+# Questions about a picture of what is known, and how many rows of it stand beside every
+# hundred.
 QUESTIONS = 4
-# How many rows of what is known stand beside every ten of them.
-REHEARSED = {"scenes": 6, "style": 1, "pairs": 2, "reading": 2, "words": 1}
+REHEARSED = {"scenes": 60, "style": 10, "pairs": 20, "reading": 20, "words": 5}
 FLAGS = {
-    "steps": 250, "batch-size": 16, "micro-batches": 2, "learning-rate": 2e-3,
-    "warmup-steps": 20, "decay-steps": 200, "final-fraction": 0.05, "adapter-rank": 16,
-    "seed": 0,
+    "steps": 350, "batch-size": 16, "micro-batches": 2, "learning-rate": 2e-3,
+    "connector-learning-rate": 5e-4, "warmup-steps": 20, "decay-steps": 280,
+    "final-fraction": 0.05, "adapter-rank": 16, "seed": 0,
 }  # fmt: skip
 TARGETS = ("decoder", "vision")
 # A row with nine pictures is many times as long as one with one.
@@ -84,15 +88,28 @@ def _arrow_rows(folder: Path, pictures: int) -> Iterator[Row]:
     for i in range(pictures):
         rng = split_rng("train", 8_000_000_000 + i)
         scene = arrow_scene(rng)
-        asked = [(text, answer) for _, text, answer, _ in arrow_questions(scene, rng)]
-        yield _row(folder, f"arrow{i}", [draw(scene)], _some(asked, rng))
+        yield _row(folder, f"arrow{i}", [draw(scene)], _untold(scene, rng))
+
+
+def _untold(scene: Scene, rng: np.random.Generator) -> list[Asked]:
+    """What is asked about a picture, first what is hard to see: nothing has told it yet."""
+    found = {
+        kind: (text, answer) for kind, text, answer, _ in arrow_questions(scene, rng)
+    }
+    caption = found.pop("caption", None)
+    kinds = [str(kind) for kind in rng.permutation(list(found))]
+    if caption and rng.random() < CAPTIONED:
+        return [caption, found[kinds[0]]]
+    if rng.random() < COUNTED:
+        kinds.sort(key=lambda kind: kind != "count")
+    return [found[kind] for kind in kinds]
 
 
 def _known_rows(folder: Path, pictures: int) -> Iterator[Row]:
     """What the model can do already, asked as it is measured, of the training split."""
     rng = np.random.default_rng(1)
     for part, share in REHEARSED.items():
-        wanted = pictures * share // 10
+        wanted = pictures * share // 100
         # Half of the words behind four examples, half behind eight.
         cases = part_cases(part, wanted // 2 if part == "words" else wanted, "train")
         groups = (

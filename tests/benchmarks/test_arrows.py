@@ -55,20 +55,20 @@ def test_answers_follow_from_the_scene():
 def test_cases_and_rows_share_no_picture(tmp_path):
     rows = [
         json.loads(line)
-        for line in write_rows(tmp_path / "data", 20).read_text().splitlines()
+        for line in write_rows(tmp_path / "data", 40).read_text().splitlines()
     ]
-    assert len(rows) == 20 + 2 * (6 + 1 + 2 + 2 + 1)
+    assert len(rows) == 40 + 4 * (6 + 1 + 2 + 2) + 2
     shown = {
         Image.open(tmp_path / "data" / name).convert("RGB").tobytes()
         for row in rows
         for name in row["images"]
     }
     # An example may show a picture that another one does.
-    assert 0 < len(shown) - 20 - 2 * (6 + 1 + 2 * 2 + 2) <= 5 + 9
-    cases = list(arrow_cases(20))
+    assert 0 < len(shown) - 40 - 4 * (6 + 1 + 2 * 2 + 2) <= 5 + 9
+    cases = list(arrow_cases(40))
     assert not shown & {case.pictures[0].tobytes() for case in cases}
     texts = ["".join(m["content"] for m in row["messages"]).lower() for row in rows]
-    assert sum(ARROW in text for text in texts) == 20
+    assert sum(ARROW in text for text in texts) == 40
     # Of a new word's examples the names are given, and nothing is learned of them.
     learned = [
         sum(m["role"] == "assistant" and m.get("weight", 1) for m in row["messages"])
@@ -163,7 +163,7 @@ def stubs(monkeypatch):
 
     monkeypatch.setattr(fine_tune, "mm1", mm1)
     monkeypatch.setattr(fine_tune, "train", train)
-    monkeypatch.setattr(fine_tune, "PICTURES", 10)
+    monkeypatch.setattr(fine_tune, "PICTURES", 40)
     monkeypatch.setattr(fine_tune, "new_figures", new_figures)
     monkeypatch.setattr(fine_tune, "old_figures", lambda *_: (BEFORE, ["blue"] * 50))
     return done
