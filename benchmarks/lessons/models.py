@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from benchmarks.lessons.points import Connector, Point
 from benchmarks.shapes.recipe import make_config
 from mm1_mlx.checkpoint import load_config
 from mm1_mlx.config import MM1Config, VisionConfig
+from mm1_mlx.files import sha256
 from mm1_mlx.models import MM1
 from mm1_mlx.models.resample import stretch
 from mm1_mlx.runtime import TINY
@@ -75,7 +75,7 @@ def encoder_weights(config: VisionConfig) -> dict[str, mx.array]:
 
 def encoder_digest() -> str:
     """What tells the encoder's file from another."""
-    return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    return sha256(WEIGHTS)
 
 
 def _inside(kind: Connector) -> dict[str, int]:

@@ -37,10 +37,8 @@ from mm1_mlx.bench import describe  # noqa: E402
 from mm1_mlx.files import sha256  # noqa: E402
 from mm1_mlx.runtime import TINY  # noqa: E402
 
-# What stands in README.md.
-RESULTS = Path(__file__).with_name("fine_tune.json")
-# Pictures with arrows: about as many as are looked at. With 2,400, each seen twice, 90% of counts
-# were right of those and 81% of others.
+# Pictures with arrows: about as many as are looked at. With 2,400, each seen twice, 90% of
+# counts were right of those and 80% of others.
 PICTURES = 5200
 # How many are asked for a caption, and how many of the others for a count at first.
 CAPTIONED, COUNTED = 0.5, 0.6

@@ -2,8 +2,8 @@
 
 Of every kind the first held-out case that is answered right, and the first that is not,
 are shown; nothing else is chosen. New words are for pairs that training shows: those for
-held-out ones are told by little more than chance. Writes gallery/*.png and the tables between the marks in
-README.md here, and of some kinds in the project's.
+held-out ones are told by little more than chance. Writes gallery/*.png and the tables between
+the marks in README.md here, and of some kinds in the project's.
 """
 
 from __future__ import annotations
