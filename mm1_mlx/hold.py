@@ -29,7 +29,17 @@ class Hold:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file: int | None = None
-        self._take()
+        found = folder.exists()
+        try:
+            self._take()
+        except CheckpointError:
+            raise
+        except BaseException:
+            # Stopped in between, where it may have made the folder but does not hold it.
+            self.release()
+            if not found:
+                self._leave_none()
+            raise
 
     def clear(self, *kept: str) -> None:
         """Take away its files but for those of these names, unless it went elsewhere."""
@@ -43,10 +53,7 @@ class Hold:
         """Take the folder away and let it go."""
         with suppress(OSError):
             self.clear()
-            if self._is_there():
-                # Last: who comes now finds none, or an empty folder.
-                (self.folder / LOCK).unlink()
-                self.folder.rmdir()
+            self._remove_empty()
         self.release()
 
     def release(self) -> None:
@@ -54,6 +61,19 @@ class Hold:
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
+
+    def _leave_none(self) -> None:
+        """Take the folder away if it is empty and no other run's."""
+        with suppress(CheckpointError, OSError):
+            self._take()
+            self._remove_empty()
+        self.release()
+
+    def _remove_empty(self) -> None:
+        if self._is_there():
+            # Last: who comes now finds none, or an empty folder.
+            (self.folder / LOCK).unlink()
+            self.folder.rmdir()
 
     def _take(self) -> None:
         """Lock it, again where another run has just taken it away."""

@@ -435,6 +435,36 @@ def test_a_disk_without_locks_holds_what_is_made(tmp_path, monkeypatch):
     Hold(tmp_path / "folder").remove()
 
 
+@pytest.mark.parametrize(
+    ("of", "name", "found"),
+    [
+        (hold.Path, "mkdir", False),
+        (hold.os, "open", False),
+        (hold.fcntl, "flock", False),
+        (hold.os, "open", True),
+        (hold.fcntl, "flock", True),
+    ],
+)
+def test_one_that_is_stopped_while_it_takes_a_folder_leaves_it_as_it_was(
+    of, name, found, tmp_path, monkeypatch
+):
+    real = getattr(of, name)
+
+    def stopped(*arguments, **named):
+        monkeypatch.setattr(of, name, real)
+        real(*arguments, **named)
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "folder"
+    if found:
+        folder.mkdir()
+    monkeypatch.setattr(of, name, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Hold(folder)
+    assert folder.exists() == found
+    Hold(folder).remove()
+
+
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EIO])
 def test_only_a_full_disk_is_said_to_be_full(
     number, tmp_path, make_model, write, monkeypatch
