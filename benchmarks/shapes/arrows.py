@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,12 +34,16 @@ from benchmarks.shapes.scene import (
 )
 
 KINDS = ("shape", "colour", "exists", "count", "caption")
+# How many of a picture's shapes are arrows, each as likely.
+ARROWS = (0, 1, 1, 2)
 
 
-def arrow_scene(rng: np.random.Generator, split: Split = "train") -> Scene:
-    """A scene in which one or two of the objects, or none, are arrows."""
+def arrow_scene(
+    rng: np.random.Generator, split: Split = "train", arrows: Sequence[int] = ARROWS
+) -> Scene:
+    """A scene in which so many of the objects are arrows, or all of them."""
     scene = random_scene(rng, split, counts=FEW)
-    places = rng.permutation(len(scene.objects))[: pick(rng, (0, 1, 1, 2))]
+    places = rng.permutation(len(scene.objects))[: pick(rng, arrows)]
     objects = [
         replace(item, shape=ARROW) if i in places else item
         for i, item in enumerate(scene.objects)

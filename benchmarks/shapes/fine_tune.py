@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mm1_mlx.blas import preload_blas
@@ -39,18 +42,23 @@ from mm1_mlx.runtime import TINY  # noqa: E402
 
 # Pictures with arrows: about as many as are looked at. With 2,400, each seen twice, 90% of
 # counts were right of those and 80% of others.
-PICTURES = 5200
-# How many are asked for a caption, and how many of the others for a count at first.
-CAPTIONED, COUNTED = 0.5, 0.6
-# Questions about a picture of what is known, and how many rows of it stand beside every
-# hundred.
-QUESTIONS = 4
-REHEARSED = {"scenes": 60, "style": 10, "pairs": 20, "reading": 20, "words": 5}
+PICTURES = 7400
+# More arrows than are asked about later: two were the hardest to count.
+ARROWS = (0, 1, 1, 2, 2, 3)
+# How many pictures of either are asked for a caption at once, and how many of the others
+# with arrows for a count at first, and for a caption in the end.
+CAPTIONED, COUNTED, CAPTIONED_LAST = 0.4, 0.75, 0.5
+# Of what is known, how many rows of each part stand beside every hundred.
+REHEARSED = {"scenes": 65, "style": 10, "pairs": 20, "reading": 25, "words": 5}
+# What of it is soonest lost.
+SOON_LOST = ("count", "exists")
 FLAGS = {
-    "steps": 350, "batch-size": 16, "micro-batches": 2, "learning-rate": 2e-3,
-    "connector-learning-rate": 5e-4, "warmup-steps": 20, "decay-steps": 280,
-    "final-fraction": 0.05, "adapter-rank": 16, "seed": 0,
+    "steps": 1020, "batch-size": 8, "micro-batches": 2, "learning-rate": 2e-3,
+    "connector-learning-rate": 1e-3, "warmup-steps": 20, "decay-steps": 900,
+    "final-fraction": 0.05, "adapter-rank": 32, "seed": 0,
 }  # fmt: skip
+# One for each micro-batch, and for each core: threads of one process wait for one another.
+PROCESSES = 2
 TARGETS = ("decoder", "vision")
 # A row with nine pictures is many times as long as one with one.
 SWITCHES = ("packing",)
@@ -85,7 +93,7 @@ def _arrow_rows(folder: Path, pictures: int) -> Iterator[Row]:
     """A conversation about every picture."""
     for i in range(pictures):
         rng = split_rng("train", 8_000_000_000 + i)
-        scene = arrow_scene(rng)
+        scene = arrow_scene(rng, arrows=ARROWS)
         yield _row(folder, f"arrow{i}", [draw(scene)], _untold(scene, rng))
 
 
@@ -100,11 +108,14 @@ def _untold(scene: Scene, rng: np.random.Generator) -> list[Asked]:
         return [caption, found[kinds[0]]]
     if rng.random() < COUNTED:
         kinds.sort(key=lambda kind: kind != "count")
-    return [found[kind] for kind in kinds]
+    asked = [found[kind] for kind in kinds]
+    if caption and rng.random() < CAPTIONED_LAST:
+        return [*asked[:2], caption]
+    return asked
 
 
 def _known_rows(folder: Path, pictures: int) -> Iterator[Row]:
-    """What the model can do already, asked as it is measured, of the training split."""
+    """What the model can do already, of the training split."""
     rng = np.random.default_rng(1)
     for part, share in REHEARSED.items():
         wanted = pictures * share // 100
@@ -114,15 +125,33 @@ def _known_rows(folder: Path, pictures: int) -> Iterator[Row]:
             list(some) for _, some in groupby(cases, key=lambda c: id(c.pictures))
         )
         for i, some in enumerate(islice(groups, wanted)):
-            asked = {case.question: case.expected for case in some}
             shots = [(shown, some[0].question, told) for shown, told in some[0].shots]
             name, shown = f"{part}{i}", some[0].pictures
-            yield _row(folder, name, shown, _some([*asked.items()], rng), shots)
+            yield _row(folder, name, shown, _rehearsed(some, rng), shots)
 
 
-def _some(asked: Sequence[Asked], rng: np.random.Generator) -> list[Asked]:
-    order = rng.permutation(len(asked))
-    return [asked[i] for i in order[:QUESTIONS]]
+def _rehearsed(cases: Sequence[Case], rng: np.random.Generator) -> list[Asked]:
+    """What is asked about a picture: a caption, or more of what is soonest lost."""
+    found = {
+        kind: [(case.question, case.expected) for case in some]
+        for kind, some in groupby(sorted(cases, key=_kind), key=_kind)
+        if kind not in TWICE
+    }
+    caption = found.pop("caption", [])
+    lost = [asked for kind in SOON_LOST for asked in found.pop(kind, [])]
+    rest = [asked for some in found.values() for asked in some]
+    lost, rest = _shuffled(lost, rng), _shuffled(rest, rng)
+    if caption and rng.random() < CAPTIONED:
+        return [*caption, *lost[:1], *rest[:1]]
+    return [*lost[:2], *rest[:2]] or caption
+
+
+def _kind(case: Case) -> str:
+    return case.kind
+
+
+def _shuffled(asked: Sequence[Asked], rng: np.random.Generator) -> list[Asked]:
+    return [asked[i] for i in rng.permutation(len(asked))]
 
 
 def _row(
@@ -156,12 +185,51 @@ def _saved(pictures: Sequence[Image.Image], folder: Path, name: str) -> list[str
     return names
 
 
-def mm1(*words: object) -> float:
-    """Run the command; the seconds that it took."""
+def mm1(*words: object, processes: int = 1) -> float:
+    """Run the command, as so many processes of one run; the seconds that it took.
+
+    They are started as ``mlx.launch`` does it, which itself takes most of a core as long as
+    they run: it does not wait until somebody types something.
+
+    Raises:
+        CalledProcessError: one of them failed.
+    """
     command = [str(Path(sys.executable).with_name("mm1")), *map(str, words)]
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        hosts = Path(folder) / "hosts.json"
+        hosts.write_text(json.dumps([[f"127.0.0.1:{x}"] for x in _ports(processes)]))
+        running = []
+        for rank in range(processes):
+            ring = {"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)}
+            child = stack.enter_context(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | (ring if processes > 1 else {}),
+                )
+            )
+            # The others would wait for ever for one that failed.
+            stack.callback(child.kill)
+            running.append(child)
+        while None in (codes := [child.poll() for child in running]):
+            if any(codes):
+                break
+            time.sleep(0.1)
+        if any(codes):
+            raise subprocess.CalledProcessError(max(filter(None, codes)), command)
     return time.perf_counter() - start
+
+
+def _ports(number: int) -> list[int]:
+    """So many ports of this machine that nobody listens at."""
+    with ExitStack() as stack:
+        found = []
+        for _ in range(number):
+            listening = stack.enter_context(socket.socket())
+            listening.bind(("127.0.0.1", 0))
+            found.append(listening.getsockname()[1])
+        return found
 
 
 def train(model: Path, data: Path, run: Path) -> tuple[Path, float]:
@@ -169,7 +237,8 @@ def train(model: Path, data: Path, run: Path) -> tuple[Path, float]:
     flags = [x for name, value in FLAGS.items() for x in (f"--{name}", value)]
     targets = [x for target in TARGETS for x in ("--adapter-targets", target)]
     flags += [f"--{name}" for name in SWITCHES]
-    seconds = mm1("train", "sft", model, run, "--data", data, *flags, *targets)
+    words = ("train", "sft", model, run, "--data", data, *flags, *targets)
+    seconds = mm1(*words, processes=PROCESSES)
     return run / "adapter", seconds
 
 
@@ -331,7 +400,7 @@ def main() -> None:
         "what": "mm1 train sft, python -m benchmarks.shapes.fine_tune",
         "machine": describe(BLAS),
         "flags": FLAGS
-        | {"adapter-targets": list(TARGETS)}
+        | {"adapter-targets": list(TARGETS), "processes": PROCESSES}
         | dict.fromkeys(SWITCHES, True),
         "model": sha256(weights_of(arguments.model)),
         "cases": number,

@@ -57,14 +57,14 @@ def test_cases_and_rows_share_no_picture(tmp_path):
         json.loads(line)
         for line in write_rows(tmp_path / "data", 40).read_text().splitlines()
     ]
-    assert len(rows) == 40 + 4 * (6 + 1 + 2 + 2) + 2
+    assert len(rows) == 40 + 24 + 4 + 6 + 12 + 2
     shown = {
         Image.open(tmp_path / "data" / name).convert("RGB").tobytes()
         for row in rows
         for name in row["images"]
     }
     # An example may show a picture that another one does.
-    assert 0 < len(shown) - 40 - 4 * (6 + 1 + 2 * 2 + 2) <= 5 + 9
+    assert 0 < len(shown) - (40 + 24 + 4 + 2 * 6 + 12) <= 5 + 9
     cases = list(arrow_cases(40))
     assert not shown & {case.pictures[0].tobytes() for case in cases}
     texts = ["".join(m["content"] for m in row["messages"]).lower() for row in rows]
