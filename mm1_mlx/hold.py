@@ -63,11 +63,18 @@ class Hold:
             os.close(file)
 
     def _leave_none(self) -> None:
-        """Take the folder away if it is empty and no other run's."""
+        """Take the folder away if nobody has put anything but a lock there.
+
+        On a disk without locks it stays once it has one, which may be another run's.
+        """
         with suppress(CheckpointError, OSError):
             self._take()
-            self._remove_empty()
+            if [path.name for path in self.folder.iterdir()] == [LOCK]:
+                self._remove_empty()
         self.release()
+        # A full disk has room for a folder, and none for what would lie in it.
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _remove_empty(self) -> None:
         if self._is_there():

@@ -41,7 +41,10 @@ ARROWS = (0, 1, 1, 2)
 def arrow_scene(
     rng: np.random.Generator, split: Split = "train", arrows: Sequence[int] = ARROWS
 ) -> Scene:
-    """A scene in which so many of the objects are arrows, or all of them."""
+    """A scene in which as many objects as one of ``arrows`` says are arrows.
+
+    Or all, where there are fewer.
+    """
     scene = random_scene(rng, split, counts=FEW)
     places = rng.permutation(len(scene.objects))[: pick(rng, arrows)]
     objects = [

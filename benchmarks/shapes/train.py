@@ -7,13 +7,9 @@ a step's micro-batches faster than two threads of one do.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -37,13 +33,12 @@ from benchmarks.shapes.patches import (  # noqa: E402
 from benchmarks.shapes.pictures import shipped_pictures  # noqa: E402
 from benchmarks.shapes.positions import sine_cosine_positions  # noqa: E402
 from benchmarks.shapes.recipe import Recipe, Stage, load_recipe, open_tokenizer  # noqa: E402
+from benchmarks.shapes.ring import RANK, run_ring  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
 from mm1_mlx.tokenizer import Tokenizer  # noqa: E402
 from mm1_mlx.train.pace import Moment  # noqa: E402
 from mm1_mlx.train.trainer import Trainer  # noqa: E402
 from mm1_mlx.writer import CheckpointWriter  # noqa: E402
-
-RANK = "MLX_RANK"
 
 
 def main() -> None:
@@ -63,7 +58,8 @@ def main() -> None:
     # Before there are several processes that could write it.
     tokenizer = open_tokenizer(arguments.folder, recipe.config)
     if arguments.processes > 1 and RANK not in os.environ and not arguments.export:
-        sys.exit(start_ring(arguments.folder, arguments.processes))
+        command = [sys.executable, "-m", "benchmarks.shapes.train", *sys.argv[1:]]
+        sys.exit(abs(run_ring(command, arguments.processes)))
     use_host_math()
     mx.random.seed(1)
     pupil = Pupil(recipe)
@@ -200,44 +196,6 @@ def show_places(mm1: MM1, scale: float) -> None:
     grid = math.isqrt(rows)
     places = scale * sine_cosine_positions(grid, width)
     connector.position_embedding = connector.position_embedding + places
-
-
-def start_ring(folder: Path, size: int) -> int:
-    """Run this command in ``size`` processes that average their gradients; 0 if all end well.
-
-    As ``mlx.launch`` does, which keeps a core busy with waiting for them.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
-    command = [sys.executable, "-m", "benchmarks.shapes.train", *sys.argv[1:]]
-    ring = [
-        subprocess.Popen(
-            command, env=os.environ | {"MLX_HOSTFILE": str(hosts), RANK: str(rank)}
-        )
-        for rank in range(size)
-    ]
-    try:
-        # One that fails leaves the others waiting for its gradients.
-        while all(process.poll() is None for process in ring):
-            time.sleep(1)
-        if failed := [process.poll() for process in ring if process.poll()]:
-            return abs(failed[0])
-        return max(abs(process.wait(timeout=60)) for process in ring)
-    finally:
-        for process in ring:
-            process.kill()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nothing listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def report(line: dict[str, Any]) -> None:

@@ -224,19 +224,19 @@ def write(
     partial = Partial(folder.resolve(), None)
     try:
         partial.open()
-        weights = partial.folder / name
-        mx.save_safetensors(str(weights), dict(tensors), {"format": layout})
-        fsync(weights)
-        replace_json(partial.folder / CONFIG, record(weights))
-        partial.publish(overwrite=overwrite)
+        try:
+            weights = partial.folder / name
+            mx.save_safetensors(str(weights), dict(tensors), {"format": layout})
+            fsync(weights)
+            replace_json(partial.folder / CONFIG, record(weights))
+            partial.publish(overwrite=overwrite)
+        except BaseException:
+            partial.remove()
+            raise
     except (OSError, RuntimeError) as error:
-        partial.remove()
         raise CheckpointError(
             f"{str(folder)!r} cannot be written ({error}); is the disk full?"
         ) from None
-    except BaseException:
-        partial.remove()
-        raise
 
 
 def load(source: str | Path) -> Adapter:

@@ -8,6 +8,7 @@ import pytest
 
 from mm1_mlx.adapters import Adapter, AdapterConfig, base_of, load, save
 from mm1_mlx.errors import CheckpointError, ConfigError
+from mm1_mlx.hold import Hold
 
 PATH = "decoder.layers.0.self_attn.q_proj"
 
@@ -54,6 +55,15 @@ def test_it_replaces_another_only_if_asked_and_never_anything_else(
     (tmp_path / "b").mkdir()
     with pytest.raises(CheckpointError, match="is no adapter"):
         save(tmp_path / "b", adapter, overwrite=True)
+
+
+def test_where_another_run_is_at_work_that_is_said(train, folder, tmp_path):
+    _, adapter = train(folder)
+    held = Hold(tmp_path / "a.mm1-partial")
+    with pytest.raises(CheckpointError, match="another run is at work in"):
+        save(tmp_path / "a", adapter)
+    held.remove()
+    save(tmp_path / "a", adapter)
 
 
 def test_the_digest_tells_weights_scales_and_configs_apart(train, folder):

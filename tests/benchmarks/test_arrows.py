@@ -57,14 +57,14 @@ def test_cases_and_rows_share_no_picture(tmp_path):
         json.loads(line)
         for line in write_rows(tmp_path / "data", 40).read_text().splitlines()
     ]
-    assert len(rows) == 40 + 24 + 4 + 6 + 12 + 2
+    assert len(rows) == 40 + 26 + 4 + 8 + 10 + 2
     shown = {
         Image.open(tmp_path / "data" / name).convert("RGB").tobytes()
         for row in rows
         for name in row["images"]
     }
     # An example may show a picture that another one does.
-    assert 0 < len(shown) - (40 + 24 + 4 + 2 * 6 + 12) <= 5 + 9
+    assert 0 < len(shown) - (40 + 26 + 4 + 2 * 8 + 10) <= 5 + 9
     cases = list(arrow_cases(40))
     assert not shown & {case.pictures[0].tobytes() for case in cases}
     texts = ["".join(m["content"] for m in row["messages"]).lower() for row in rows]
@@ -83,6 +83,32 @@ def test_cases_and_rows_share_no_picture(tmp_path):
         assert {m["weight"] for m in some[:-2] if m["role"] == "assistant"} == {0}
 
 
+def test_what_is_hard_is_asked_first_and_captions_first_or_last(tmp_path):
+    first, arrows, hard, captions = Counter(), Counter(), Counter(), 0
+    rows = write_rows(tmp_path / "data", 200).read_text().splitlines()
+    for row in map(json.loads, rows):
+        asked, name = row["messages"], row["images"][0]
+        turns = [turn["content"].removeprefix("<image>\n") for turn in asked]
+        told = [i // 2 for i in range(1, len(turns), 2) if facts(turns[i])]
+        if re.match(r"arrow\d", name):
+            first[bool(re.match("How many arrows|Count the arrows", turns[0]))] += 1
+            counts = [
+                turns[i + 1] for i in range(0, len(turns), 2) if "many" in turns[i]
+            ]
+            arrows.update(counts)
+            captions += bool(told)
+            assert set(told) <= {0, len(turns) // 2 - 1}
+        elif re.match(r"scenes\d", name) and told != [0]:
+            assert not told
+            hard[bool(re.fullmatch(r"yes|no|\d", turns[1]))] += 1
+    assert first[True] > 60
+    assert hard[True] > 9 * hard[False]
+    assert captions > 60
+    assert arrows["3"]
+    cases = Counter(c.expected for c in arrow_cases(100) if c.kind == "arrows, count")
+    assert cases.keys() == set("012")
+
+
 def verdict_of(**changes):
     def at(value):
         return {"accuracy": value}
@@ -96,6 +122,10 @@ def verdict_of(**changes):
     for name, change in changes.items():
         result[name] = result[name] | change
     return [number for number, held in enumerate(verdict(result).values()) if not held]
+
+
+def test_every_process_has_a_micro_batch():
+    assert fine_tune.FLAGS["micro-batches"] % fine_tune.PROCESSES == 0
 
 
 def test_every_bar_can_be_missed():

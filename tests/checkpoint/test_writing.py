@@ -445,7 +445,7 @@ def test_a_disk_without_locks_holds_what_is_made(tmp_path, monkeypatch):
         (hold.fcntl, "flock", True),
     ],
 )
-def test_one_that_is_stopped_while_it_takes_a_folder_leaves_it_as_it_was(
+def test_one_that_is_stopped_while_it_takes_a_folder_leaves_none_that_it_made(
     of, name, found, tmp_path, monkeypatch
 ):
     real = getattr(of, name)
@@ -463,6 +463,35 @@ def test_one_that_is_stopped_while_it_takes_a_folder_leaves_it_as_it_was(
         Hold(folder)
     assert folder.exists() == found
     Hold(folder).remove()
+
+
+@pytest.mark.parametrize("working", [True, False])
+def test_one_that_is_stopped_takes_nothing_of_the_next(working, tmp_path, monkeypatch):
+    real = hold.Path.mkdir
+    others = []
+
+    def stopped(*_, **__):
+        monkeypatch.setattr(hold.Path, "mkdir", real)
+        others.append(Hold(tmp_path / "folder"))
+        (tmp_path / "folder" / "file").write_bytes(b"")
+        if not working:
+            others[0].release()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hold.Path, "mkdir", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Hold(tmp_path / "folder")
+    assert sorted(x.name for x in (tmp_path / "folder").iterdir()) == ["file", LOCK]
+
+
+def test_a_full_disk_keeps_no_empty_folder(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hold.os, "open", full)
+    with pytest.raises(OSError, match="No space left"):
+        Hold(tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EIO])
