@@ -29,6 +29,7 @@ from mm1_mlx.bench import describe  # noqa: E402
 from mm1_mlx.checkpoint import load_config, read_manifest  # noqa: E402
 from mm1_mlx.config import MM1Config  # noqa: E402
 from mm1_mlx.eval.intervals import wilson  # noqa: E402
+from mm1_mlx.files import sha256  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
 from mm1_mlx.quantize import RECIPES, Recipe, parse_way, quantize  # noqa: E402
 from mm1_mlx.recipe import LAYERS  # noqa: E402
@@ -138,6 +139,28 @@ def packed(
     }
 
 
+def table(results: dict[str, Any]) -> str:
+    """The README's rows."""
+    tiny = results["mm1-tiny"]
+    published = next(iter(tiny.values()))
+    asked = published["n"]
+    before = tiny["8bit"]["bytes_before"] / 1e6
+    lines = [
+        "| mm1-tiny | MB | divergence, mean | 99th percentile | same likeliest token | "
+        f"{asked:,} held-out questions |",
+        "|---|--:|--:|--:|--:|--:|",
+        f"| float16, as published | {before:.2f} | | | | {published['accuracy']:.2%} |",
+    ]
+    for name in CASES:
+        row = tiny[name]
+        cost = row["cost"]
+        lines.append(
+            f"| {name} | {row['bytes_after'] / 1e6:.2f} | {cost['kl_mean']:.4f} | "
+            f"{cost['kl_p99']:.3f} | {cost['top1']:.1%} | {row['accuracy']:.2%} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=2000, help="held-out questions")
@@ -166,6 +189,7 @@ def main() -> None:
     figures = {
         "what": "mm1_mlx.quantize, python -m benchmarks.quantize",
         "machine": describe(BLAS),
+        "model": sha256(TINY / "model.safetensors"),
         "mm1-tiny": tiny,
         "random weights with outliers, 15 M": random,
     }

@@ -164,7 +164,9 @@ def main() -> None:
 
 
 def answerer(
-    model: str | None, stack: ExitStack, adapters: Sequence[Path] = ()
+    model: str | None,
+    stack: ExitStack,
+    adapters: Sequence[Path | tuple[Path, float]] = (),
 ) -> Answerer:
     """What answers by a model, as it is and with parts of large pictures."""
     from mm1_mlx.answer import Settings
