@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import adapters, growth
+from benchmarks import adapters, growth, quantize
 from benchmarks.peers.rows import table
 from mm1_mlx import generate, load
 from mm1_mlx.convert.detect import formats, name_of
+from mm1_mlx.files import sha256
 from mm1_mlx.presets import PRESETS
 from mm1_mlx.runtime import TINY
 
@@ -149,6 +150,17 @@ def test_how_costs_grow_is_what_was_measured():
     assert len(tables) == 6
     for table_ in tables:
         assert growth.line(table_) in MEASURED
+
+
+def test_what_packing_costs_is_what_was_measured():
+    results = json.loads((ROOT / "benchmarks/results/quantize-tiny.json").read_text())
+    assert results["model"] == sha256(TINY / "model.safetensors")
+    assert quantize.table(results) in (ROOT / "mm1_mlx/quantize/README.md").read_text()
+    tiny = results["mm1-tiny"]
+    four, unpacked = (tiny[name]["accuracy"] for name in ("4bit", "float32"))
+    told = f"{four:.2%} of {tiny['4bit']['n']:,} held-out questions at 4 bits"
+    assert told in " ".join(README.split())
+    assert f"and {unpacked:.2%} unpacked" in " ".join(README.split())
 
 
 def test_what_fusing_loses_is_what_was_measured():
