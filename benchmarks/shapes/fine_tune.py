@@ -38,6 +38,7 @@ from mm1_mlx.bench import describe  # noqa: E402
 from mm1_mlx.files import sha256  # noqa: E402
 from mm1_mlx.runtime import TINY  # noqa: E402
 
+RESULTS = Path(__file__).with_name("fine_tune.json")
 # Pictures that are asked about arrows: about as many as are looked at. With 2,400, each seen
 # twice, 90% of counts were right of those and 80% of others.
 PICTURES = 7400

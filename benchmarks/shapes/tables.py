@@ -1,14 +1,16 @@
 """What was measured, written into the documents: ``python -m benchmarks.shapes.tables``.
 
-Tables between the marks in README.md here and in the project's, from results*.json.
+Tables between the marks in README.md here and in the project's, from results*.json and
+fine_tune.json.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shapes import evaluate, gates
+from benchmarks.shapes import evaluate, fine_tune, gates
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
@@ -46,6 +48,7 @@ def tables() -> dict[Path, dict[str, str]]:
             "gates": gates.table(*gates.read()),
             "results": evaluate.table(held_out),
             "seen": evaluate.table(seen),
+            "fine-tuned": fine_tune.table(json.loads(fine_tune.RESULTS.read_text())),
         },
         PROJECT: {"embedded": brief(held_out, seen)},
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.shapes import curve, gallery, gates, tables
+from benchmarks.shapes import curve, fine_tune, gallery, gates, tables
 from benchmarks.shapes import evaluate as shapes
 from benchmarks.shapes.cases import scene_cases
 from benchmarks.shapes.evaluate import answerer, evaluate
@@ -83,3 +83,13 @@ def test_held_out_pictures_are_answered_as_measured():
         error = (share * (1 - share) / count) ** 0.5
         assert abs(figures[kind]["accuracy"] - share) <= 3 * error, kind
     assert figures["all questions"]["accuracy"] > 0.93
+
+
+def test_a_new_shape_is_learned_as_was_set_out():
+    result = json.loads(fine_tune.RESULTS.read_text())
+    assert result["model"] == sha256(TINY / "model.safetensors")
+    assert result["flags"] == fine_tune.flags()
+    command = f"fine_tune runs/arrow -n {result['cases']} "
+    assert command in tables.README.read_text()
+    assert result["verdict"] == fine_tune.verdict(result)
+    assert all(result["verdict"].values())
