@@ -225,7 +225,7 @@ def new_figures(
     words: list[str] = []
     with ExitStack() as stack:
         heard = _heard(model, adapter, stack, words)
-        # Each kind as often: half of the pictures show one arrow, whose colour is asked.
+        # The rarest is the colour: half of the pictures show the one arrow that it takes.
         rows = evaluate(heard, arrow_cases(2 * number))
     return rows, words
 

@@ -89,6 +89,8 @@ def test_a_new_shape_is_learned_as_was_set_out():
     result = json.loads(fine_tune.RESULTS.read_text())
     assert result["model"] == sha256(TINY / "model.safetensors")
     assert result["flags"] == fine_tune.flags()
+    assert result["scale"] == fine_tune.SCALE
+    assert f"{result['scale']} is added" in tables.README.read_text()
     command = f"fine_tune runs/arrow -n {result['cases']} "
     assert command in tables.README.read_text()
     assert result["verdict"] == fine_tune.verdict(result)
