@@ -37,13 +37,13 @@ from mm1_mlx.adapters import (  # noqa: E402
 from mm1_mlx.adapters import load as load_adapter  # noqa: E402
 from mm1_mlx.bench import describe  # noqa: E402
 from mm1_mlx.checkpoint import load_model  # noqa: E402
+from mm1_mlx.files import sha256  # noqa: E402
 from mm1_mlx.fuse import Report, fuse  # noqa: E402
 from mm1_mlx.models import MM1  # noqa: E402
 from mm1_mlx.quantize import RECIPES, quantize  # noqa: E402
-from mm1_mlx.quantize.shapes import case, wilson  # noqa: E402
+from mm1_mlx.quantize.shapes import COLOURS, case, wilson  # noqa: E402
 from mm1_mlx.runtime import TINY, generate, load  # noqa: E402
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 TRAINED, MEASURED, ASKED = 800, 64, 300
 STEPS, BATCH, LEARNING_RATE = 150, 16, 0.002
 PREFILL, DECODED, TURNS = 200, 50, 15
@@ -273,7 +273,8 @@ def main() -> None:
     logging.getLogger("mm1_mlx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as name:
         results = run(Path(name), lambda line: print(line, file=sys.stderr))
-    results = {"machine": describe(BLAS), **results}
+    model = sha256(TINY / "model.safetensors")
+    results = {"machine": describe(BLAS), "model": model, **results}
     arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
 
