@@ -166,7 +166,15 @@ def test_what_packing_costs_is_what_was_measured():
 def test_what_fusing_loses_is_what_was_measured():
     results = json.loads((ROOT / "benchmarks/results/adapters-tiny.json").read_text())
     text = (ROOT / "mm1_mlx/train/README.md").read_text()
+    assert results["model"] == sha256(TINY / "model.safetensors")
     assert adapters.table(results) in text
+    plain, packed = results["answered"].values()
+    shares = (plain["without"], plain["with"], packed["with"])
+    before, after, four = (f"{x['right'] / x['n']:.1%}" for x in shares)
+    assert f"takes it from {before} of {results['asked']} questions" in " ".join(
+        text.split()
+    )
+    assert f"to {after}, and its 4-bit copy to {four}:" in text
     times = results["times"]["15 M parameters, 4 bits"]
     for name in ("token_ms", "prefill_ms"):
         ratio = times["beside"][name] / times["without"][name]
