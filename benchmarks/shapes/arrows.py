@@ -80,9 +80,11 @@ def arrow_questions(
         yield "caption", *caption(scene, rng), ()
 
 
-def arrow_cases(number: int, split: Split = "validation") -> Iterator[Case]:
-    """Questions about so many pictures that training does not show."""
-    for seed in range(number):
+def arrow_cases(
+    number: int, split: Split = "validation", first: int = 0
+) -> Iterator[Case]:
+    """Questions about so many pictures that training does not show, from ``first`` on."""
+    for seed in range(first, first + number):
         rng = split_rng(split, FIRST_SEED + 7_000_000 + seed)
         scene = arrow_scene(rng, split)
         shown = (draw(scene),)

@@ -15,9 +15,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from itertools import groupby, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ from PIL import Image  # noqa: E402
 from benchmarks.shapes.arrows import arrow_cases, arrow_questions, arrow_scene  # noqa: E402
 from benchmarks.shapes.cases import PARTS, Case, part_cases  # noqa: E402
 from benchmarks.shapes.draw import draw  # noqa: E402
-from benchmarks.shapes.evaluate import Answerer, answerer, counted, evaluate  # noqa: E402
+from benchmarks.shapes.evaluate import answerer, counted, evaluate  # noqa: E402
 from benchmarks.shapes.ring import run_ring  # noqa: E402
 from benchmarks.shapes.scene import Scene, split_rng  # noqa: E402
 from mm1_mlx.bench import describe  # noqa: E402
@@ -68,7 +72,9 @@ TARGETS = ("decoder", "vision")
 # How much of what was learned is added. All of it calls one in twenty held-out shapes an
 # arrow, another pair that the model has never seen; between the weights before and after
 # new and old are both known, as WiSE-FT found (arXiv 2109.01903).
-SCALE = 0.88
+SCALE = 0.85
+# That share was chosen on so many cases of each kind. What is reported is of others.
+CHOSEN_ON = 1000
 # A row with nine pictures is many times as long as one with one.
 SWITCHES = ("packing",)
 # Kinds whose questions are another kind's, too.
@@ -82,6 +88,8 @@ FUSED = ("float32", "float16")
 # together, and those between LoRA and QLoRA of either.
 RIGHT, SECONDS, LOST, APART = 0.95, 600, 0.02, 0.02
 
+# What is asked besides the old parts.
+NEW = "arrows"
 Row = dict[str, Any]
 # A question and its answer.
 Asked = tuple[str, str]
@@ -222,39 +230,60 @@ def new_figures(
     model: Path, adapter: Path | None, number: int
 ) -> tuple[Figures, list[str]]:
     """What is answered about arrows, at least so many cases of each kind; the words."""
-    words: list[str] = []
-    with ExitStack() as stack:
-        heard = _heard(model, adapter, stack, words)
-        # The rarest is the colour: half of the pictures show the one arrow that it takes.
-        rows = evaluate(heard, arrow_cases(2 * number))
-    return rows, words
+    return _figures(model, adapter, [NEW], number)
 
 
 def old_figures(
     model: Path, adapter: Path | None, number: int
 ) -> tuple[Figures, list[str]]:
     """What is answered of every old kind, so many cases of each, held out; the words."""
+    return _figures(model, adapter, PARTS, number)
+
+
+def _figures(
+    model: Path, adapter: Path | None, parts: Sequence[str], number: int
+) -> tuple[Figures, list[str]]:
+    """Of all these parts, a process for each, and as many at a time as there are cores."""
+    asked = partial(_part_figures, model, adapter, number)
     rows: Figures = {}
     words: list[str] = []
-    with ExitStack() as stack:
-        heard = _heard(model, adapter, stack, words)
-        for part in PARTS:
-            rows |= evaluate(heard, part_cases(part, number))
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+        for some, said in pool.map(asked, parts):
+            rows |= some
+            words += said
     return rows, words
 
 
-def _heard(
-    model: Path, adapter: Path | None, stack: ExitStack, words: list[str]
-) -> Answerer:
-    """What answers, by the adapter as far as it is added; answers are kept as they come."""
-    answer = answerer(str(model), stack, [(adapter, SCALE)] if adapter else [])
+def _part_figures(
+    model: Path, adapter: Path | None, number: int, part: str
+) -> tuple[Figures, list[str]]:
+    words: list[str] = []
+    with ExitStack() as stack:
+        answer = answerer(str(model), stack, [(adapter, SCALE)] if adapter else [])
 
-    def heard(cases: list[Case]) -> list[str]:
-        said = answer(cases)
-        words.extend(said)
-        return said
+        def heard(cases: list[Case]) -> list[str]:
+            said = answer(cases)
+            words.extend(said)
+            return said
 
-    return heard
+        return evaluate(heard, asked_of(part, number)), words
+
+
+def asked_of(part: str, number: int) -> Iterable[Case]:
+    """The cases of a part, at least so many of each kind, behind what was chosen on."""
+    if part == NEW:
+        # The rarest is the colour: half of the pictures show the one arrow that it takes.
+        return arrow_cases(2 * number, first=2 * CHOSEN_ON)
+    return _behind_first(part_cases(part, CHOSEN_ON + number), CHOSEN_ON)
+
+
+def _behind_first(cases: Iterable[Case], number: int) -> Iterator[Case]:
+    """All but so many of each kind."""
+    seen: Counter[str] = Counter()
+    for case in cases:
+        seen[case.kind] += 1
+        if seen[case.kind] > number:
+            yield case
 
 
 def known(before: Figures) -> list[str]:
@@ -364,8 +393,8 @@ def flags() -> dict[str, Any]:
 
 def is_same(result: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two results are of the same model, rows, settings and number of cases."""
-    names = ("model", "rows", "flags", "scale", "cases")
-    return all(result[name] == other[name] for name in names)
+    names = ("model", "rows", "flags", "scale", "chosen on", "cases")
+    return all(result.get(name) == other[name] for name in names)
 
 
 def main() -> None:
@@ -388,6 +417,7 @@ def main() -> None:
         "machine": describe(BLAS),
         "flags": flags(),
         "scale": SCALE,
+        "chosen on": CHOSEN_ON,
         "rows": sha256(data / "rows.jsonl"),
         "model": sha256(weights_of(arguments.model)),
         "cases": number,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from benchmarks.shapes import fine_tune
 from benchmarks.shapes.arrows import ARROW, arrow_cases, arrow_questions, arrow_scene
-from benchmarks.shapes.cases import facts
+from benchmarks.shapes.cases import facts, part_cases
 from benchmarks.shapes.fine_tune import figures_of, lost_most, verdict, write_rows
 from benchmarks.shapes.questions import caption
 from benchmarks.shapes.scene import COLOURS, SHAPES, split_rng
@@ -201,6 +201,31 @@ def stubs(monkeypatch):
     monkeypatch.setattr(fine_tune, "new_figures", new_figures)
     monkeypatch.setattr(fine_tune, "old_figures", lambda *_: (BEFORE, ["blue"] * 50))
     return done
+
+
+def test_nothing_is_reported_of_the_cases_that_the_share_was_chosen_on(monkeypatch):
+    def shown(cases):
+        return {(c.kind, c.question, c.mode, c.pictures[0].tobytes()) for c in cases}
+
+    monkeypatch.setattr(fine_tune, "CHOSEN_ON", 2)
+    new = shown(fine_tune.asked_of(fine_tune.NEW, 3))
+    assert new == shown(arrow_cases(10)) - shown(arrow_cases(4))
+    for part in ("scenes", "pairs", "small"):
+        old = list(fine_tune.asked_of(part, 3))
+        assert set(Counter(case.kind for case in old).values()) == {3}
+        assert shown(old) == shown(part_cases(part, 5)) - shown(part_cases(part, 2))
+
+
+def test_parts_are_asked_side_by_side_and_told_in_order(monkeypatch):
+    monkeypatch.setattr(fine_tune, "PARTS", ("pairs", "reading"))
+    rows, words = fine_tune.old_figures(TINY, None, 3)
+    assert list(rows) == ["two pictures", "read"]
+    assert [row["n"] for row in rows.values()] == [3, 3]
+    cases = [case for part in fine_tune.PARTS for case in fine_tune.asked_of(part, 3)]
+    right = [case.is_right(said) for case, said in zip(cases, words, strict=True)]
+    assert [row["accuracy"] for row in rows.values()] == [
+        pytest.approx(sum(some) / 3, abs=1e-4) for some in (right[:3], right[3:])
+    ]
 
 
 def test_a_run_goes_on_with_what_is_lacking(stubs, tmp_path, monkeypatch):
