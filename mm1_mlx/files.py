@@ -72,7 +72,9 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} is not valid JSON; get it again") from None
+        raise CheckpointError(
+            f"{path} is not valid JSON ({error}); mend it, or get it again"
+        ) from None
 
 
 def safe_join(root: Path, *names: str) -> Path:

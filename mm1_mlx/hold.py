@@ -89,7 +89,7 @@ class Hold:
             made = self._make()
             with suppress(FileNotFoundError):
                 # For writing too: else NFS does not lock it.
-                self._file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT)
+                self._file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
                 try:
                     self._lock(self._file, made)
                 except BaseException:

@@ -75,19 +75,21 @@ class Log:
 
     def _check(self, settings: dict[str, Any]) -> None:
         path = self.folder / RUN
-        if not path.exists():
-            if (self.folder / ANSWERS).exists():
-                raise DataError(
-                    f"{self.folder} holds answers, but not what was asked; give another "
-                    "--out"
-                )
-            with written(path):
-                replace_json(path, settings)
-            return
-        before = read_json(path)
+        before = read_json(path) if path.exists() else None
         # As they come back from a file.
         settings = json.loads(json.dumps(settings))
         if before == settings:
+            return
+        paths = (self.folder / name for name in (ANSWERS, RESULTS))
+        stand = [x for x in paths if x.exists() and x.stat().st_size]
+        if before is None and stand:
+            raise DataError(
+                f"{stand[0]} stands, but not what was asked; give another --out"
+            )
+        # A run that was refused before its first answer leaves its settings.
+        if before is None or (not stand and _have_same_names(before, settings)):
+            with written(path):
+                replace_json(path, settings)
             return
         differ = (
             sorted(
@@ -117,6 +119,10 @@ class Log:
                 )
             known[line["row"]] = line
         return known
+
+
+def _have_same_names(before: Any, settings: dict[str, Any]) -> bool:
+    return isinstance(before, dict) and before.keys() == settings.keys()
 
 
 def _is_answer(line: Any) -> bool:

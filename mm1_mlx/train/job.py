@@ -299,7 +299,13 @@ class Job:
         config = self.config
         if not config.valid and not config.valid_share:
             return None
-        return self._open(config.to_dict(), "valid")
+        mixture = self._open(config.to_dict(), "valid")
+        if config.valid and mixture.identity() == self._mixture.identity():
+            self._say(
+                "what is held out is what is learned: --valid names the same rows as "
+                "--data, so that its loss says nothing of others"
+            )
+        return mixture
 
     @property
     def held_out(self) -> int:

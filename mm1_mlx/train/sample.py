@@ -68,7 +68,7 @@ def build_samples(
     for i, (role, _) in enumerate(turns):
         if role != "assistant" or i in unlearned:
             continue
-        if i == 0 and prompt.template == "checkpoint":
+        if i == 0:
             # transformers renders no empty conversation.
             raise PromptError(
                 "the conversation begins with an answer, which the model's chat template "

@@ -578,6 +578,17 @@ def test_held_out_rows_are_looked_at_first(mm1, rows, tmp_path):
     assert not log(out)
 
 
+def test_rows_that_are_learned_say_nothing_held_out(mm1, rows, tmp_path):
+    other = rows.with_name("other.jsonl")
+    other.write_text(rows.read_text().splitlines()[0])
+    told = "what is held out is what is learned"
+    run = ("train", "sft", TINY, tmp_path / "run", *QUICK, "--dry-run", "--data")
+    for held, is_told in ((rows, 1), (other, 0)):
+        code, _, said = mm1(*run, rows, "--valid", held)
+        assert code == 0, said
+        assert " ".join(said.split()).count(told) == is_told
+
+
 def test_a_run_goes_on_wherever_its_model_and_data_lie(mm1, rows, tmp_path):
     model, data = tmp_path / "model", tmp_path / "data"
     shutil.copytree(TINY, model)

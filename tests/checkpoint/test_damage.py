@@ -80,7 +80,8 @@ def test_a_missing_file_is_named(name, folder):
 def test_damaged_json_is_named(name, content, folder):
     (folder / name).write_bytes(content)
     with pytest.raises(
-        CheckpointError, match=rf"{name} is not valid JSON; get it again"
+        CheckpointError,
+        match=rf"{name} is not valid JSON \(.*\); mend it, or get it again",
     ):
         load_model(folder)
 

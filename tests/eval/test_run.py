@@ -90,8 +90,8 @@ def test_a_run_goes_on_with_the_day_that_its_prompts_say(
         return results["settings"]
 
     assert "date" not in run()
-    (tmp_path / "run.json").unlink()
-    (tmp_path / "answers.jsonl").unlink()
+    for name in ("run", "answers", "results"):
+        next(tmp_path.glob(f"{name}.json*")).unlink()
     monkeypatch.setattr(runtime.tokenizer.hf._tokenizer, "chat_template", DATED)
     assert date.fromisoformat(run()["date"]) <= date.today()
     record = tmp_path / "run.json"
@@ -405,6 +405,28 @@ def test_answers_to_something_else_are_not_counted(runtime, drawn, tmp_path, cha
         DataError, match=r"holds an answer to .*rows.jsonl:\d as it was"
     ):
         evaluate(runtime, PLAIN, path, options, out=out)
+
+
+def test_a_file_of_somebody_else_is_not_written_over(tmp_path):
+    write(tmp_path / "results.json", [{"my": "results"}])
+    with pytest.raises(DataError, match=r"results.json stands, but not what was asked"):
+        Log(tmp_path, {})
+    # Nor a training run's settings, which no answers stand beside.
+    (tmp_path / "results.json").unlink()
+    write(tmp_path / "run.json", [{"config": {}}])
+    with pytest.raises(DataError, match=r"differ; give another --out"):
+        Log(tmp_path, {"task": "pope"})
+    assert rows_of(tmp_path / "run.json") == [{"config": {}}]
+
+
+def test_a_run_without_answers_does_not_hold_its_folder(tmp_path):
+    for task in ("pope", "vqav2"):
+        Log(tmp_path, {"task": task}).__exit__(None, None, None)
+    assert json.loads((tmp_path / "run.json").read_text()) == {"task": "vqav2"}
+    with Log(tmp_path, {"task": "vqav2"}) as log:
+        log.add({"row": 0, "error": "broken"})
+    with pytest.raises(DataError, match=r"another run, whose \['task'\] differ"):
+        Log(tmp_path, {"task": "pope"})
 
 
 @pytest.mark.parametrize(

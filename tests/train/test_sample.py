@@ -146,10 +146,11 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(
         build_sample(TURNS, config, tokenizer)
 
 
-def test_an_answer_before_all_questions_is_refused(make_config, tokenizer):
+@pytest.mark.parametrize("template", ["checkpoint", "llava"])
+def test_an_answer_before_all_questions_is_refused(make_config, tokenizer, template):
     """Unless it is only read: transformers renders no empty conversation."""
     tokenizer.hf.chat_template = BRACKETS
-    config = make_config(prompt={"template": "checkpoint"})
+    config = make_config(prompt={"template": template})
     turns = [("assistant", ["Hello."]), *TURNS[1:3]]
     with pytest.raises(
         PromptError, match=r"begins with an answer, .* leave that turn out"

@@ -138,7 +138,11 @@ def find_files(
         _check_kind(path)
         return [path]
     try:
-        found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        found = sorted(
+            file
+            for file in Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+            if not file.is_dir()
+        )
     except ValueError:
         found = []  # No pattern that pathlib knows.
     for file in found:

@@ -98,10 +98,13 @@ def parse_row(data: bytes, origin: str) -> dict[str, Any]:
             f"{origin}: the row may hold more than {MAX_VALUES:,} values, which take too "
             "much memory"
         )
+    why = ""
     try:
         row = json.loads(data.decode())
     except UnicodeDecodeError:
         raise DataError(f"{origin}: not UTF-8; convert the file first") from None
+    except json.JSONDecodeError as error:
+        row, why = None, f"; {error.msg} at column {error.colno}"
     except (ValueError, RecursionError):
         row = None
     if isinstance(row, dict):
@@ -109,7 +112,7 @@ def parse_row(data: bytes, origin: str) -> dict[str, Any]:
     hint = "; write a list's items as lines: jq -c '.[]'" if data[:1] == b"[" else ""
     raise DataError(
         f"{origin}: expected a JSON object, got {data[:60].decode(errors='replace')!r}"
-        f"{hint}"
+        f"{why}{hint}"
     )
 
 

@@ -130,10 +130,10 @@ class Dataset:
             blocks = np.diff(ends, prepend=0)
             blocks = blocks[blocks > 0]
         if not len(self._rows):
+            share = f", of which {held_out:g} are held out" if held_out else ""
             raise DataError(
                 f"{spec.title} has no rows to {'learn' if part == 'train' else 'keep'}: "
-                f"{len(self.files)} in {len(self.files.paths)} files, of which "
-                f"{held_out:g} are held out"
+                f"{len(self.files)} in {len(self.files.paths)} files{share}"
             )
         self._order = Order(len(self._rows), key, blocks)
 
