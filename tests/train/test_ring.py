@@ -327,7 +327,9 @@ def test_killed_runs_of_two_processes_go_on_to_the_bit(tmp_path, start_ring):
             continue
         assert -signal.SIGKILL in codes
         for code, text in zip(codes, said, strict=True):
-            assert code in (0, -signal.SIGKILL) or "has ended" in text, text
+            # It went with the other, or never met it.
+            told = re.search("has ended|finds no others", text)
+            assert code in (0, -signal.SIGKILL) or told, text
         killed += 1
         begun += bool(list(out.glob("step-*")))
         finish(out)
