@@ -50,6 +50,7 @@ def test_chunks_of_the_index_do_not_cut_rows(write_lines, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
+        ("{broken", r"rows.jsonl:2: expected a JSON object, got '\{broken"),
         (
             '{"a": 1, "b" 2}',
             r"""rows.jsonl:2: expected a JSON object, got '\{"a": 1, "b" 2}.*'; """
