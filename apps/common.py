@@ -196,7 +196,7 @@ def named_adapters(names: list[str] | None) -> list[Any]:
 def processes() -> Any:
     """The processes of ``mlx.launch`` that this one belongs to, else None.
 
-    They answer together; the first of them prints.
+    They answer or train together; the first of them prints.
 
     Raises:
         ConfigError: they cannot find each other.
@@ -219,9 +219,8 @@ def processes() -> Any:
         }
         settings = ", ".join(f"{name} {value!r:.80}" for name, value in said.items())
         raise ConfigError(
-            f"this process finds no others to answer with ({settings}): {error}; start "
-            "all of them with 'mlx.launch -n 2 -- mm1 ...', or unset MLX_RANK to answer "
-            "alone"
+            f"this process finds no others to run with ({settings}): {error}; start all "
+            "of them with 'mlx.launch -n 2 -- mm1 ...', or unset MLX_RANK to run alone"
         ) from None
     if group.rank():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

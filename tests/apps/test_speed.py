@@ -155,5 +155,5 @@ def test_processes_that_do_not_find_each_other_are_one_line(
             file.write_text('[["127.0.0.1:5000"]]' if hosts == "short" else "{")
     code, out, err = mm1("generate", "-p", "hi")
     assert (code, out) == (1, "")
-    assert re.fullmatch(r"error: this process finds no others to answer with .*\n", err)
-    assert "unset MLX_RANK to answer alone" in err
+    assert re.fullmatch(r"error: this process finds no others to run with .*\n", err)
+    assert "unset MLX_RANK to run alone" in err

@@ -55,10 +55,10 @@ def test_answers_follow_from_the_scene():
 def test_cases_and_rows_share_no_picture(tmp_path):
     rows = [
         json.loads(line)
-        for line in write_rows(tmp_path / "data", 40).read_text().splitlines()
+        for line in write_rows(tmp_path / "data", 100).read_text().splitlines()
     ]
-    known = {part: 40 * share // 100 for part, share in fine_tune.REHEARSED.items()}
-    assert len(rows) == 40 + sum(known.values())
+    known = dict(fine_tune.REHEARSED)
+    assert len(rows) == 100 + sum(known.values())
     shown = {
         Image.open(tmp_path / "data" / name).convert("RGB").tobytes()
         for row in rows
@@ -66,12 +66,12 @@ def test_cases_and_rows_share_no_picture(tmp_path):
     }
     # An example may show a picture that another one does.
     assert known.pop("words") == 2
-    alone = 40 + sum(known.values()) + known["pairs"]
+    alone = 100 + sum(known.values()) + known["pairs"]
     assert 0 < len(shown) - alone <= 5 + 9
     cases = list(arrow_cases(40))
     assert not shown & {case.pictures[0].tobytes() for case in cases}
     texts = ["".join(m["content"] for m in row["messages"]).lower() for row in rows]
-    assert sum(ARROW in text for text in texts) == 40
+    assert sum(ARROW in text for text in texts) == 100
     # Of a new word's examples the names are given, and nothing is learned of them.
     learned = [
         sum(m["role"] == "assistant" and m.get("weight", 1) for m in row["messages"])

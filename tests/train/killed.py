@@ -45,8 +45,19 @@ def start(command, out):
 
 
 def finish(command, out):
-    _, status = os.waitpid(start(command, out), 0)
-    assert status == 0, Path(f"{out}.said").read_text()
+    """Seconds until the first checkpoint stood, and until the end."""
+    began = time.perf_counter()
+    process, first = start(command, out), 0.0
+    while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+        if not first and checkpoints(out):
+            first = time.perf_counter() - began
+        time.sleep(0.005)
+    assert ended[1] == 0, Path(f"{out}.said").read_text()
+    return first, time.perf_counter() - began
+
+
+def checkpoints(out):
+    return [path for path in out.glob("step-*") if "." not in path.name]
 
 
 def kill(command, out, delay):
@@ -62,23 +73,22 @@ def kill(command, out, delay):
 
 def run(folder, count, seed, command):
     folder.mkdir()
-    began = time.perf_counter()
-    finish(command, folder / "whole")
-    took = time.perf_counter() - began
+    first, took = finish(command, folder / "whole")
     moments = random.Random(seed)
     # How many were killed at all, behind a checkpoint, and while one was written.
     killed = begun = saving = 0
     for i in range(count):
         out = folder / f"killed-{i}"
+        # Every other one behind a checkpoint: to start may take most of a run.
+        earliest = first if i % 2 else 0.1 * took
         # Until one was hit: a faster run may have ended before.
-        while not kill(command, out, moments.uniform(0.1, 1) * took):
+        while not kill(command, out, moments.uniform(earliest, took)):
             for path in sorted(out.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
             out.rmdir()
         killed += 1
-        found = [path.name for path in out.glob("step-*")]
-        begun += any("." not in name for name in found)
-        saving += any("." in name for name in found)
+        begun += bool(checkpoints(out))
+        saving += any("." in path.name for path in out.glob("step-*"))
         finish(command, out)
     counts = {"killed": killed, "begun": begun, "saving": saving}
     sys.stdout.write(json.dumps(counts | {"seconds_a_run": round(took, 2)}) + "\n")
