@@ -100,6 +100,8 @@ class Training:
         # Of the head: its gradients by one block of rows, beside the sum of all blocks'.
         head = max((prod(trained[name]) for name in HEADS & {*trained}), default=0)
         kept = self.activations(config) + rounded + head * MASTER
+        # Where there are scores, no gradients but the head's are there yet.
+        kept -= min(self._scored(config), (numbers - head) * MASTER)
         # The step's new values stand beside the old ones.
         working = max(self.workers * kept, numbers * MASTER)
         # The sum so far, and those of every micro-batch that is under way.
@@ -228,11 +230,15 @@ class Training:
             size = (self.rows, self.positions, decoder.hidden_size)
             pairs = sum(T * T for T in self.segments or (self.positions,))
             total += self._blocks(blocks, size, pairs)
-            scored = block_rows(decoder.vocab_size)
-            if self.targets is not None:
-                scored = min(scored, self.targets)
-            total += KEPT_SCORED * scored * decoder.vocab_size * 4
-        return total
+        return total + self._scored(config)
+
+    def _scored(self, config: MM1Config) -> int:
+        """Bytes of the scores that are there at once."""
+        if config.decoder is None:
+            return 0
+        learned = self.rows * self.positions if self.targets is None else self.targets
+        rows = min(block_rows(config.decoder.vocab_size), learned)
+        return KEPT_SCORED * rows * config.decoder.vocab_size * 4
 
     def _blocks(
         self, blocks: list[tuple[int, int]], size: tuple[int, int, int], pairs: int
