@@ -90,8 +90,11 @@ def test_a_new_shape_is_learned_as_was_set_out():
     assert result["model"] == sha256(TINY / "model.safetensors")
     assert result["flags"] == fine_tune.flags()
     assert result["scale"] == fine_tune.SCALE
-    assert f"{result['scale']} is added" in tables.README.read_text()
-    command = f"fine_tune runs/arrow -n {result['cases']} "
-    assert command in tables.README.read_text()
+    assert result["chosen on"] == fine_tune.CHOSEN_ON
+    told = " ".join(tables.README.read_text().split())
+    assert f"fine_tune runs/arrow -n {result['cases']} " in told
+    assert f"{fine_tune.PICTURES:,} of the conversations" in told
+    assert f"{result['scale']} is added" in told
+    assert f"on the first {fine_tune.CHOSEN_ON:,} cases of each kind" in told
     assert result["verdict"] == fine_tune.verdict(result)
     assert all(result["verdict"].values())
