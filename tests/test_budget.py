@@ -10,6 +10,8 @@ from mlx.utils import tree_flatten
 
 import mm1_mlx
 from mm1_mlx import budget, prefill
+from mm1_mlx.adapters import AdapterConfig
+from mm1_mlx.adapters.attach import attach
 from mm1_mlx.budget import (
     Answer,
     check_answer,
@@ -30,7 +32,7 @@ from mm1_mlx.models import MM1
 from mm1_mlx.presets import PRESETS, VIT_L_14_336
 from mm1_mlx.recipe import find_recipe, plan
 from mm1_mlx.sizes import human_bytes
-from mm1_mlx.train.budget import Training, training_of
+from mm1_mlx.train.budget import Training
 from mm1_mlx.train.config import TrainConfig
 from mm1_mlx.train.loss import next_token_loss
 from mm1_mlx.train.sample import Batch
@@ -222,39 +224,67 @@ def test_prompts_are_read_in_the_steps_that_are_counted():
 # Training
 
 
+def trained(model, size, folder, **settings):
+    """The trainer of a model that took two steps on so many rows of so many tokens."""
+    settings = {"learning_rate": 1e-4, "warmup_steps": 1, "decay_steps": 0} | settings
+    batch = Batch(
+        np.zeros(size, np.int32), np.ones(size, bool), (), (), (size[1],) * size[0]
+    )
+    config = TrainConfig(steps=2, **settings)
+    trainer = Trainer(model, next_token_loss, lambda *_: batch, config, folder)
+    for _ in range(2):
+        trainer.train_step()
+    return trainer
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("optimizer", "positions", "micro_batches"),
+    ("optimizer", "positions"),
     [
-        ("adamw", 128, 1),
-        ("muon", 128, 2),
-        pytest.param("adafactor", 512, 1, marks=pytest.mark.drill),
-        pytest.param("adafactor", 512, 2, marks=pytest.mark.drill),
-        pytest.param("adamw", 512, 2, marks=pytest.mark.drill),
+        ("adamw", 128),
+        ("muon", 128),
+        pytest.param("adafactor", 512, marks=pytest.mark.drill),
+        pytest.param("adamw", 512, marks=pytest.mark.drill),
     ],
 )
-def test_a_training_steps_estimate_holds(
-    optimizer, positions, micro_batches, taken, tmp_path
-):
-    whole = medium(vocab_size=8192)
-    config = MM1Config(decoder=whole.decoder)
-    run = TrainConfig(
-        steps=2, learning_rate=1e-4, warmup_steps=1, decay_steps=0,
-        optimizer=optimizer, micro_batches=micro_batches,
-    )  # fmt: skip
-    tokens = np.zeros((1, positions), np.int32)
-    batch = Batch(tokens, np.ones(tokens.shape, bool), (), (), (positions,))
+def test_a_training_steps_estimate_holds(optimizer, positions, taken, tmp_path):
+    config = MM1Config(decoder=medium(vocab_size=8192).decoder)
 
     def train():
-        trainer = Trainer(MM1(config), next_token_loss, lambda *_: batch, run, tmp_path)
-        for _ in range(2):
-            trainer.train_step()
-        return trainer.model
+        return trained(MM1(config), (1, positions), tmp_path, optimizer=optimizer)
 
-    peak, model = taken(train)
-    training = training_of(model, batch, optimizer, micro_batches)
-    said = sum(training.bytes(config).values())
-    assert peak <= said <= MOST * peak
+    peak, trainer = taken(train)
+    assert peak <= trainer.forecast()["bytes"] <= MOST * peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(4, 256), (8, 64)])
+@pytest.mark.parametrize("rank", [0, 16])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_it_holds_whatever_is_kept(
+    precision, checkpointing, rank, size, taken, tmp_path
+):
+    small = replace(
+        medium().decoder, hidden_size=256, intermediate_size=512, num_hidden_layers=6,
+        num_attention_heads=4, num_key_value_heads=4, vocab_size=512,
+    )  # fmt: skip
+    config = MM1Config(decoder=small)
+
+    def train():
+        model = MM1(config)
+        model.set_dtype(getattr(mx, precision))
+        mx.eval(model.parameters())
+        model.decoder.recompute = checkpointing
+        if rank:
+            model.freeze()
+            attach(model, AdapterConfig(rank=rank))
+        mx.reset_peak_memory()
+        flags = {"precision": precision, "checkpointing": checkpointing}
+        return trained(model, size, tmp_path, **flags)
+
+    peak, trainer = taken(train)
+    assert peak <= trainer.forecast()["bytes"] <= MOST * peak
 
 
 def test_what_training_takes_is_told_apart():

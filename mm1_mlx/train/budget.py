@@ -26,11 +26,17 @@ from mm1_mlx.train.optimizer import kept_numbers
 from mm1_mlx.train.sample import Batch
 from mm1_mlx.work import decoder_flops, encode_flops
 
-# Arrays of the width D, of the MLP's width and of all scores that a block keeps for its
-# gradients; measured with decoders of several sizes.
-KEPT_STATES, KEPT_HIDDEN, KEPT_SCORES = 6, 4, 2
+# Arrays that a block keeps for its gradients: of the width D, which are float32 whatever
+# is computed with, as norms are, and of the MLP's width; measured with decoders of several
+# sizes. Of all scores their softmax, which mlx keeps where it trains on Metal; on a CPU it
+# computes them again.
+KEPT_STATES, KEPT_HIDDEN, KEPT_SCORES = 14, 4, 1
+# Others of all scores, of the one block whose gradients are computed.
+WORKING_SCORES = 2
+# Arrays of the width D that stand between two blocks which are computed again; measured.
+KEPT_BETWEEN = 5
 # Arrays of a block's scores that are there at once, in float32; measured likewise.
-KEPT_SCORED = 12
+KEPT_SCORED = 8
 # Bytes of a trained number, whatever is computed with.
 MASTER = 4
 HEADS = {"decoder.lm_head.weight", "decoder.embed_tokens.weight"}
@@ -100,8 +106,11 @@ class Training:
         # Of the head: its gradients by one block of rows, beside the sum of all blocks'.
         head = max((prod(trained[name]) for name in HEADS & {*trained}), default=0)
         kept = self.activations(config) + rounded + head * MASTER
-        # Where there are scores, no gradients but the head's are there yet.
+        # Those of all else come later than the scores: there is never all of both.
         kept -= min(self._scored(config), (numbers - head) * MASTER)
+        if self.checkpointing:
+            # Measured: those of blocks that are computed again stand twice.
+            kept += numbers * MASTER
         # The step's new values stand beside the old ones.
         working = max(self.workers * kept, numbers * MASTER)
         # The sum so far, and those of every micro-batch that is under way.
@@ -248,15 +257,21 @@ class Training:
         ``pairs`` of the L positions attend to one another.
         """
         N, L, D = size
+        states = N * L * KEPT_STATES * D * 4
         kept = [
-            N * L * (KEPT_STATES * D + KEPT_HIDDEN * width)
-            + KEPT_SCORES * N * heads * pairs
+            states
+            + N
+            * (L * KEPT_HIDDEN * width + KEPT_SCORES * heads * pairs)
+            * self.itemsize
             for width, heads in blocks
         ]
+        most = max(heads for _, heads in blocks)
+        working = WORKING_SCORES * N * most * pairs * self.itemsize
         if self.checkpointing:
-            # What goes in and comes out of every block, and all of one at a time.
-            return (2 * len(blocks) * N * L * D + max(kept)) * self.itemsize
-        return sum(kept) * self.itemsize
+            # All of one block at a time.
+            between = KEPT_BETWEEN * len(blocks) * N * L * D * self.itemsize
+            return between + max(kept) + working
+        return sum(kept) + working
 
 
 @lru_cache(maxsize=4)

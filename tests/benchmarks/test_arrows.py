@@ -214,6 +214,9 @@ def test_nothing_is_reported_of_the_cases_that_the_share_was_chosen_on(monkeypat
         old = list(fine_tune.asked_of(part, 3))
         assert set(Counter(case.kind for case in old).values()) == {3}
         assert shown(old) == shown(part_cases(part, 5)) - shown(part_cases(part, 2))
+    # So few that none is passed over; nothing was chosen on them.
+    few = list(fine_tune.asked_of(fine_tune.FEW, 3))
+    assert shown(few) == shown(part_cases(fine_tune.FEW, 3))
 
 
 def test_parts_are_asked_side_by_side_and_told_in_order(monkeypatch):

@@ -60,29 +60,38 @@ def checkpoints(out):
     return [path for path in out.glob("step-*") if "." not in path.name]
 
 
-def kill(command, out, delay):
-    """Whether the run was killed, and not at its end already."""
-    process = start(command, out)
-    time.sleep(delay)
-    # Still there, for nobody has waited for it.
-    os.kill(process, signal.SIGKILL)
-    _, status = os.waitpid(process, 0)
-    assert status in (0, signal.SIGKILL), Path(f"{out}.said").read_text()
-    return status != 0
+def kill(command, out, delay, begun):
+    """Whether the run was killed, and not at its end already.
+
+    After so many seconds, from the start or, if ``begun``, from its first checkpoint.
+    """
+    process, ended = start(command, out), (0, 0)
+    while begun and not ended[0] and not checkpoints(out):
+        ended = os.waitpid(process, os.WNOHANG)
+        time.sleep(0.005)
+    if not ended[0]:
+        time.sleep(delay)
+        # Still there, for nobody has waited for it.
+        os.kill(process, signal.SIGKILL)
+        ended = os.waitpid(process, 0)
+    assert ended[1] in (0, signal.SIGKILL), Path(f"{out}.said").read_text()
+    return ended[1] != 0
 
 
 def run(folder, count, seed, command):
     folder.mkdir()
     first, took = finish(command, folder / "whole")
+    assert 0 < first < took
     moments = random.Random(seed)
     # How many were killed at all, behind a checkpoint, and while one was written.
     killed = begun = saving = 0
     for i in range(count):
         out = folder / f"killed-{i}"
         # Every other one behind a checkpoint: to start may take most of a run.
-        earliest = first if i % 2 else 0.1 * took
+        behind = i % 2 == 1
+        span = (0, took - first) if behind else (0.1 * took, took)
         # Until one was hit: a faster run may have ended before.
-        while not kill(command, out, moments.uniform(earliest, took)):
+        while not kill(command, out, moments.uniform(*span), behind):
             for path in sorted(out.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
             out.rmdir()
