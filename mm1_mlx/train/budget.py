@@ -28,8 +28,8 @@ from mm1_mlx.work import decoder_flops, encode_flops
 
 # Arrays that a block keeps for its gradients: of the width D, which are float32 whatever
 # is computed with, as norms are, and of the MLP's width; measured with decoders of several
-# sizes. Of all scores their softmax, which mlx keeps where it trains on Metal; on a CPU it
-# computes them again.
+# sizes. Of all scores their softmax: on a CPU mlx was measured to compute them again, on
+# Metal nothing was measured.
 KEPT_STATES, KEPT_HIDDEN, KEPT_SCORES = 14, 4, 1
 # Others of all scores, of the one block whose gradients are computed.
 WORKING_SCORES = 2
@@ -256,20 +256,17 @@ class Training:
 
         ``pairs`` of the L positions attend to one another.
         """
-        N, L, D = size
-        states = N * L * KEPT_STATES * D * 4
+        (N, L, D), item = size, self.itemsize
+        states, hidden = L * KEPT_STATES * D * 4, L * KEPT_HIDDEN
         kept = [
-            states
-            + N
-            * (L * KEPT_HIDDEN * width + KEPT_SCORES * heads * pairs)
-            * self.itemsize
+            N * (states + item * (hidden * width + KEPT_SCORES * heads * pairs))
             for width, heads in blocks
         ]
         most = max(heads for _, heads in blocks)
-        working = WORKING_SCORES * N * most * pairs * self.itemsize
+        working = WORKING_SCORES * N * most * pairs * item
         if self.checkpointing:
             # All of one block at a time.
-            between = KEPT_BETWEEN * len(blocks) * N * L * D * self.itemsize
+            between = KEPT_BETWEEN * len(blocks) * N * L * D * item
             return between + max(kept) + working
         return sum(kept) + working
 

@@ -23,6 +23,7 @@ mx.set_default_device(mx.cpu)
 
 import mm1_mlx.train.job  # noqa: E402, F401
 from mm1_mlx.apps.cli import main  # noqa: E402
+from mm1_mlx.train.state import saved_steps  # noqa: E402
 
 
 def start(command, out):
@@ -49,15 +50,11 @@ def finish(command, out):
     began = time.perf_counter()
     process, first = start(command, out), 0.0
     while not (ended := os.waitpid(process, os.WNOHANG))[0]:
-        if not first and checkpoints(out):
+        if not first and saved_steps(out):
             first = time.perf_counter() - began
         time.sleep(0.005)
     assert ended[1] == 0, Path(f"{out}.said").read_text()
     return first, time.perf_counter() - began
-
-
-def checkpoints(out):
-    return [path for path in out.glob("step-*") if "." not in path.name]
 
 
 def kill(command, out, delay, begun):
@@ -66,7 +63,7 @@ def kill(command, out, delay, begun):
     After so many seconds, from the start or, if ``begun``, from its first checkpoint.
     """
     process, ended = start(command, out), (0, 0)
-    while begun and not ended[0] and not checkpoints(out):
+    while begun and not ended[0] and not saved_steps(out):
         ended = os.waitpid(process, os.WNOHANG)
         time.sleep(0.005)
     if not ended[0]:
@@ -96,7 +93,7 @@ def run(folder, count, seed, command):
                 path.rmdir() if path.is_dir() else path.unlink()
             out.rmdir()
         killed += 1
-        begun += bool(checkpoints(out))
+        begun += bool(saved_steps(out))
         saving += any("." in path.name for path in out.glob("step-*"))
         finish(command, out)
     counts = {"killed": killed, "begun": begun, "saving": saving}
